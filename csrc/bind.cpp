@@ -1,0 +1,20 @@
+// The extension module fastrank.kernels._core. Each op adds its functions in csrc/<op>/bind.cpp.
+#include <pybind11/pybind11.h>
+
+#include "common/simd.h"
+
+namespace py = pybind11;
+
+namespace fastrank {
+}  // namespace fastrank
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "Torch-free kernels of fastrank: raw addresses, sizes and strides in, results in place.";
+  m.attr("isa") = fastrank::isa_name(fastrank::isa());
+  m.attr("built_isas") = FASTRANK_ISAS;
+#ifdef FASTRANK_WITH_CUDA
+  m.attr("cuda") = true;
+#else
+  m.attr("cuda") = false;
+#endif
+}

@@ -1,0 +1,86 @@
+"""One suite for every op: each implementation is held to the float64 truth of the op's own reference.
+
+An op's test module describes itself as an `Op` and calls `check` for every implementation and case. The error budget
+comes from data, not from taste: an implementation may err by at most what the reference itself errs in the case's
+dtype, plus the op's stated `band` for that case (its a-priori rounding bound).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from fastrank.kernels import backend
+
+Outputs = Sequence[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Op:
+    """`run(impl, *inputs) -> outputs` calls the op; `reference(*inputs) -> outputs` is its specification."""
+
+    name: str
+    impls: tuple[str, ...]
+    run: Callable[..., Outputs]
+    reference: Callable[..., Outputs]
+    #: band(case, outputs in float64) -> one tensor (broadcastable) or float per output: the stated extra error
+    band: Callable[[Any, Outputs], Sequence[torch.Tensor | float]]
+    #: build(case) -> inputs in the case's dtype
+    build: Callable[[Any], tuple]
+
+    def live_impls(self, device: str = "cpu") -> list[str]:
+        """The implementations that can run in this process on `device`."""
+        probe = torch.empty(0, device=device)
+        return [impl for impl in self.impls if not backend._problem(probe, impl, self.impls)]
+
+
+def check(op: Op, impl: str, case: Any, device: str = "cpu") -> None:
+    inputs = tuple(_to(x, device) for x in op.build(case))
+    before = [x.clone() if isinstance(x, torch.Tensor) else x for x in inputs]
+    outputs = op.run(impl, *inputs)
+    for index, (x, old) in enumerate(zip(inputs, before, strict=True)):
+        if isinstance(x, torch.Tensor):
+            assert torch.equal(x, old) or torch.equal(x.isnan(), old.isnan()), f"{op.name}: input {index} was overwritten"
+    truth = op.reference(*(x.double() if _floating(x) else x for x in inputs))
+    plain = op.reference(*inputs)
+    for index, (got, ref, true, band) in enumerate(zip(outputs, plain, truth, op.band(case, truth), strict=True)):
+        assert got.shape == true.shape, f"{op.name}[{impl}] output {index}: expected {tuple(true.shape)}, got {tuple(got.shape)}"
+        got, ref, true = got.double(), ref.double(), true.double()
+        finite = true.isfinite()
+        assert torch.equal(got[~finite].nan_to_num(), true[~finite].nan_to_num()) and torch.equal(
+            got.isnan(), true.isnan()
+        ), f"{op.name}[{impl}] output {index}: non-finite values differ"
+        error = (got - true).abs()[finite]
+        budget = ((ref - true).abs() + torch.as_tensor(band, dtype=torch.float64, device=got.device)).expand_as(true)[finite]
+        worst = (error - budget).max() if error.numel() else torch.tensor(0.0)
+        assert worst <= 0, (
+            f"{op.name}[{impl}] output {index} of {case}: error {error.max():.3e} above its budget by {worst:.3e}"
+        )
+
+
+def odd_strides(x: torch.Tensor, kind: str) -> torch.Tensor:
+    """The same values as `x` [n, d] behind another memory layout: contiguous, transposed, padded, sliced or reversed storage order."""
+    if kind == "contiguous":
+        return x.contiguous()
+    if kind == "transposed":
+        return x.t().contiguous().t()
+    if kind == "padded":
+        wide = torch.full((x.shape[0], x.shape[1] + 3), float("nan"), dtype=x.dtype)
+        wide[:, : x.shape[1]] = x
+        return wide[:, : x.shape[1]]
+    if kind == "sliced":
+        double = torch.full((x.shape[0], 2 * x.shape[1]), float("nan"), dtype=x.dtype)
+        double[:, ::2] = x
+        return double[:, ::2]
+    raise ValueError(f"kind: expected contiguous, transposed, padded or sliced, got {kind!r}")
+
+
+def _floating(x: Any) -> bool:
+    return isinstance(x, torch.Tensor) and x.is_floating_point()
+
+
+def _to(x: Any, device: str) -> Any:
+    # `.to` on a CPU tensor already there keeps strides, which are part of the case.
+    return x.to(device) if isinstance(x, torch.Tensor) else x
