@@ -59,8 +59,11 @@ def _temperature_grad(grad_loss: Tensor, target: Tensor, rows: Tensor, denominat
     per_row = grad_loss.to(rows.dtype) * slope / denominator
     # An unused row has slope 0: where all are, 0 / 0 is no reason to poison a learnt temperature.
     per_row = torch.where(slope == 0, 0, per_row)
-    per_sample = per_row.flatten(1).sum(1) if temperature.dim() else per_row.sum()
-    return (-per_sample / temperature.to(rows.dtype)).to(temperature.dtype)
+    if temperature.dim() == 0:
+        per_row = per_row.sum()
+    elif per_row.dim() > 1:
+        per_row = per_row.sum(tuple(range(1, per_row.dim())))
+    return (-per_row / temperature.to(rows.dtype)).to(temperature.dtype)
 
 
 @torch.library.register_fake("fastrank::tempered_ce")
