@@ -33,6 +33,7 @@ class Spectrum:
     Attributes:
         sigma: [min(n, d)] float64, descending; NaN where `reason` says why.
         bound: [min(n, d)] float64, `|sigma[i] - true sigma[i]| <= bound[i]`, absolute.
+        zero_bound: 0-d float64, the bound that a singular value of exactly zero would have.
         n, d: rows (samples) and columns (features) of the matrix.
         dtype: storage dtype of the matrix; it sets the default tolerance of a rank.
         centered: whether the column means were removed.
@@ -42,6 +43,7 @@ class Spectrum:
 
     sigma: Tensor
     bound: Tensor
+    zero_bound: Tensor
     n: int
     d: int
     dtype: torch.dtype
@@ -54,7 +56,7 @@ class Spectrum:
         """sigma / sigma_1 below which this spectrum cannot tell a singular value from zero."""
         if not len(self.sigma) or not self.sigma[0] > 0:
             return 0.0
-        return float(self.bound[-1] / self.sigma[0])
+        return float(self.zero_bound / self.sigma[0])
 
     def rank_curve(self) -> tuple[Tensor, Tensor]:
         """The whole rank-versus-tolerance curve: at tolerance rtol[i] (relative to sigma_1) the rank is at most i.
@@ -129,7 +131,7 @@ def spectrum_of_gram(
     size, k = min(n, d), G.shape[0]
     if k == 0 or size == 0:
         empty = G.new_zeros(size)
-        return Spectrum(empty, empty, n, d, dtype, centered, "gram64")
+        return Spectrum(empty, empty, G.new_zeros(()), n, d, dtype, centered, "gram64")
     if not bool(G.isfinite().all()):
         return _nan_spectrum(n, d, dtype, centered, G.device, "non-finite values in the matrix")
     eigenvalues = torch.linalg.eigvalsh(G).flip(0)[:size].clamp_min(0)
@@ -137,7 +139,7 @@ def spectrum_of_gram(
     sigma = eigenvalues.sqrt()
     down = sigma - (eigenvalues - error).clamp_min(0).sqrt()
     up = (eigenvalues + error).sqrt() - sigma
-    return Spectrum(sigma, torch.maximum(down, up), n, d, dtype, centered, "gram64")
+    return Spectrum(sigma, torch.maximum(down, up), error.sqrt(), n, d, dtype, centered, "gram64")
 
 
 @overload
@@ -223,10 +225,10 @@ def estimate_rank(s: Spectrum, rtol: float | None = None, atol: float | None = N
                             definition, s.reason)
     top = float(s.sigma[0]) if len(s.sigma) else 0.0
     tol = max(atol, rtol * top)
-    square = s.bound[-1] ** 2 if s.method == "gram64" and len(s.bound) else torch.zeros(())
-    # The bound of a singular value that sits at the tolerance: from e = bound at zero squared for a Gram spectrum.
-    delta = 0.0 if not len(s.bound) else (
-        tol - math.sqrt(max(tol * tol - float(square), 0.0)) if s.method == "gram64" else float(s.bound[0]))
+    # The bound of a singular value that sits at the tolerance; a Gram spectrum's shrinks as the value grows.
+    delta = float(s.zero_bound)
+    if s.method == "gram64":
+        delta = tol - math.sqrt(max(tol * tol - delta * delta, 0.0))
     frobenius = float(s.sigma.square().sum().sqrt())
     noise = torch.finfo(s.dtype).eps / 2 / math.sqrt(3) * frobenius * (s.n**-0.5 + s.d**-0.5) if top else 0.0
     reach = 64 * torch.finfo(torch.float32 if s.dtype != torch.float64 else s.dtype).eps * top
@@ -272,18 +274,18 @@ def _svd_spectrum(A: Tensor, centered: bool) -> Spectrum:
         X = X - X.mean(0)
     if not X.numel():
         empty = X.new_zeros(min(n, d))
-        return Spectrum(empty, empty, n, d, A.dtype, centered, "svd64")
+        return Spectrum(empty, empty, X.new_zeros(()), n, d, A.dtype, centered, "svd64")
     try:
         sigma = torch.linalg.svdvals(X)
     except torch.linalg.LinAlgError as error:
         return _nan_spectrum(n, d, A.dtype, centered, A.device, f"the SVD did not converge ({error})")
-    bound = (max(n, d) * U64 * sigma[0] + shift_error).expand_as(sigma)
-    return Spectrum(sigma, bound, n, d, A.dtype, centered, "svd64")
+    bound = max(n, d) * U64 * sigma[0] + shift_error
+    return Spectrum(sigma, bound.expand_as(sigma), bound, n, d, A.dtype, centered, "svd64")
 
 
 def _nan_spectrum(n: int, d: int, dtype: torch.dtype, centered: bool, device: torch.device, reason: str) -> Spectrum:
     nan = torch.full((min(n, d),), math.nan, dtype=torch.float64, device=device)
-    return Spectrum(nan, nan, n, d, dtype, centered, "none", reason)
+    return Spectrum(nan, nan, nan.new_full((), math.nan), n, d, dtype, centered, "none", reason)
 
 
 def _require_matrix(name: str, A: Tensor) -> None:
