@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastrank.errors import InputError
+from fastrank.precision import full_precision
 
 #: Columns of the iterated block beyond k. A block without them stalls at sin 0.04-0.2 on drifting weights.
 OVERSAMPLE = 12
@@ -15,8 +17,8 @@ OVERSAMPLE = 12
 FRESH = 4
 #: Up to this small side a cold start is exact (an eigenproblem of that size, float64); beyond it, a range finder.
 EXACT_SIDE = 1024
-#: Half-steps of a cold range finder: two power iterations (Halko, Martinsson & Tropp 2011, section 4.5).
-COLD_HALF_STEPS = 5
+#: Passes of a cold range finder: the sketch and two power iterations (Halko, Martinsson & Tropp 2011, section 4.5).
+COLD_PASSES = 3
 #: A warm call repeats itself when the largest residual exceeds both that of the last call times JUMP and
 #: JUMP_FLOOR * sigma_1: something changed, and it must be seen in the call in which it happens.
 JUMP, JUMP_FLOOR, MAX_REPEATS = 3.0, 1e-3, 2
@@ -90,68 +92,62 @@ def top_svd(A, k: int = 15, state=None, *, seed: int = 0):
     A = A.detach()
     A = A if A.dtype in (torch.float32, torch.float64) else A.float()
     k, q = min(k, n, d), min(k + OVERSAMPLE, n, d)
-    calls, seed = (state.calls + 1, state.seed) if state is not None else (1, seed)
-    if not bool(A.isfinite().all()) or k == 0:
+    with full_precision(A.device):
+        return _top_svd(A, k, q, state, state.seed if state is not None else seed)
+
+
+def _top_svd(A: Tensor, k: int, q: int, state: SubspaceState | None, seed: int) -> SubspaceState:
+    calls = state.calls + 1 if state is not None else 1
+    if k == 0 or not bool(A.isfinite().all()):
         return _nan_state(A, k, state, calls, seed)
-    usable = state is not None and not state.reason and state.block.shape[1] > 0
-    if usable:
+    d = A.shape[1]
+    if state is not None and not state.reason and state.block.shape[1]:
         fresh = _gaussian(d, min(FRESH, q), seed, calls, A)
-        kept = state.block[:, : q - fresh.shape[1]].to(A)
-        V = _orthonormal(torch.cat([kept, fresh], 1))
-        result = _half_steps(A, V, k, half_steps=1)
-        limit = JUMP_FLOOR * result[1][:1]
-        if not state.residual.isnan().any() and len(state.residual):
-            limit = torch.maximum(limit, JUMP * state.residual.max().to(A))
+        ritz = _iterate(A, torch.cat([state.block[:, : q - fresh.shape[1]].to(A), fresh], 1), k, passes=1)
+        limit = torch.maximum(JUMP_FLOOR * ritz.S[0], JUMP * state.residual.max().to(A))
         for _ in range(MAX_REPEATS):
-            if bool(result[3].max() <= limit):
+            if bool(ritz.residual.max() <= limit):
                 break
-            result = _half_steps(A, result[4], k, half_steps=1)
+            ritz = _iterate(A, ritz.block, k, passes=1)
     elif min(n, d) <= EXACT_SIDE:
-        result = _exact(A, k, q)
+        ritz = _exact(A, k, q)
     else:
-        result = _half_steps(A, _orthonormal(_gaussian(d, q, seed, calls, A)), k, half_steps=COLD_HALF_STEPS)
-    U, S, Vh, residual, block, rest = result
+        ritz = _iterate(A, _gaussian(d, q, seed, calls, A), k, COLD_PASSES)
     # The iteration's own rounding: a residual smaller than this is not a measurement.
-    residual = residual + 8 * torch.finfo(A.dtype).eps * S[:1]
-    error, cluster = _vector_error(S, residual, rest)
-    return SubspaceState(U, S, Vh, residual, error, cluster, block, calls, seed)
+    residual = ritz.residual + 8 * torch.finfo(A.dtype).eps * ritz.S[:1]
+    error, cluster = _vector_error(ritz.S, residual, ritz.next_value)
+    return SubspaceState(ritz.U, ritz.S, ritz.block[:, :k].T, residual, error, cluster, ritz.block, calls, seed)
 
 
-def _exact(A: Tensor, k: int, q: int) -> tuple[Tensor, ...]:
-    """Through the eigenvectors of the smaller Gram matrix in float64, which squares the condition but only of the top."""
+class _Ritz(NamedTuple):
+    U: Tensor  # [n, k]
+    S: Tensor  # [k]
+    block: Tensor  # [d, q] orthonormal; its first k columns are the right vectors
+    residual: Tensor  # [k]
+    next_value: Tensor  # [1], the Ritz value after the k-th, 0 where there is none
+
+
+def _exact(A: Tensor, k: int, q: int) -> _Ritz:
+    """From the eigenvectors of the smaller Gram matrix in float64, whose squared condition the top does not feel."""
     X = A.double()
     tall = X.shape[0] >= X.shape[1]
     _, vectors = torch.linalg.eigh(X.T @ X if tall else X @ X.T)
-    top = vectors.flip(1)[:, :q]
-    V = top if tall else _orthonormal(X.T @ top)
-    return _rayleigh_ritz(A, V.to(A.dtype), k)
+    top = vectors.flip(1)[:, :q].to(A.dtype)
+    return _iterate(A, top if tall else A.T @ top, k, passes=1)
 
 
-def _half_steps(A: Tensor, V: Tensor, k: int, half_steps: int) -> tuple[Tensor, ...]:
-    """Block subspace iteration from V [d, q], then Rayleigh-Ritz on what it reached."""
-    for step in range(half_steps):
-        side = _orthonormal(A @ V if step % 2 == 0 else A.T @ V)
-        V = side
-    if half_steps % 2:
-        V = _orthonormal(A.T @ V)
-    return _rayleigh_ritz(A, V, k)
-
-
-def _rayleigh_ritz(A: Tensor, V: Tensor, k: int) -> tuple[Tensor, ...]:
-    """Best triplets within span(V): SVD of A V [n, q] through its small Gram matrix, and the left-over residual."""
-    AV = A @ V
-    small = AV.double().T @ AV.double()
-    values, rotation = torch.linalg.eigh(small)
-    values, rotation = values.flip(0), rotation.flip(1).to(A.dtype)
-    S = values.clamp_min(0).sqrt().to(A.dtype)
-    block = V @ rotation
-    U = (AV @ rotation[:, :k]) / S[:k].clamp_min(torch.finfo(A.dtype).tiny)
-    # A v = s u holds by construction; what is left over is the other side, A^T u - s v.
-    residual = (A.T @ U - block[:, :k] * S[:k]).norm(dim=0)
-    # A zero singular value has no left vector; its right vector is any of the null space.
-    residual = torch.where(S[:k] > 0, residual, torch.zeros_like(residual))
-    rest = S[k : k + 1] if len(S) > k else S.new_zeros(1)
-    return U, S[:k], block[:, :k].T, residual, block, rest
+def _iterate(A: Tensor, V: Tensor, k: int, passes: int) -> _Ritz:
+    """`passes` times V -> A V -> A^T A V, orthonormalised in between; Rayleigh-Ritz on what that reaches."""
+    for _ in range(passes):
+        Q = torch.linalg.qr(A @ V)[0]
+        V, R = torch.linalg.qr(A.T @ Q)
+    # A^T Q = V R and R = u s w^T, so A is about (Q w) s (V u)^T.
+    u, S, wh = torch.linalg.svd(R)
+    U, block = Q @ wh.T, V @ u
+    U = U[:, :k]
+    # A^T u = s v holds by construction; what is left over is the other side.
+    residual = (A @ block[:, :k] - U * S[:k]).norm(dim=0)
+    return _Ritz(U, S[:k], block, residual, S[k : k + 1] if len(S) > k else S.new_zeros(1))
 
 
 def _vector_error(S: Tensor, residual: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,11 +158,6 @@ def _vector_error(S: Tensor, residual: Tensor, rest: Tensor) -> tuple[Tensor, Te
     cluster = gap <= 2 * residual
     error = torch.where(cluster, torch.ones_like(S), residual / distance.clamp_min(torch.finfo(S.dtype).tiny))
     return error.clamp_max(1.0), cluster
-
-
-def _orthonormal(Y: Tensor) -> Tensor:
-    """Orthonormal basis [d, q] of the columns of Y, by Householder QR."""
-    return torch.linalg.qr(Y)[0]
 
 
 def _gaussian(rows: int, columns: int, seed: int, call: int, like: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastrank.errors import InputError
+from fastrank.precision import full_precision
 from fastrank.subspace import SubspaceState, top_svd
 
 
@@ -43,7 +44,8 @@ def alignment(W: SubspaceState | Tensor, A: SubspaceState | Tensor, k: int = 15)
     if A.Vh.shape[1] != d:
         raise InputError("A", f"{d} features, as W has", f"{A.Vh.shape[1]}")
     w, a = min(k, W.k), min(k, A.k)
-    cosines = (W.Vh[:w] @ A.Vh[:a].T.to(W.Vh)).abs().clamp_max(1.0)
+    with full_precision(W.Vh.device):
+        cosines = (W.Vh[:w] @ A.Vh[:a].T.to(W.Vh)).abs().clamp_max(1.0)
     errors = (W.vector_error[:w, None] + A.vector_error[None, :a].to(W.Vh)).clamp_max(1.0)
     reason = W.reason or A.reason
     if not cosines.numel():
