@@ -100,7 +100,7 @@ def _top_svd(A: Tensor, k: int, q: int, state: SubspaceState | None, seed: int) 
     calls = state.calls + 1 if state is not None else 1
     if k == 0 or not bool(A.isfinite().all()):
         return _nan_state(A, k, state, calls, seed)
-    d = A.shape[1]
+    n, d = A.shape
     if state is not None and not state.reason and state.block.shape[1]:
         fresh = _gaussian(d, min(FRESH, q), seed, calls, A)
         ritz = _iterate(A, torch.cat([state.block[:, : q - fresh.shape[1]].to(A), fresh], 1), k, passes=1)

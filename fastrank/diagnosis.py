@@ -12,7 +12,7 @@ import sys
 import numpy
 import torch
 
-import fastrank
+from fastrank import __version__
 from fastrank.kernels import backend
 
 #: Extra -> a distribution that it brings and that the package uses.
@@ -24,7 +24,7 @@ def doctor() -> dict[str, str]:
     native, triton = backend.native_status(), backend.triton_status()
     core, report = backend.core(), backend.build_report()
     findings = {
-        "fastrank": f"{fastrank.__version__} at {os.path.dirname(fastrank.__file__)}",
+        "fastrank": f"{__version__} at {os.path.dirname(__file__)}",
         "python": f"{platform.python_version()} ({sys.executable})",
         "torch": f"{torch.__version__}, numpy {numpy.__version__}, triton {_version('triton')}",
         "platform": f"{platform.platform()}, {os.cpu_count()} CPUs",
@@ -72,7 +72,8 @@ def _first_line(*command: str) -> str:
 
 def _compiler() -> str:
     path = next((p for name in ("c++", "g++", "clang++") if (p := shutil.which(name))), None)
-    return _first_line(path, "--version") if path else "none on PATH -> `apt install g++`, then `pip install -e .` again"
+    cure = "none on PATH -> `apt install g++`, then `pip install -e .` again"
+    return _first_line(path, "--version") if path else cure
 
 
 def _nvcc() -> str:
