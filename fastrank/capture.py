@@ -91,8 +91,17 @@ class Capture:
     mode, and all hooks while not armed, return at once. `detach` removes every handle.
     """
 
-    def __init__(self, layers: list[Layer], emit: Emit, *, kinds: frozenset[str], mode: str = "flatten",
-                 seed: int = 0, max_features: int = MAX_FEATURES, input_rows: int = INPUT_ROWS) -> None:
+    def __init__(
+        self,
+        layers: list[Layer],
+        emit: Emit,
+        *,
+        kinds: frozenset[str],
+        mode: str = "flatten",
+        seed: int = 0,
+        max_features: int = MAX_FEATURES,
+        input_rows: int = INPUT_ROWS,
+    ) -> None:
         if mode not in MODES:
             raise InputError("mode", f"one of {', '.join(MODES)}", repr(mode))
         self.armed = False
@@ -163,8 +172,9 @@ class Capture:
         groups, spatial = module.groups, windows.ndim // 2 - 1
         batch, positions = windows.shape[0], windows.shape[2 : 2 + spatial]
         total = batch * positions.numel() * groups
-        pick = (torch.arange(total) if total <= self._input_rows
-                else self._sample(total, self._input_rows, draw)).to(x.device)
+        pick = (torch.arange(total) if total <= self._input_rows else self._sample(total, self._input_rows, draw)).to(
+            x.device
+        )
         group = pick % groups
         rest = pick // groups
         index = []

@@ -40,7 +40,8 @@ def doctor() -> dict[str, str]:
     for extra, names in EXTRAS.items():
         missing = [name for name in names if _version(name) == "missing"]
         findings[f"extra [{extra}]"] = (
-            f"missing {', '.join(missing)} -> pip install 'fastrank[{extra}]'" if missing else "complete")
+            f"missing {', '.join(missing)} -> pip install 'fastrank[{extra}]'" if missing else "complete"
+        )
     return findings
 
 

@@ -208,8 +208,14 @@ def rank_counts(s: Spectrum, rtol: float | None = None, atol: float | None = Non
         return s.sigma[0], s.sigma.new_zeros(()), s.sigma.new_full((), float(len(s.sigma)))
     tol = (rtol * s.sigma[0]).clamp_min(atol)
     slack = rtol * s.bound[0]
-    count = [(values > t).sum().double() for values, t in (
-        (s.sigma, tol), (s.sigma - s.bound, tol + slack), (s.sigma + s.bound, (tol - slack).clamp_min(0)))]
+    count = [
+        (values > t).sum().double()
+        for values, t in (
+            (s.sigma, tol),
+            (s.sigma - s.bound, tol + slack),
+            (s.sigma + s.bound, (tol - slack).clamp_min(0)),
+        )
+    ]
     return count[0], count[1], count[2]
 
 
@@ -219,10 +225,22 @@ def estimate_rank(s: Spectrum, rtol: float | None = None, atol: float | None = N
     atol = float(atol or 0.0)
     rank, lo, hi = (float(c) for c in rank_counts(s, rtol, atol))
     definition = f"#{{sigma_i > max({atol:g}, {rtol:.3g} * sigma_1)}}, n={s.n}, d={s.d}, {_name(s.dtype)}, " + (
-        "centred" if s.centered else "uncentred")
+        "centred" if s.centered else "uncentred"
+    )
     if s.reason:
-        return RankEstimate(math.nan, int(lo), int(hi), math.nan, rtol, (math.nan, math.nan), math.nan, False, False,
-                            definition, s.reason)
+        return RankEstimate(
+            math.nan,
+            int(lo),
+            int(hi),
+            math.nan,
+            rtol,
+            (math.nan, math.nan),
+            math.nan,
+            False,
+            False,
+            definition,
+            s.reason,
+        )
     top = float(s.sigma[0]) if len(s.sigma) else 0.0
     tol = max(atol, rtol * top)
     # The bound of a singular value that sits at the tolerance; a Gram spectrum's shrinks as the value grows.
@@ -234,8 +252,16 @@ def estimate_rank(s: Spectrum, rtol: float | None = None, atol: float | None = N
     reach = 64 * torch.finfo(torch.float32 if s.dtype != torch.float64 else s.dtype).eps * top
     near = int((s.sigma > tol - reach).sum() - (s.sigma > tol + reach).sum())
     return RankEstimate(
-        rank=int(rank), lo=int(lo), hi=int(hi), tol=tol, rtol=rtol, band=(tol - delta, tol + delta), floor=s.floor,
-        dtype_limited=bool(noise >= tol / 3) and top > 0, torch_ambiguous=near > 0, definition=definition,
+        rank=int(rank),
+        lo=int(lo),
+        hi=int(hi),
+        tol=tol,
+        rtol=rtol,
+        band=(tol - delta, tol + delta),
+        floor=s.floor,
+        dtype_limited=bool(noise >= tol / 3) and top > 0,
+        torch_ambiguous=near > 0,
+        definition=definition,
     )
 
 

@@ -99,11 +99,12 @@ def top_svd(A, k: int = 15, state=None, *, seed: int = 0):
 def _top_svd(A: Tensor, k: int, q: int, state: SubspaceState | None, seed: int) -> SubspaceState:
     calls = state.calls + 1 if state is not None else 1
     if k == 0 or not bool(A.isfinite().all()):
-        return _nan_state(A, k, state, calls, seed)
+        return _nan_state(A, k, calls, seed)
     n, d = A.shape
-    if state is not None and not state.reason and state.block.shape[1]:
-        fresh = _gaussian(d, min(FRESH, q), seed, calls, A)
-        ritz = _iterate(A, torch.cat([state.block[:, : q - fresh.shape[1]].to(A), fresh], 1), k, passes=1)
+    if state is not None and not state.reason:
+        kept = state.block[:, : max(q - FRESH, 0)].to(A)
+        fresh = _gaussian(d, q - kept.shape[1], seed, calls, A)
+        ritz = _iterate(A, torch.cat([kept, fresh], 1), k, passes=1)
         limit = torch.maximum(JUMP_FLOOR * ritz.S[0], JUMP * state.residual.max().to(A))
         for _ in range(MAX_REPEATS):
             if bool(ritz.residual.max() <= limit):
@@ -166,14 +167,19 @@ def _gaussian(rows: int, columns: int, seed: int, call: int, like: Tensor) -> Te
     return torch.randn(rows, columns, generator=generator, dtype=torch.float32).to(like)
 
 
-def _nan_state(A: Tensor, k: int, state: SubspaceState | None, calls: int, seed: int) -> SubspaceState:
-    """NaN figures, but the block of the last good call, so that tracking recovers with the data."""
+def _nan_state(A: Tensor, k: int, calls: int, seed: int) -> SubspaceState:
+    """NaN figures with their reason; the next call on finite data starts cold."""
     nan = A.new_full((k,), torch.nan)
-    block = state.block if state is not None else A.new_zeros(A.shape[1], 0)
     reason = "non-finite values in the matrix" if k else "an empty matrix"
     return SubspaceState(
-        A.new_full((A.shape[0], k), torch.nan), nan, A.new_full((k, A.shape[1]), torch.nan), nan, nan,
-        torch.ones(k, dtype=torch.bool, device=A.device), block, calls, seed, reason,
+        U=A.new_full((A.shape[0], k), torch.nan),
+        S=nan,
+        Vh=A.new_full((k, A.shape[1]), torch.nan),
+        residual=nan,
+        vector_error=nan,
+        cluster=torch.ones(k, dtype=torch.bool, device=A.device),
+        block=A.new_zeros(A.shape[1], 0),
+        calls=calls,
+        seed=seed,
+        reason=reason,
     )
-
-

@@ -48,9 +48,19 @@ class Watcher:
         log: the sink, or None.
     """
 
-    def __init__(self, model: nn.Module, layers: str | Iterable[str] = "*", every: int = 1,
-                 metrics: str | Iterable[str] = "default", log: Any = None, seed: int = 0, *, T: float | Tensor = 1.0,
-                 mode: str = "flatten", config: dict | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: str | Iterable[str] = "*",
+        every: int = 1,
+        metrics: str | Iterable[str] = "default",
+        log: Any = None,
+        seed: int = 0,
+        *,
+        T: float | Tensor = 1.0,
+        mode: str = "flatten",
+        config: dict | None = None,
+    ) -> None:
         if not isinstance(model, nn.Module):
             raise InputError("model", "a torch.nn.Module", type(model).__name__)
         if not (isinstance(every, int) and every >= 1):
@@ -62,12 +72,20 @@ class Watcher:
         self._layers = select_layers(model, layers)
         sources = {"act", "weight"} & self._kinds | ({"weight", "input"} if "align" in self._kinds else set())
         self._capture = Capture(self._layers, self._on_source, kinds=frozenset(sources), mode=mode, seed=seed)
-        self._root = [model.register_forward_pre_hook(lambda *_: self._capture.begin_forward()),
-                      model.register_forward_hook(self._on_output)]
+        self._root = [
+            model.register_forward_pre_hook(lambda *_: self._capture.begin_forward()),
+            model.register_forward_hook(self._on_output),
+        ]
         self.config = {
-            "layers": [layer.name for layer in self._layers], "metrics": sorted(self._kinds), "every": every,
-            "watch_seed": seed, "T": float(T), "activation_mode": mode, "max_features": MAX_FEATURES,
-            "input_rows": INPUT_ROWS, "top": TOP,
+            "layers": [layer.name for layer in self._layers],
+            "metrics": sorted(self._kinds),
+            "every": every,
+            "watch_seed": seed,
+            "T": float(T),
+            "activation_mode": mode,
+            "max_features": MAX_FEATURES,
+            "input_rows": INPUT_ROWS,
+            "top": TOP,
         }
         self.log, self._owns_log = _open_log(log, {**(config or {}), "watch": self.config})
         self.latest: dict[str, float] = {}
@@ -138,9 +156,11 @@ class Watcher:
 
     def state_dict(self) -> dict:
         """What continues the same figures after a restart: step number and warm subspaces (tensors, plain values)."""
-        return {"step": self._step,
-                "weights": {name: state.state_dict() for name, state in self._weights.items()},
-                "inputs": {name: state.state_dict() for name, state in self._inputs.items()}}
+        return {
+            "step": self._step,
+            "weights": {name: state.state_dict() for name, state in self._weights.items()},
+            "inputs": {name: state.state_dict() for name, state in self._inputs.items()},
+        }
 
     def load_state_dict(self, state: dict) -> None:
         self._step = int(state["step"])
@@ -192,8 +212,14 @@ class Watcher:
         if result.reason:
             self._explain(f"align/{name}", result.reason)
         key = f"align/{name}"
-        self._values.update({f"{key}/max": result.max, f"{key}/diagonal": result.diagonal, f"{key}/error": result.error,
-                             f"{key}/chance": result.max.new_tensor(result.chance)})
+        self._values.update(
+            {
+                f"{key}/max": result.max,
+                f"{key}/diagonal": result.diagonal,
+                f"{key}/error": result.error,
+                f"{key}/chance": result.max.new_tensor(result.chance),
+            }
+        )
         self._arrays[f"{key}/cosines"] = result.cosines
 
     def _warm(self, X: Tensor, state: SubspaceState | None, name: str) -> SubspaceState:
@@ -245,8 +271,11 @@ class Watcher:
         self._now["copy"] += time.perf_counter() - start
         elapsed = time.perf_counter() - self._clock
         tracked = sum(self._now.values())
-        values |= {"cost/track_ms": 1e3 * tracked, "cost/step_ms": 1e3 * elapsed,
-                   "cost/share": tracked / (elapsed - tracked) if elapsed > tracked else math.nan}
+        values |= {
+            "cost/track_ms": 1e3 * tracked,
+            "cost/step_ms": 1e3 * elapsed,
+            "cost/share": tracked / (elapsed - tracked) if elapsed > tracked else math.nan,
+        }
         for kind, seconds in self._now.items():
             self._spent[kind] += seconds
         self._spent["step"] += elapsed
@@ -284,9 +313,18 @@ class Watcher:
                 self.log.note(self._step, key, reason)
 
 
-def watch(model: nn.Module, layers: str | Iterable[str] = "*", every: int = 1, metrics: str | Iterable[str] = "default",
-          log: Any = None, seed: int = 0, *, T: float | Tensor = 1.0, mode: str = "flatten",
-          config: dict | None = None) -> Watcher:
+def watch(
+    model: nn.Module,
+    layers: str | Iterable[str] = "*",
+    every: int = 1,
+    metrics: str | Iterable[str] = "default",
+    log: Any = None,
+    seed: int = 0,
+    *,
+    T: float | Tensor = 1.0,
+    mode: str = "flatten",
+    config: dict | None = None,
+) -> Watcher:
     """Watch `model` while it trains: `with fastrank.watch(model, log="runs/a") as w: ...; w.step(target=y, loss=loss)`.
 
     Args:

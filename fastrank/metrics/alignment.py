@@ -53,5 +53,6 @@ def alignment(W: SubspaceState | Tensor, A: SubspaceState | Tensor, k: int = 15)
         return Alignment(cosines, errors, nan, nan, nan, math.nan, reason or "an empty matrix")
     best = cosines.flatten().argmax()
     chance = min(1.0, math.sqrt(2 * math.log(max(w * a, 2)) / d))
-    return Alignment(cosines, errors, cosines.flatten()[best], torch.diagonal(cosines).mean(),
-                     errors.flatten()[best], chance, reason)
+    return Alignment(
+        cosines, errors, cosines.flatten()[best], torch.diagonal(cosines).mean(), errors.flatten()[best], chance, reason
+    )
