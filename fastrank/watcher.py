@@ -105,17 +105,20 @@ class Watcher:
         self._clock = time.perf_counter()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        self.close(finished=kind is None)
 
-    def close(self) -> None:
-        """Remove every hook and close the log if this watcher opened it. Calling it twice is harmless."""
+    def close(self, finished: bool = True) -> None:
+        """Remove every hook and close the log if this watcher opened it; calling it twice is harmless.
+
+        `finished=False` marks the run as interrupted, as leaving the context through an exception does.
+        """
         self._capture.detach()
         for handle in self._root:
             handle.remove()
         self._root.clear()
         if self._owns_log and self.log is not None:
-            self.log.close()
+            self.log.close(finished=finished)
             self._owns_log = False
 
     def pause(self) -> None:
