@@ -6,6 +6,7 @@
 namespace py = pybind11;
 
 namespace fastrank {
+void bind_gram(py::module_& m);
 }  // namespace fastrank
 
 PYBIND11_MODULE(_core, m) {
@@ -17,4 +18,5 @@ PYBIND11_MODULE(_core, m) {
 #else
   m.attr("cuda") = false;
 #endif
+  fastrank::bind_gram(m);
 }
