@@ -88,7 +88,7 @@ class Capture:
 
     The matrix is a view or a sampled copy of live data: `emit` must take from it what it needs before it returns. A
     module that runs several times in one forward emits under `name`, `name#2`, ... Hooks of modules in evaluation
-    mode, and all hooks while not armed, return at once. `detach` removes every handle.
+    mode, and all hooks while not armed, return at once. `attach` sets the hooks, `detach` removes every one.
     """
 
     def __init__(
@@ -110,7 +110,10 @@ class Capture:
         self._runs: dict[str, int] = {}
         self._indices: dict[tuple, Tensor] = {}
         self._draws = 0
-        self._handles = [handle for layer in layers for handle in self._hook(layer)]
+        self._layers, self._handles = layers, []
+
+    def attach(self) -> None:
+        self._handles = [handle for layer in self._layers for handle in self._hook(layer)]
 
     def _hook(self, layer: Layer):
         wants_input = layer.weight and self._kinds & {"weight", "input"}

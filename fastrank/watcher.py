@@ -72,10 +72,6 @@ class Watcher:
         self._layers = select_layers(model, layers)
         sources = {"act", "weight"} & self._kinds | ({"weight", "input"} if "align" in self._kinds else set())
         self._capture = Capture(self._layers, self._on_source, kinds=frozenset(sources), mode=mode, seed=seed)
-        self._root = [
-            model.register_forward_pre_hook(lambda *_: self._capture.begin_forward()),
-            model.register_forward_hook(self._on_output),
-        ]
         self.config = {
             "layers": [layer.name for layer in self._layers],
             "metrics": sorted(self._kinds),
@@ -88,6 +84,12 @@ class Watcher:
             "top": TOP,
         }
         self.log, self._owns_log = _open_log(log, {**(config or {}), "watch": self.config})
+        # Hooks come last: a mistake in any argument leaves the model as it was.
+        self._capture.attach()
+        self._root = [
+            model.register_forward_pre_hook(lambda *_: self._capture.begin_forward()),
+            model.register_forward_hook(self._on_output),
+        ]
         self.latest: dict[str, float] = {}
         self._step = 0
         self._paused = False
@@ -103,17 +105,20 @@ class Watcher:
         self._clock = time.perf_counter()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        self.close(finished=kind is None)
 
-    def close(self) -> None:
-        """Remove every hook and close the log if this watcher opened it. Calling it twice is harmless."""
+    def close(self, finished: bool = True) -> None:
+        """Remove every hook and close the log if this watcher opened it; calling it twice is harmless.
+
+        `finished=False` marks the run as interrupted, as leaving the context through an exception does.
+        """
         self._capture.detach()
         for handle in self._root:
             handle.remove()
         self._root.clear()
         if self._owns_log and self.log is not None:
-            self.log.close()
+            self.log.close(finished=finished)
             self._owns_log = False
 
     def pause(self) -> None:
@@ -184,16 +189,16 @@ class Watcher:
             self._output = None if tensor is None else tensor.detach()
 
     def _on_source(self, kind: str, name: str, X: Tensor) -> None:
-        with self._timed("align" if kind == "input" else kind), self._guarded(f"{kind}/{name}") as enabled:
-            if not enabled:
-                return
-            if kind == "input":
-                self._measure_alignment(name, X)
-                return
-            if kind in self._kinds:
-                self._measure_spectrum(f"{kind}/{name}", spectrum(X))
-            if kind == "weight" and "align" in self._kinds:
-                self._weights[name] = self._warm(X, self._weights.get(name), name)
+        if kind in self._kinds:
+            with self._timed(kind), self._guarded(f"{kind}/{name}") as enabled:
+                if enabled:
+                    self._measure_spectrum(f"{kind}/{name}", spectrum(X))
+        if "align" in self._kinds and kind != "act":
+            with self._timed("align"), self._guarded(f"align/{name}") as enabled:
+                if enabled and kind == "weight":
+                    self._weights[name] = self._warm(X, self._weights.get(name))
+                elif enabled:
+                    self._measure_alignment(name, X)
 
     def _measure_spectrum(self, key: str, s: Spectrum) -> None:
         if s.reason:
@@ -207,7 +212,7 @@ class Watcher:
 
     def _measure_alignment(self, name: str, X: Tensor) -> None:
         layer = name.partition("#")[0]
-        self._inputs[name] = self._warm(X, self._inputs.get(name), name)
+        self._inputs[name] = self._warm(X, self._inputs.get(name))
         result = alignment(self._weights[layer], self._inputs[name], TOP)
         if result.reason:
             self._explain(f"align/{name}", result.reason)
@@ -222,7 +227,7 @@ class Watcher:
         )
         self._arrays[f"{key}/cosines"] = result.cosines
 
-    def _warm(self, X: Tensor, state: SubspaceState | None, name: str) -> SubspaceState:
+    def _warm(self, X: Tensor, state: SubspaceState | None) -> SubspaceState:
         """One call of the layer's own subspace; it starts over where the layer's width or device changed."""
         if state is not None and (state.block.shape[0] != X.shape[1] or state.block.device != X.device):
             state = None

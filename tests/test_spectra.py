@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from fastrank import InputError, matrix_rank, spectrum
 from fastrank.spectra import default_rtol, estimate_rank
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from fastrank import InputError, alignment, top_svd
 from fastrank.subspace import SubspaceState
 
