@@ -7,6 +7,7 @@ namespace py = pybind11;
 
 namespace fastrank {
 void bind_gram(py::module_& m);
+void bind_tempered_ce(py::module_& m);
 }  // namespace fastrank
 
 PYBIND11_MODULE(_core, m) {
@@ -19,4 +20,5 @@ PYBIND11_MODULE(_core, m) {
   m.attr("cuda") = false;
 #endif
   fastrank::bind_gram(m);
+  fastrank::bind_tempered_ce(m);
 }
