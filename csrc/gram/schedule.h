@@ -115,11 +115,12 @@ inline void run_narrow(const Kernels& kernels, const Plan& plan, const Matrix& a
     }
   });
 
-  if (out.total)
-    for (int64_t task = 0; task < plan.tasks; ++task) {
-      const double* sums = direct ? partials : partials + task * partial_size + m * m;
-      for (int64_t i = 0; i < m; ++i) out.total[i] += sums[i];
-    }
+  if (out.total) {
+    double* const sums = direct ? partials : partials + m * m;
+    for (int64_t task = 1; task < plan.tasks; ++task)
+      for (int64_t i = 0; i < m; ++i) sums[i] += sums[task * partial_size + i];
+    for (int64_t i = 0; i < m; ++i) out.total[i] += sums[i];
+  }
   if (!direct) {
     constexpr int64_t rows_per_task = 32;
     parallel_for(ceil_div(m, rows_per_task), threads, [&](int64_t block) {
