@@ -60,8 +60,14 @@ class CMakeBuild(build_ext):
                 cuda_error = f"the CUDA part did not build ({' '.join(map(str, error.cmd[:4]))} ... failed)"
                 print(f"fastrank: {cuda_error}; building for the CPU only", file=sys.stderr)
             else:
-                write_report(native=True, cuda=attempt is not None, requested_cuda=request, nvcc=nvcc,
-                             compiler=find_compiler(), cuda_error=cuda_error)
+                write_report(
+                    native=True,
+                    cuda=attempt is not None,
+                    requested_cuda=request,
+                    nvcc=nvcc,
+                    compiler=find_compiler(),
+                    cuda_error=cuda_error,
+                )
                 return
 
     def _cmake(self, ext: Extension, nvcc: str | None) -> None:
@@ -72,7 +78,13 @@ class CMakeBuild(build_ext):
         build.mkdir(parents=True, exist_ok=True)
         output.parent.mkdir(parents=True, exist_ok=True)
         configure = [
-            "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
+            "cmake",
+            "-S",
+            str(ROOT),
+            "-B",
+            str(build),
+            "-G",
+            "Ninja",
             f"-DCMAKE_BUILD_TYPE={os.environ.get('FASTRANK_BUILD_TYPE', 'Release')}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={output.parent}",
             f"-DFASTRANK_MODULE_FILE={output.name}",
@@ -91,8 +103,9 @@ class CMakeBuild(build_ext):
 if find_compiler() is None:
     if cuda_request() == "ON":
         raise SystemExit("FASTRANK_CUDA=ON: expected a C++ compiler (c++, g++ or clang++) on PATH, found none")
-    write_report(native=False, cuda=False, requested_cuda=cuda_request(), nvcc=find_nvcc(), compiler=None,
-                 cuda_error=None)
+    write_report(
+        native=False, cuda=False, requested_cuda=cuda_request(), nvcc=find_nvcc(), compiler=None, cuda_error=None
+    )
     extensions = []
 else:
     extensions = [Extension("fastrank.kernels._core", sources=[])]

@@ -42,26 +42,27 @@ def check(op: Op, impl: str, case: Any, device: str = "cpu") -> None:
     outputs = op.run(impl, *inputs)
     for index, (x, old) in enumerate(zip(inputs, before, strict=True)):
         if isinstance(x, torch.Tensor):
-            assert torch.equal(x, old) or torch.equal(x.isnan(), old.isnan()), f"{op.name}: input {index} was overwritten"
+            same = torch.equal(x.nan_to_num(), old.nan_to_num()) and torch.equal(x.isnan(), old.isnan())
+            assert same, f"{op.name}[{impl}]: input {index} was overwritten"
     truth = op.reference(*(x.double() if _floating(x) else x for x in inputs))
     plain = op.reference(*inputs)
     for index, (got, ref, true, band) in enumerate(zip(outputs, plain, truth, op.band(case, truth), strict=True)):
-        assert got.shape == true.shape, f"{op.name}[{impl}] output {index}: expected {tuple(true.shape)}, got {tuple(got.shape)}"
+        where = f"{op.name}[{impl}] output {index} of {case}"
+        assert got.shape == true.shape, f"{where}: expected shape {tuple(true.shape)}, got {tuple(got.shape)}"
         got, ref, true = got.double(), ref.double(), true.double()
         finite = true.isfinite()
         assert torch.equal(got[~finite].nan_to_num(), true[~finite].nan_to_num()) and torch.equal(
             got.isnan(), true.isnan()
-        ), f"{op.name}[{impl}] output {index}: non-finite values differ"
+        ), f"{where}: non-finite values differ"
         error = (got - true).abs()[finite]
-        budget = ((ref - true).abs() + torch.as_tensor(band, dtype=torch.float64, device=got.device)).expand_as(true)[finite]
+        band = torch.as_tensor(band, dtype=torch.float64, device=got.device)
+        budget = ((ref - true).abs() + band).expand_as(true)[finite]
         worst = (error - budget).max() if error.numel() else torch.tensor(0.0)
-        assert worst <= 0, (
-            f"{op.name}[{impl}] output {index} of {case}: error {error.max():.3e} above its budget by {worst:.3e}"
-        )
+        assert worst <= 0, f"{where}: error {error.max():.3e} above its budget by {worst:.3e}"
 
 
 def odd_strides(x: torch.Tensor, kind: str) -> torch.Tensor:
-    """The same values as `x` [n, d] behind another memory layout: contiguous, transposed, padded, sliced or reversed storage order."""
+    """The same values as `x` [n, d] behind another memory layout; what lies between them in memory is NaN."""
     if kind == "contiguous":
         return x.contiguous()
     if kind == "transposed":

@@ -1,0 +1,35 @@
+# Two commands do everything on a fresh machine with python3, g++ and make: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO_OUT ?= runs/demo
+
+.PHONY: demo test install bench lint clean
+
+demo: install
+	$(BIN)/fastrank train --preset demo --temperature 1 100 --out $(DEMO_OUT)
+	$(BIN)/fastrank report $(DEMO_OUT)/* --out $(DEMO_OUT)/report.html
+
+# The Triton kernels run in the interpreter, which must be chosen before triton is imported: a process of its own.
+test: install
+	$(BIN)/python -m pytest tests --ignore=tests/interpret
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpret
+
+bench: install
+	for bench in benchmarks/bench_*.py; do $(BIN)/python $$bench || exit 1; done
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+install: $(VENV)/.installed
+
+# Reinstalled when what is built or depended on changes; Python sources are used in place.
+$(VENV)/.installed: pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,report,dev]'
+	touch $@
+
+clean:
+	rm -rf build $(VENV) *.egg-info kernels/_core*.so kernels/_build_report.json

@@ -1,0 +1,266 @@
+"""From modules to named matrices: forward hooks that hand on sampled views of what a layer saw and gave.
+
+This is the only file that knows hooks. A *source* is a matrix [n, d] with rows as samples:
+
+* `act`: the output of a layer, in a mode (`flatten`, `channels`, `pool`), see `as_matrix`;
+* `weight`: the layer's weight as [out, in], a convolution's as [out, in / groups * kh * kw];
+* `input`: the layer's input in the coordinates of that weight: features of a linear layer, patches of a convolution.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fastrank.errors import InputError
+
+#: At most this many features of a flattened activation enter its spectrum ([U] A.5).
+MAX_FEATURES = 10_000
+#: At most this many rows (samples or patch positions) of a layer's input enter its subspace.
+INPUT_ROWS = 1024
+
+MODES = ("flatten", "channels", "pool")
+WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+Emit = Callable[[str, str, Tensor], None]
+
+
+def clean_name(name: str) -> str:
+    """A module's name without the parts that torch.compile, DDP, FSDP and checkpointing add."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def is_nonlinearity(module: nn.Module) -> bool:
+    """An activation function: a parameter-free (or PReLU) leaf of torch.nn.modules.activation or timm's counterpart."""
+    origin = type(module).__module__
+    known = origin == "torch.nn.modules.activation" or origin.startswith("timm.layers.activations")
+    return known and not isinstance(module, nn.MultiheadAttention | nn.Softmax | nn.LogSoftmax)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module to watch: its clean name, and which sources it gives."""
+
+    name: str
+    module: nn.Module
+    output: bool
+    weight: bool
+
+
+def select_layers(model: nn.Module, layers: str | Iterable[str] = "*") -> list[Layer]:
+    """The layers whose clean names match one of the shell globs in `layers`, in the model's order.
+
+    `"*"` is every layer: weights and inputs of all linear and convolutional modules, outputs of all nonlinearities
+    ([U] A.5 takes representations after the nonlinearity), or of the weighted modules where the model has no
+    nonlinearity modules. Any other glob watches the output of whatever it names, containers too, and the weight of
+    what has one.
+
+    Raises:
+        InputError: a glob that matches nothing.
+    """
+    patterns = [layers] if isinstance(layers, str) else list(layers)
+    modules = {clean_name(name): module for name, module in model.named_modules() if clean_name(name)}
+    chosen: dict[str, Layer] = {}
+    for pattern in patterns:
+        if pattern == "*":
+            weighted = {name for name, module in modules.items() if isinstance(module, WEIGHTED)}
+            outputs = {name for name, module in modules.items() if is_nonlinearity(module)} or weighted
+            found = {name: (name in outputs, name in weighted) for name in weighted | outputs}
+        else:
+            names = fnmatch.filter(modules, pattern)
+            found = {name: (True, isinstance(modules[name], WEIGHTED)) for name in names}
+        if not found:
+            sample = ", ".join(list(modules)[:8])
+            raise InputError("layers", f"globs over module names such as {sample}", repr(pattern))
+        for name, (output, weight) in found.items():
+            old = chosen.get(name)
+            chosen[name] = Layer(name, modules[name], output or bool(old and old.output), weight)
+    return [chosen[name] for name in modules if name in chosen]
+
+
+class Capture:
+    """Hooks on `layers` that call `emit(kind, name, matrix)` at every training-mode forward while `armed`.
+
+    The matrix is a view or a sampled copy of live data: `emit` must take from it what it needs before it returns. A
+    module that runs several times in one forward emits under `name`, `name#2`, ... Hooks of modules in evaluation
+    mode, and all hooks while not armed, return at once. `attach` sets the hooks, `detach` removes every one.
+    """
+
+    def __init__(
+        self,
+        layers: list[Layer],
+        emit: Emit,
+        *,
+        kinds: frozenset[str],
+        mode: str = "flatten",
+        seed: int = 0,
+        max_features: int = MAX_FEATURES,
+        input_rows: int = INPUT_ROWS,
+    ) -> None:
+        if mode not in MODES:
+            raise InputError("mode", f"one of {', '.join(MODES)}", repr(mode))
+        self.armed = False
+        self._emit, self._kinds, self._mode, self._seed = emit, kinds, mode, seed
+        self._max_features, self._input_rows = max_features, input_rows
+        self._runs: dict[str, int] = {}
+        self._indices: dict[tuple, Tensor] = {}
+        self._draws = 0
+        self._layers, self._handles = layers, []
+
+    def attach(self) -> None:
+        self._handles = [handle for layer in self._layers for handle in self._hook(layer)]
+
+    def _hook(self, layer: Layer):
+        wants_input = layer.weight and self._kinds & {"weight", "input"}
+        if not (wants_input or (layer.output and "act" in self._kinds)):
+            return
+
+        def hook(module: nn.Module, args: tuple, output: object) -> None:
+            if not self.armed or not module.training:
+                return
+            run = self._runs[layer.name] = self._runs.get(layer.name, 0) + 1
+            name = layer.name if run == 1 else f"{layer.name}#{run}"
+            with torch.no_grad():
+                if wants_input and "weight" in self._kinds and run == 1:
+                    self._emit("weight", name, weight_matrix(module.weight))
+                if wants_input and "input" in self._kinds and args and isinstance(args[0], Tensor):
+                    self._emit("input", name, self._input(module, args[0].detach(), name))
+                tensor = first_tensor(output)
+                if layer.output and "act" in self._kinds and tensor is not None:
+                    X = as_matrix(tensor.detach(), self._mode)
+                    self._emit("act", name, self._features(X, name))
+
+        yield layer.module.register_forward_hook(hook)
+
+    def begin_step(self, step: int) -> None:
+        """Number the step: it seeds which rows of the inputs are drawn."""
+        self._draws = step
+
+    def begin_forward(self) -> None:
+        """A new forward of the whole model: with several per step (accumulated gradients) the last one counts."""
+        self._runs.clear()
+
+    def detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.armed = False
+
+    def _features(self, X: Tensor, name: str) -> Tensor:
+        """At most `max_features` columns: the same seeded subset at every step, so that figures are comparable."""
+        if X.shape[1] <= self._max_features:
+            return X
+        key = ("features", name, X.shape[1], X.device)
+        if key not in self._indices:
+            self._indices[key] = self._sample(X.shape[1], self._max_features, hash_name(name)).to(X.device)
+        return X.index_select(1, self._indices[key])
+
+    def _input(self, module: nn.Module, x: Tensor, name: str) -> Tensor:
+        draw = hash_name(name) + self._draws
+        if isinstance(module, nn.Linear):
+            X = x.reshape(-1, x.shape[-1])
+            if X.shape[0] <= self._input_rows:
+                return X
+            return X.index_select(0, self._sample(X.shape[0], self._input_rows, draw).to(x.device))
+        return self._patches(module, x, draw)
+
+    def _patches(self, module: nn.Module, x: Tensor, draw: int) -> Tensor:
+        """Seeded patch rows [m, in / groups * kernel], gathered from a strided view: no full im2col is formed."""
+        windows = patch_view(x, module)
+        groups, spatial = module.groups, windows.ndim // 2 - 1
+        batch, positions = windows.shape[0], windows.shape[2 : 2 + spatial]
+        total = batch * positions.numel() * groups
+        pick = (torch.arange(total) if total <= self._input_rows else self._sample(total, self._input_rows, draw)).to(
+            x.device
+        )
+        group = pick % groups
+        rest = pick // groups
+        index = []
+        for size in reversed(positions):
+            index.insert(0, rest % size)
+            rest = rest // size
+        if groups == 1:
+            return windows[(rest, slice(None), *index)].flatten(1)
+        width = windows.shape[1] // groups
+        channels = group[:, None] * width + torch.arange(width, device=x.device)
+        return windows[(rest[:, None], channels, *(i[:, None] for i in index))].flatten(1)
+
+    def _sample(self, population: int, size: int, draw: int) -> Tensor:
+        """`size` of `population`, without replacement, sorted; a function of (seed, draw) alone."""
+        generator = torch.Generator().manual_seed((self._seed * 0x9E3779B97F4A7C15 + draw) & 0x7FFFFFFFFFFFFFFF)
+        if population > 16 * size:
+            # Strata instead of a permutation of millions: one position in each of `size` equal intervals.
+            edges = torch.arange(size, dtype=torch.float64) * (population / size)
+            offset = torch.rand(size, generator=generator, dtype=torch.float64) * (population / size)
+            return (edges + offset).long().clamp_max(population - 1)
+        return torch.randperm(population, generator=generator)[:size].sort().values
+
+
+def as_matrix(x: Tensor, mode: str) -> Tensor:
+    """An activation [B, ...] as a matrix [n, d].
+
+    `flatten`: [B, all features]; `channels`: [B * positions, C] (channels first for 3 dimensions and more of a
+    convolutional map, last for token sequences [B, tokens, C]); `pool`: [B, C], the mean over positions.
+    """
+    if x.ndim < 2:
+        return x.reshape(-1, 1)
+    if mode == "flatten" or x.ndim == 2:
+        return x.flatten(1)
+    channels_last = x if x.ndim == 3 else x.movedim(1, -1)
+    if mode == "channels":
+        return channels_last.flatten(0, -2)
+    return channels_last.flatten(1, -2).mean(1)
+
+
+def weight_matrix(weight: Tensor) -> Tensor:
+    """A weight as [out, in], a convolution's kernel flattened behind its output channels."""
+    return weight.detach().flatten(1)
+
+
+def patch_view(x: Tensor, conv: nn.Module) -> Tensor:
+    """The windows of a convolution's input [B, C, *spatial] as a view [B, C, *positions, *kernel] (plus padding)."""
+    dims = len(conv.kernel_size)
+    if x.ndim == dims + 1:
+        x = x.unsqueeze(0)
+    if isinstance(conv.padding, str):
+        widths = [k for d, s in zip(conv.dilation, conv.kernel_size, strict=True) for k in _same(d * (s - 1))]
+        widths = widths if conv.padding == "same" else [0] * (2 * dims)
+    else:
+        widths = [p for size in conv.padding for p in (size, size)]
+    if any(widths):
+        # F.pad counts from the last dimension.
+        pairs = [widths[2 * i : 2 * i + 2] for i in reversed(range(dims))]
+        mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+        x = nn.functional.pad(x, [w for pair in pairs for w in pair], mode=mode)
+    reach = [d * (k - 1) + 1 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+    for axis, (size, step) in enumerate(zip(reach, conv.stride, strict=True)):
+        x = x.unfold(2 + axis, size, step)
+    for axis, dilation in enumerate(conv.dilation):
+        x = x[(slice(None),) * (2 + dims + axis) + (slice(None, None, dilation),)]
+    return x
+
+
+def _same(total: int) -> tuple[int, int]:
+    """torch's "same": the odd one goes to the right."""
+    return total // 2, total - total // 2
+
+
+def first_tensor(output: object) -> Tensor | None:
+    """The tensor of a module's output: itself, or the first one of a tuple, list or dict."""
+    if isinstance(output, Tensor):
+        return output
+    members = output.values() if isinstance(output, dict) else output if isinstance(output, tuple | list) else ()
+    return next((found for member in members if (found := first_tensor(member)) is not None), None)
+
+
+def hash_name(name: str) -> int:
+    """A fixed 63-bit number of a name (FNV-1a); Python's own hash changes from process to process."""
+    value = 0xCBF29CE484222325
+    for byte in name.encode():
+        value = ((value ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
+    return value >> 1

@@ -1,0 +1,58 @@
+"""Alignment of a layer's weights with its inputs: cosines between their top singular vectors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastrank.errors import InputError
+from fastrank.precision import full_precision
+from fastrank.subspace import SubspaceState, top_svd
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """`cosines[i, j] = |<v_i(W), u_j(A)>|` ([U] eq. 2; Masarczyk et al. 2025, Fig. 3).
+
+    Attributes:
+        cosines: [k, k], rows the weight's right singular vectors, columns the input's feature-side ones.
+        errors: [k, k], how far each cosine can be off, from the vectors' sin-theta bounds; at most 1.
+        max: the largest cosine. error: that of `max`. diagonal: the mean of cosines[i, i].
+        chance: about the largest of k*k cosines of random directions, `sqrt(2 ln(k^2) / d)`, at most 1.
+    """
+
+    cosines: Tensor
+    errors: Tensor
+    max: Tensor
+    diagonal: Tensor
+    error: Tensor
+    chance: float
+    reason: str = ""
+
+
+def alignment(W: SubspaceState | Tensor, A: SubspaceState | Tensor, k: int = 15) -> Alignment:
+    """Alignment of W [out, in] with A [n, in], matrices or their `top_svd` states (conv: flattened kernel, patches).
+
+    Raises:
+        InputError: the two have different feature dimensions.
+    """
+    W, A = (side if isinstance(side, SubspaceState) else top_svd(side, k) for side in (W, A))
+    d = W.Vh.shape[1]
+    if A.Vh.shape[1] != d:
+        raise InputError("A", f"{d} features, as W has", f"{A.Vh.shape[1]}")
+    w, a = min(k, W.k), min(k, A.k)
+    with full_precision(W.Vh.device):
+        cosines = (W.Vh[:w] @ A.Vh[:a].T.to(W.Vh)).abs().clamp_max(1.0)
+    errors = (W.vector_error[:w, None] + A.vector_error[None, :a].to(W.Vh)).clamp_max(1.0)
+    reason = W.reason or A.reason
+    if not cosines.numel():
+        nan = cosines.new_full((), math.nan)
+        return Alignment(cosines, errors, nan, nan, nan, math.nan, reason or "an empty matrix")
+    best = cosines.flatten().argmax()
+    chance = min(1.0, math.sqrt(2 * math.log(max(w * a, 2)) / d))
+    return Alignment(
+        cosines, errors, cosines.flatten()[best], torch.diagonal(cosines).mean(), errors.flatten()[best], chance, reason
+    )

@@ -1,0 +1,7 @@
+"""The run database: one directory per run, one SQLite transaction per step, readable at any moment."""
+
+from fastrank.record.export import export_run
+from fastrank.record.reader import Run, load_run
+from fastrank.record.writer import RunWriter
+
+__all__ = ["Run", "RunWriter", "export_run", "load_run"]

@@ -1,0 +1,367 @@
+"""`watch`: joins capture, spectra, subspaces and record once per training step."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable
+from contextlib import contextmanager
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastrank.capture import INPUT_ROWS, MAX_FEATURES, Capture, first_tensor, select_layers, weight_matrix
+from fastrank.errors import InputError
+from fastrank.metrics import OF_SPECTRUM
+from fastrank.metrics.alignment import alignment
+from fastrank.record import RunWriter
+from fastrank.spectra import Spectrum, rank_counts, spectrum
+from fastrank.subspace import SubspaceState, top_svd
+
+#: Singular values kept per source and step, and singular vectors compared ([U] Fig. 3 uses 15).
+TOP = 15
+
+#: What a preset measures: sources, and figures of each spectrum beside its rank.
+BASIC = ("frobenius", "stable_rank", "effective_rank")
+PRESETS: dict[str, tuple[frozenset[str], tuple[str, ...]]] = {
+    "light": (frozenset({"act", "logits"}), BASIC),
+    "default": (frozenset({"act", "logits", "weight", "grad", "align"}), BASIC),
+    "full": (frozenset({"act", "logits", "weight", "grad", "align"}), tuple(OF_SPECTRUM)),
+}
+KINDS = PRESETS["default"][0]
+
+
+class Watcher:
+    """Measures a model while it trains; made by `fastrank.watch`, used as a context manager.
+
+    At every step on schedule the figures describe one state of the network: the weights, activations and logits of
+    the last training-mode forward, and the gradients that its backward left. Training is not touched: no random
+    state, no tensor of the model, no autograd graph.
+
+    Attributes:
+        latest: {key: float}, the scalars of the last tracked step.
+        config: what is needed to read the figures: layers, sampling, modes, seed.
+        log: the sink, or None.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: str | Iterable[str] = "*",
+        every: int = 1,
+        metrics: str | Iterable[str] = "default",
+        log: Any = None,
+        seed: int = 0,
+        *,
+        T: float | Tensor = 1.0,
+        mode: str = "flatten",
+        config: dict | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise InputError("model", "a torch.nn.Module", type(model).__name__)
+        if not (isinstance(every, int) and every >= 1):
+            raise InputError("every", "a whole number of steps >= 1", repr(every))
+        if not math.isfinite(float(T)) or not float(T) > 0:
+            raise InputError("T", "a temperature > 0", float(T))
+        self._kinds, self._figures = _parse_metrics(metrics)
+        self._every, self._T, self._seed = every, T, seed
+        self._layers = select_layers(model, layers)
+        sources = {"act", "weight"} & self._kinds | ({"weight", "input"} if "align" in self._kinds else set())
+        self._capture = Capture(self._layers, self._on_source, kinds=frozenset(sources), mode=mode, seed=seed)
+        self.config = {
+            "layers": [layer.name for layer in self._layers],
+            "metrics": sorted(self._kinds),
+            "every": every,
+            "watch_seed": seed,
+            "T": float(T),
+            "activation_mode": mode,
+            "max_features": MAX_FEATURES,
+            "input_rows": INPUT_ROWS,
+            "top": TOP,
+        }
+        self.log, self._owns_log = _open_log(log, {**(config or {}), "watch": self.config})
+        # Hooks come last: a mistake in any argument leaves the model as it was.
+        self._capture.attach()
+        self._root = [
+            model.register_forward_pre_hook(lambda *_: self._capture.begin_forward()),
+            model.register_forward_hook(self._on_output),
+        ]
+        self.latest: dict[str, float] = {}
+        self._step = 0
+        self._paused = False
+        self._weights: dict[str, SubspaceState] = {}
+        self._inputs: dict[str, SubspaceState] = {}
+        self._disabled: set[str] = set()
+        self._reasons: dict[str, str] = {}
+        self._spent: dict[str, float] = defaultdict(float)
+        self._tracked_steps = 0
+        self._begin()
+
+    def __enter__(self) -> Watcher:
+        self._clock = time.perf_counter()
+        return self
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        self.close(finished=kind is None)
+
+    def close(self, finished: bool = True) -> None:
+        """Remove every hook and close the log if this watcher opened it; calling it twice is harmless.
+
+        `finished=False` marks the run as interrupted, as leaving the context through an exception does.
+        """
+        self._capture.detach()
+        for handle in self._root:
+            handle.remove()
+        self._root.clear()
+        if self._owns_log and self.log is not None:
+            self.log.close(finished=finished)
+            self._owns_log = False
+
+    def pause(self) -> None:
+        """Stop measuring until `resume`; steps are still counted."""
+        self._paused = True
+        self._capture.armed = False
+
+    def resume(self) -> None:
+        self._paused = False
+        self._begin()
+
+    def step(self, logits: Tensor | None = None, target: Tensor | None = None, **scalars: float | Tensor) -> None:
+        """Close the training step: measure gradients and logits, and write one record.
+
+        Args:
+            logits: [N, C] or [N, C, ...]; those of the last training-mode forward if left out.
+            target: [N] class indices; gives `train/accuracy`.
+            scalars: further figures to record under `train/`, such as loss=..., lr=....
+        """
+        step, self._step = self._step, self._step + 1
+        log_seconds = 0.0
+        if self._capture.armed:
+            with self._timed("grad"):
+                if "grad" in self._kinds:
+                    self._measure_gradients()
+            with self._timed("logits"):
+                logits = self._output if logits is None else logits.detach()
+                if logits is not None and logits.ndim >= 2:
+                    self._measure_logits(logits, target)
+            log_seconds = self._write(step, scalars)
+        self._begin(log_seconds)
+
+    def cost(self) -> dict[str, float]:
+        """Mean host time per tracked step in ms by kind of work, and `share`: tracking over the rest of the step."""
+        steps = max(self._tracked_steps, 1)
+        kinds = {kind: 1e3 * seconds / steps for kind, seconds in self._spent.items() if kind != "step"}
+        total = sum(kinds.values())
+        rest = 1e3 * self._spent.get("step", 0.0) / steps - total
+        return {**kinds, "total": total, "share": total / rest if rest > 0 else math.nan}
+
+    def state_dict(self) -> dict:
+        """What continues the same figures after a restart: step number and warm subspaces (tensors, plain values)."""
+        return {
+            "step": self._step,
+            "weights": {name: state.state_dict() for name, state in self._weights.items()},
+            "inputs": {name: state.state_dict() for name, state in self._inputs.items()},
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        self._step = int(state["step"])
+        self._weights = {name: SubspaceState.from_state_dict(s) for name, s in state["weights"].items()}
+        self._inputs = {name: SubspaceState.from_state_dict(s) for name, s in state["inputs"].items()}
+        self._begin()
+
+    def _begin(self, log_seconds: float = 0.0) -> None:
+        """Get ready for the forward of step number `_step`; what writing the last record took counts to this one."""
+        self._values: dict[str, Tensor] = {}
+        self._arrays: dict[str, Tensor] = {}
+        self._output: Tensor | None = None
+        self._now = defaultdict(float, log=log_seconds)
+        self._capture.begin_step(self._step)
+        self._capture.armed = not self._paused and self._step % self._every == 0
+        self._clock = time.perf_counter() - log_seconds
+
+    def _on_output(self, model: nn.Module, args: tuple, output: object) -> None:
+        if self._capture.armed and model.training:
+            tensor = first_tensor(output)
+            self._output = None if tensor is None else tensor.detach()
+
+    def _on_source(self, kind: str, name: str, X: Tensor) -> None:
+        if kind in self._kinds:
+            with self._timed(kind), self._guarded(f"{kind}/{name}") as enabled:
+                if enabled:
+                    self._measure_spectrum(f"{kind}/{name}", spectrum(X))
+        if "align" in self._kinds and kind != "act":
+            with self._timed("align"), self._guarded(f"align/{name}") as enabled:
+                if enabled and kind == "weight":
+                    self._weights[name] = self._warm(X, self._weights.get(name))
+                elif enabled:
+                    self._measure_alignment(name, X)
+
+    def _measure_spectrum(self, key: str, s: Spectrum) -> None:
+        if s.reason:
+            self._explain(key, s.reason)
+        counts = rank_counts(s)
+        self._values.update(zip((f"{key}/rank", f"{key}/rank_lo", f"{key}/rank_hi"), counts, strict=True))
+        self._values[f"{key}/sigma_1"] = s.sigma[:1].sum()
+        for figure in self._figures:
+            self._values[f"{key}/{figure}"] = OF_SPECTRUM[figure](s)
+        self._arrays[f"{key}/sigma"] = s.sigma[:TOP]
+
+    def _measure_alignment(self, name: str, X: Tensor) -> None:
+        layer = name.partition("#")[0]
+        self._inputs[name] = self._warm(X, self._inputs.get(name))
+        result = alignment(self._weights[layer], self._inputs[name], TOP)
+        if result.reason:
+            self._explain(f"align/{name}", result.reason)
+        key = f"align/{name}"
+        self._values.update(
+            {
+                f"{key}/max": result.max,
+                f"{key}/diagonal": result.diagonal,
+                f"{key}/error": result.error,
+                f"{key}/chance": result.max.new_tensor(result.chance),
+            }
+        )
+        self._arrays[f"{key}/cosines"] = result.cosines
+
+    def _warm(self, X: Tensor, state: SubspaceState | None) -> SubspaceState:
+        """One call of the layer's own subspace; it starts over where the layer's width or device changed."""
+        if state is not None and (state.block.shape[0] != X.shape[1] or state.block.device != X.device):
+            state = None
+        return top_svd(X, TOP, state, seed=self._seed)
+
+    def _measure_gradients(self) -> None:
+        for layer in self._layers:
+            if layer.weight and layer.module.weight.grad is not None:
+                with self._guarded(f"grad/{layer.name}") as enabled:
+                    if enabled:
+                        self._measure_spectrum(f"grad/{layer.name}", spectrum(weight_matrix(layer.module.weight.grad)))
+            elif layer.weight and layer.module.weight.requires_grad:
+                self._explain(f"grad/{layer.name}", "no gradient at step(); call it before zero_grad()")
+
+    def _measure_logits(self, logits: Tensor, target: Tensor | None) -> None:
+        """Rank and norm of the logits [N, C] before the softmax, and rank after it at the loss's temperature."""
+        with self._guarded("logits") as enabled:
+            if enabled:
+                z = logits.detach()
+                z = z.movedim(1, -1).flatten(0, -2)
+                z = z if z.dtype in (torch.float32, torch.float64) else z.float()
+                before, after = spectrum(z), spectrum(torch.softmax(z / self._T, 1))
+                norm = z.double().norm()
+                self._values |= {"logits/norm": norm, "logits/norm_over_T": norm / self._T}
+                for key, s in (("rank", before), ("softmax_rank", after)):
+                    names = (f"logits/{key}", f"logits/{key}_lo", f"logits/{key}_hi")
+                    self._values.update(zip(names, rank_counts(s), strict=True))
+                self._arrays |= {"logits/sigma": before.sigma[:TOP], "logits/softmax_sigma": after.sigma[:TOP]}
+                if before.reason:
+                    self._explain("logits", before.reason)
+                if target is not None and target.ndim == logits.ndim - 1:
+                    self._values["train/accuracy"] = (logits.argmax(1) == target).double().mean()
+
+    def _write(self, step: int, scalars: dict[str, float | Tensor]) -> float:
+        """One copy to the host and one transaction, whose seconds are returned."""
+        self._values |= {f"train/{name}": torch.as_tensor(value).detach().double() for name, value in scalars.items()}
+        start = time.perf_counter()
+        flat = [v.reshape(-1).double() for v in (*self._values.values(), *self._arrays.values())]
+        device = next((v.device for v in flat if v.device.type != "cpu"), torch.device("cpu"))
+        host = torch.cat([v.to(device) for v in flat]).cpu() if flat else torch.empty(0, dtype=torch.float64)
+        values = dict(zip(self._values, host.tolist(), strict=False))
+        arrays, position = {}, len(values)
+        for key, array in self._arrays.items():
+            arrays[key] = host[position : position + array.numel()].reshape(array.shape).numpy()
+            position += array.numel()
+        self._now["copy"] += time.perf_counter() - start
+        elapsed = time.perf_counter() - self._clock
+        tracked = sum(self._now.values())
+        values |= {
+            "cost/track_ms": 1e3 * tracked,
+            "cost/step_ms": 1e3 * elapsed,
+            "cost/share": tracked / (elapsed - tracked) if elapsed > tracked else math.nan,
+        }
+        for kind, seconds in self._now.items():
+            self._spent[kind] += seconds
+        self._spent["step"] += elapsed
+        self._tracked_steps += 1
+        self.latest = values
+        start = time.perf_counter()
+        if self.log is not None:
+            self.log.log_step(step, values, arrays)
+        return time.perf_counter() - start
+
+    @contextmanager
+    def _timed(self, kind: str):
+        start = time.perf_counter()
+        yield
+        self._now[kind] += time.perf_counter() - start
+
+    @contextmanager
+    def _guarded(self, key: str):
+        """A failing metric is said once and left out from then on; training never stops for it."""
+        if key in self._disabled:
+            yield False
+            return
+        try:
+            yield True
+        except Exception as error:
+            self._disabled.add(key)
+            self._explain(key, f"disabled: {type(error).__name__}: {error}")
+            warnings.warn(f"fastrank: {key} is no longer measured: {error}", RuntimeWarning, stacklevel=3)
+
+    def _explain(self, key: str, reason: str) -> None:
+        """Record why a figure is missing or NaN, once until the reason changes."""
+        if self._reasons.get(key) != reason:
+            self._reasons[key] = reason
+            if self.log is not None and hasattr(self.log, "note"):
+                self.log.note(self._step, key, reason)
+
+
+def watch(
+    model: nn.Module,
+    layers: str | Iterable[str] = "*",
+    every: int = 1,
+    metrics: str | Iterable[str] = "default",
+    log: Any = None,
+    seed: int = 0,
+    *,
+    T: float | Tensor = 1.0,
+    mode: str = "flatten",
+    config: dict | None = None,
+) -> Watcher:
+    """Watch `model` while it trains: `with fastrank.watch(model, log="runs/a") as w: ...; w.step(target=y, loss=loss)`.
+
+    Args:
+        layers: shell globs over `named_modules()` names (wrappers' prefixes stripped); see `capture.select_layers`.
+        every: track each `every`-th step; the hooks return at once on the others.
+        metrics: "light" (activations, logits), "default" (and weights, gradients, alignment), "full" (every figure of
+            a spectrum), or a list of kinds among act, logits, weight, grad, align.
+        log: a directory for a new run database, a sink with `log_step(step, scalars, arrays)` (a RunWriter), or None.
+        seed: of every subsample and draw; the global generators are not touched.
+        T: the loss's temperature, for the rank after the softmax; a 0-d tensor may change from step to step.
+        mode: activations as "flatten" [B, features] (at most 10,000, a seeded subset), "channels" or "pool".
+        config: stored with a run that `log` opens.
+    Raises:
+        InputError: a glob that matches nothing, an unknown metric, every < 1, T <= 0, or a directory with a run in it.
+    """
+    return Watcher(model, layers, every, metrics, log, seed, T=T, mode=mode, config=config)
+
+
+def _parse_metrics(metrics: str | Iterable[str]) -> tuple[frozenset[str], tuple[str, ...]]:
+    if isinstance(metrics, str):
+        if metrics not in PRESETS:
+            raise InputError("metrics", f"{', '.join(PRESETS)} or a list of {', '.join(sorted(KINDS))}", repr(metrics))
+        return PRESETS[metrics]
+    kinds = frozenset(metrics)
+    if not kinds or kinds - KINDS:
+        raise InputError("metrics", f"some of {', '.join(sorted(KINDS))}", sorted(kinds - KINDS) or "none")
+    return kinds, BASIC
+
+
+def _open_log(log: Any, config: dict) -> tuple[Any, bool]:
+    if log is None or hasattr(log, "log_step"):
+        return log, False
+    if isinstance(log, str | PathLike):
+        return RunWriter(log, config), True
+    raise InputError("log", "a path, a sink with log_step(step, scalars, arrays), or None", type(log).__name__)

@@ -1,0 +1,158 @@
+"""Spectra and ranks against a float64 SVD: every bound holds, every interval contains the truth."""
+
+import math
+
+import pytest
+import torch
+
+from fastrank import InputError, matrix_rank, spectrum
+from fastrank.spectra import default_rtol, estimate_rank
+
+EPS32 = torch.finfo(torch.float32).eps
+
+
+def planted(n, d, sigma, dtype=torch.float32, seed=0):
+    """A matrix [n, d] with singular values `sigma` up to the rounding of its storage, and its true ones."""
+    g = torch.Generator().manual_seed(seed)
+    k = len(sigma)
+    U = torch.linalg.qr(torch.randn(n, k, generator=g, dtype=torch.float64))[0]
+    V = torch.linalg.qr(torch.randn(d, k, generator=g, dtype=torch.float64))[0]
+    A = ((U * torch.as_tensor(sigma, dtype=torch.float64)) @ V.T).to(dtype)
+    return A, torch.linalg.svdvals(A.double())
+
+
+FAMILIES = {
+    "exponential": lambda k: torch.logspace(0, -9, k, dtype=torch.float64),
+    "polynomial": lambda k: torch.arange(1, k + 1, dtype=torch.float64) ** -1.5,
+    "cliff": lambda k: torch.cat([torch.ones(k // 2), torch.full((k - k // 2,), 1e-7)]).double(),
+    "s_shaped": lambda k: 1 / (1 + torch.exp(torch.linspace(-12, 12, k, dtype=torch.float64))),
+    "near_tolerance": lambda k: torch.cat([torch.ones(1), 300 * EPS32 * (1 + torch.linspace(-1, 1, k - 1))]).double(),
+    "repeated": lambda k: torch.ones(k, dtype=torch.float64),
+    "huge": lambda k: 1e15 * torch.logspace(0, -6, k, dtype=torch.float64),
+    "tiny": lambda k: 1e-12 * torch.logspace(0, -6, k, dtype=torch.float64),
+}
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (128, 300), (300, 17), (5, 2000)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_singular_value_lies_within_its_bound(family, shape):
+    A, truth = planted(*shape, FAMILIES[family](min(shape)))
+    s = spectrum(A)
+    # The truth itself comes from a float64 SVD, good to a few u * sigma_1.
+    own = 16 * torch.finfo(torch.float64).eps * truth[0]
+    assert torch.all((s.sigma - truth).abs() <= s.bound + own)
+    # The Gram's last digits limit the smallest values only: the floor stays far below the default tolerance.
+    assert s.floor < default_rtol(*shape, torch.float32) / 2
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (128, 300), (300, 17)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_interval_contains_the_true_count_and_agrees_with_torch(family, shape):
+    A, truth = planted(*shape, FAMILIES[family](min(shape)))
+    r = matrix_rank(A)
+    tol = default_rtol(*shape, torch.float32) * truth[0]
+    count = int((truth > tol).sum())
+    assert r.lo <= count <= r.hi
+    assert r.lo <= int(r) <= r.hi
+    if not r.torch_ambiguous:
+        assert int(r) == int(torch.linalg.matrix_rank(A)) == count
+        assert r.exact
+
+
+@pytest.mark.parametrize("delta", [1e-2, 1e-3, 1e-4, 1e-5, 1e-6])
+@pytest.mark.parametrize("side", [-1, 1])
+def test_tolerance_ladder(delta, side):
+    """A singular value within a relative delta of the tolerance is counted right, or the interval says both."""
+    sigma = torch.tensor([1.0, 0.5, 0.1, 1e-3 * (1 + side * delta)], dtype=torch.float64)
+    A, truth = planted(100, 40, sigma)
+    r = matrix_rank(A, rtol=1e-3)
+    assert r.lo <= int((truth > 1e-3 * truth[0]).sum()) <= r.hi
+    if delta >= 1e-4:
+        assert r.exact
+
+
+def test_rank_limited_matrices_have_that_rank_exactly():
+    centred = torch.randn(200, 94, generator=torch.Generator().manual_seed(1))
+    centred -= centred.mean(1, keepdim=True)
+    assert int(matrix_rank(centred)) == 93
+    assert int(matrix_rank(torch.eye(33))) == 33
+    assert int(matrix_rank(torch.zeros(7, 9))) == 0
+    assert int(matrix_rank(torch.ones(50, 20))) == 1
+
+
+def test_float64_goes_through_the_svd_and_keeps_its_digits():
+    A, truth = planted(60, 50, torch.logspace(0, -13, 50, dtype=torch.float64), torch.float64)
+    s = spectrum(A)
+    assert s.method == "svd64"
+    assert int(matrix_rank(A)) == int(torch.linalg.matrix_rank(A))
+    assert torch.all((s.sigma - truth).abs() <= s.bound)
+
+
+def test_centred_and_uncentred_spectra():
+    A = torch.randn(200, 30, generator=torch.Generator().manual_seed(2)) + 1e3
+    truth = torch.linalg.svdvals(A.double() - A.double().mean(0))
+    s = spectrum(A, centered=True)
+    assert torch.all((s.sigma - truth).abs() <= s.bound + 1e-12 * truth[0])
+    assert spectrum(A).sigma[0] > 1e3
+
+
+def test_sixteen_bit_data_is_measured_as_stored_and_marked():
+    A = planted(256, 512, torch.logspace(0, -5, 256, dtype=torch.float64))[0].bfloat16()
+    r = matrix_rank(A)
+    truth = torch.linalg.svdvals(A.double())
+    assert r.lo <= int((truth > r.tol).sum()) <= r.hi
+    assert r.dtype_limited
+    assert not matrix_rank(torch.randn(20, 30)).dtype_limited
+
+
+def test_a_spectrum_asked_below_its_floor_refuses_instead_of_answering():
+    s = spectrum(planted(100, 40, torch.logspace(0, -3, 40, dtype=torch.float64))[0])
+    with pytest.raises(InputError, match="floor"):
+        matrix_rank(s, rtol=1e-9)
+    assert int(matrix_rank(s, rtol=1e-2)) == int((s.sigma > 1e-2 * s.sigma[0]).sum())
+
+
+def test_a_matrix_asked_below_the_gram_floor_escalates_to_the_svd():
+    A, truth = planted(100, 40, torch.logspace(0, -9, 40, dtype=torch.float64), torch.float32)
+    r = matrix_rank(A, rtol=1e-9)
+    assert int(r) == int((truth > 1e-9 * truth[0]).sum())
+    assert r.exact
+    assert not estimate_rank(spectrum(A), rtol=1e-9).exact
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_non_finite_values_are_named_and_confined_to_their_matrix(bad):
+    good, broken = torch.randn(20, 30), torch.randn(20, 30)
+    broken[3, 4] = bad
+    first, second = matrix_rank([broken, good])
+    assert math.isnan(first.rank) and "non-finite" in first.reason
+    with pytest.raises(ValueError, match="non-finite"):
+        int(first)
+    assert int(second) == 20 and second.exact
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0)])
+def test_empty_matrices_have_rank_zero(shape):
+    r = matrix_rank(torch.empty(shape))
+    assert (int(r), r.lo, r.hi) == (0, 0, 0)
+
+
+def test_the_curve_holds_the_count_at_every_tolerance():
+    s = spectrum(planted(80, 20, torch.logspace(0, -3, 20, dtype=torch.float64))[0])
+    rtol, rank = s.rank_curve()
+    for r, t in zip(rank.tolist(), rtol.tolist(), strict=True):
+        assert int((s.sigma > t * s.sigma[0]).sum()) == r
+
+
+@pytest.mark.parametrize(
+    ("argument", "call"),
+    [
+        ("A", lambda: matrix_rank(torch.randn(3))),
+        ("A", lambda: spectrum(torch.ones(3, 3, dtype=torch.int64))),
+        ("rtol", lambda: matrix_rank(torch.eye(3), rtol=-1.0)),
+        ("atol", lambda: matrix_rank(torch.eye(3), atol=math.nan)),
+    ],
+)
+def test_bad_arguments_are_named(argument, call):
+    with pytest.raises(InputError, match=rf"^{argument}: expected .*, got "):
+        call()

@@ -1,0 +1,161 @@
+"""Top-k subspaces against a float64 SVD: cold, warm, through a jump, and where the figures are not defined."""
+
+import math
+
+import pytest
+import torch
+
+from fastrank import InputError, alignment, top_svd
+from fastrank.subspace import SubspaceState
+
+
+def decaying(n, d, seed=0, power=0.7):
+    g = torch.Generator().manual_seed(seed)
+    U = torch.linalg.qr(torch.randn(n, min(n, d), generator=g, dtype=torch.float64))[0]
+    V = torch.linalg.qr(torch.randn(d, min(n, d), generator=g, dtype=torch.float64))[0]
+    sigma = torch.arange(1, min(n, d) + 1, dtype=torch.float64) ** -power
+    return ((U * sigma) @ V.T).float()
+
+
+def sine(v, w):
+    """Sine of the angle between unit vectors in float64, accurate for small angles too."""
+    v, w = v.double() / v.double().norm(), w.double() / w.double().norm()
+    return (v - w * (v @ w)).norm()
+
+
+def assert_within_its_own_bounds(state, A):
+    _, S, Vh = torch.linalg.svd(A.double(), full_matrices=False)
+    rounding = 16 * torch.finfo(torch.float32).eps
+    assert torch.all((state.S.double() - S[: state.k]).abs() <= state.residual.double() + rounding * S[0])
+    for i in range(state.k):
+        if not state.cluster[i]:
+            assert sine(state.Vh[i], Vh[i]) <= state.vector_error[i] + rounding
+    assert torch.allclose(state.Vh @ state.Vh.T, torch.eye(state.k), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(64, 576), (576, 64), (94, 512), (20, 9), (9, 300)])
+def test_cold_start_is_exact_where_a_side_is_small(shape):
+    A = decaying(*shape)
+    state = top_svd(A)
+    assert state.k == min(15, *shape)
+    assert_within_its_own_bounds(state, A)
+    assert state.residual.max() <= 1e-5 * state.S[0]
+
+
+def test_cold_range_finder_on_a_large_matrix():
+    A = decaying(1100, 1050, power=1.5)
+    state = top_svd(A)
+    S = torch.linalg.svdvals(A.double())
+    assert torch.all((state.S.double() - S[:15]).abs() <= state.residual.double() + 1e-6 * S[0])
+
+
+def test_warm_steps_follow_a_drift_better_than_its_size():
+    A = decaying(128, 576)
+    state = top_svd(A)
+    g = torch.Generator().manual_seed(3)
+    for _ in range(10):
+        A = A + 1e-3 * A.norm() / A.numel() ** 0.5 * torch.randn(A.shape, generator=g)
+        state = top_svd(A, state=state)
+    assert_within_its_own_bounds(state, A)
+    assert state.calls == 11
+
+
+def test_a_planted_jump_is_seen_in_the_call_in_which_it_happens():
+    A = decaying(128, 576)
+    state = top_svd(A)
+    for _ in range(3):
+        state = top_svd(A, state=state)
+    g = torch.Generator().manual_seed(4)
+    u, v = torch.randn(128, generator=g), torch.randn(576, generator=g)
+    jumped = A + 3 * torch.outer(u / u.norm(), v / v.norm())
+    after = top_svd(jumped, state=state)
+    _, S, Vh = torch.linalg.svd(jumped.double(), full_matrices=False)
+    assert abs(float(after.S[0]) - float(S[0])) < 1e-3 * float(S[0])
+    assert sine(after.Vh[0], Vh[0]) < 1e-2
+
+
+def test_equal_singular_values_are_flagged_as_a_cluster():
+    sigma = torch.cat([torch.tensor([4.0, 2.0, 1.0, 1.0]), torch.full((16,), 0.1)])
+    A = torch.zeros(20, 40)
+    A[torch.arange(20), torch.arange(20)] = sigma
+    state = top_svd(A, k=4)
+    assert state.cluster.tolist() == [False, False, True, True]
+    assert state.vector_error[2:].tolist() == [1.0, 1.0]
+
+
+def test_the_number_of_rows_may_change_between_calls():
+    state = None
+    for n in (5, 128, 3, 64):
+        A = decaying(n, 50, seed=n)
+        state = top_svd(A, state=state)
+        assert state.k == min(15, n)
+        assert torch.isfinite(state.S).all()
+
+
+def test_non_finite_data_is_named_and_the_next_call_recovers():
+    A = decaying(30, 40)
+    state = top_svd(A)
+    broken = A.clone()
+    broken[0, 0] = math.nan
+    bad = top_svd(broken, state=state)
+    assert bad.reason and bad.S.isnan().all()
+    again = top_svd(A, state=bad)
+    assert_within_its_own_bounds(again, A)
+
+
+def test_global_random_state_is_untouched_and_draws_repeat():
+    A = decaying(1100, 1050)
+    before = torch.get_rng_state()
+    first, second = top_svd(A, seed=5), top_svd(A, seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first.S, second.S)
+
+
+def test_surrounding_precision_settings_do_not_reach_the_measurement():
+    A = decaying(128, 576)
+    plain = top_svd(A)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            inside = top_svd(A)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert torch.equal(plain.S, inside.S)
+
+
+def test_state_survives_a_state_dict():
+    A = decaying(40, 60)
+    state = top_svd(A)
+    restored = SubspaceState.from_state_dict(state.state_dict())
+    assert torch.equal(top_svd(A, state=state).S, top_svd(A, state=restored).S)
+
+
+def test_alignment_of_planted_vectors():
+    g = torch.Generator().manual_seed(0)
+    V = torch.linalg.qr(torch.randn(60, 6, generator=g))[0]
+    scale = torch.tensor([6.0, 5.0, 4.0, 3.0, 2.0, 1.0])
+    W = torch.linalg.qr(torch.randn(30, 6, generator=g))[0] * scale @ V.T
+    A = torch.linalg.qr(torch.randn(50, 6, generator=g))[0] * scale @ V.T
+    result = alignment(W, A, k=6)
+    assert torch.allclose(result.cosines, torch.eye(6), atol=1e-4)
+    assert result.max > 0.9999 and result.diagonal > 0.9999
+    assert result.error < 1e-3
+    assert result.chance == pytest.approx(math.sqrt(2 * math.log(36) / 60))
+    other = torch.linalg.qr(torch.cat([V, torch.randn(60, 6, generator=g)], 1))[0][:, 6:]
+    assert alignment(W, torch.linalg.qr(torch.randn(50, 6, generator=g))[0] * scale @ other.T, k=6).max < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("argument", "call"),
+    [
+        ("A", lambda: top_svd(torch.randn(3))),
+        ("k", lambda: top_svd(torch.eye(3), k=0)),
+        ("state", lambda: top_svd(torch.eye(3), state=top_svd(torch.eye(4)))),
+        ("state", lambda: top_svd([torch.eye(3)], state=[])),
+        ("A", lambda: alignment(torch.randn(4, 5), torch.randn(4, 6))),
+    ],
+)
+def test_bad_arguments_are_named(argument, call):
+    with pytest.raises(InputError, match=rf"^{argument}: expected .*, got "):
+        call()
