@@ -6,6 +6,8 @@
 namespace py = pybind11;
 
 namespace fastrank {
+void bind_gram(py::module_& m);
+void bind_tempered_ce(py::module_& m);
 }  // namespace fastrank
 
 PYBIND11_MODULE(_core, m) {
@@ -17,4 +19,6 @@ PYBIND11_MODULE(_core, m) {
 #else
   m.attr("cuda") = false;
 #endif
+  fastrank::bind_gram(m);
+  fastrank::bind_tempered_ce(m);
 }

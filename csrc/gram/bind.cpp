@@ -1,0 +1,93 @@
+// Python bindings of the Gram kernels: addresses, sizes and strides as integers; the GIL is released while they run.
+#include <pybind11/pybind11.h>
+
+#include "common/simd.h"
+#include "gram/gram.h"
+#include "gram/schedule.h"
+
+namespace py = pybind11;
+
+namespace fastrank {
+namespace {
+
+using gram::DType;
+using gram::Kernels;
+using gram::Matrix;
+
+const Kernels& kernels_of(bool fast) {
+#if defined(__x86_64__)
+  switch (isa()) {
+    case Isa::avx512: return fast ? gram::isa_avx512::kFast : gram::isa_avx512::kExact;
+    case Isa::avx2: return fast ? gram::isa_avx2::kFast : gram::isa_avx2::kExact;
+    default: break;
+  }
+#endif
+  return fast ? gram::isa_scalar::kFast : gram::isa_scalar::kExact;
+}
+
+// rows x columns of `dtype`; see gram.h for the strides (in elements).
+Matrix matrix(uintptr_t data, int dtype, int64_t rows, int64_t columns, int64_t inner, int64_t stride_outer,
+              int64_t stride_inner, int64_t stride_column) {
+  return {reinterpret_cast<const void*>(data), static_cast<DType>(dtype), rows, columns, inner, stride_outer,
+          stride_inner, stride_column};
+}
+
+void accumulate_cpu(uintptr_t data, int dtype, int64_t rows, int64_t columns, int64_t inner, int64_t stride_outer,
+                    int64_t stride_inner, int64_t stride_column, uintptr_t shift, uintptr_t c, int64_t ldc,
+                    uintptr_t total, bool fast, int threads) {
+  gram::accumulate(kernels_of(fast), fast,
+                   matrix(data, dtype, rows, columns, inner, stride_outer, stride_inner, stride_column),
+                   reinterpret_cast<const double*>(shift),
+                   {reinterpret_cast<double*>(c), ldc, reinterpret_cast<double*>(total)}, threads);
+}
+
+#ifdef FASTRANK_WITH_CUDA
+void accumulate_cuda(uintptr_t data, int dtype, int64_t rows, int64_t columns, int64_t inner, int64_t stride_outer,
+                     int64_t stride_inner, int64_t stride_column, uintptr_t shift, uintptr_t c, int64_t ldc,
+                     uintptr_t total, bool fast, uintptr_t workspace, uintptr_t stream) {
+  gram::accumulate_cuda(matrix(data, dtype, rows, columns, inner, stride_outer, stride_inner, stride_column),
+                        reinterpret_cast<const double*>(shift), reinterpret_cast<double*>(c), ldc,
+                        reinterpret_cast<double*>(total), fast, reinterpret_cast<double*>(workspace),
+                        reinterpret_cast<void*>(stream));
+}
+
+void mirror_cuda(uintptr_t address, int64_t size, uintptr_t stream) {
+  gram::mirror_cuda(reinterpret_cast<double*>(address), size, reinterpret_cast<void*>(stream));
+}
+#endif
+
+void mirror_cpu(uintptr_t address, int64_t size) {
+  double* const c = reinterpret_cast<double*>(address);
+  constexpr int64_t tile = 32;  // both sides of a 32 x 32 tile stay in L1
+  for (int64_t i0 = 0; i0 < size; i0 += tile)
+    for (int64_t j0 = 0; j0 <= i0; j0 += tile)
+      for (int64_t i = i0; i < std::min(size, i0 + tile); ++i)
+        for (int64_t j = j0; j < std::min(i, j0 + tile); ++j) c[j * size + i] = c[i * size + j];
+}
+
+py::tuple pair(gram::Depth depth) { return py::make_tuple(depth.before, depth.adds); }
+
+}  // namespace
+
+void bind_gram(py::module_& m) {
+  const auto release = py::call_guard<py::gil_scoped_release>();
+  m.def("gram_accumulate_cpu", &accumulate_cpu, release,
+        "lower(C) += A^T A and total += column sums of A, for A = data - shift; in fp64, row stride ldc");
+  m.def("gram_mirror_cpu", &mirror_cpu, release, "copy the lower triangle of a contiguous fp64 [size, size] matrix to the upper");
+  m.def(
+      "gram_depth_cpu",
+      [](int64_t rows, int64_t columns, bool fast) { return pair(gram::Plan(rows, columns, fast).depth(rows, fast)); },
+      "(before, adds): the most fp64 roundings of one product of gram_accumulate_cpu; see Depth in gram.h");
+  m.attr("gram_fast_chunk") = gram::kFastChunk;
+#ifdef FASTRANK_WITH_CUDA
+  m.def("gram_accumulate_cuda", &accumulate_cuda, release, "gram_accumulate_cpu on a CUDA stream");
+  m.def("gram_workspace_cuda", &gram::workspace_cuda, "doubles of workspace that gram_accumulate_cuda needs");
+  m.def(
+      "gram_depth_cuda",
+      [](int64_t rows, int64_t columns, bool fast) { return pair(gram::depth_cuda(rows, columns, fast)); },
+      "gram_depth_cpu for gram_accumulate_cuda");
+  m.def("gram_mirror_cuda", &mirror_cuda, release, "gram_mirror_cpu on a CUDA stream");
+#endif
+}
+
+}  // namespace fastrank

@@ -1,0 +1,71 @@
+// Launches of the Gram kernels on the caller's stream: no synchronisation, no allocation.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "gram/gram.h"
+#include "gram/kernels.cuh"
+
+namespace fastrank {
+namespace gram {
+namespace {
+
+using device::Cut;
+using device::Problem;
+
+void check_launch(const char* kernel) {
+  const cudaError_t error = cudaGetLastError();
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string("launch of ") + kernel + " failed: " + cudaGetErrorString(error));
+}
+
+template <class In>
+void launch_tiles(const Problem& p, bool fast, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(p.tiles), static_cast<unsigned>(p.splits));
+  if constexpr (sizeof(In) < sizeof(double)) {
+    if (fast) {
+      device::gram_tiles<In, float><<<grid, device::kThreads, 0, stream>>>(p);
+      return;
+    }
+  }
+  device::gram_tiles<In, double><<<grid, device::kThreads, 0, stream>>>(p);
+}
+
+}  // namespace
+
+int64_t workspace_cuda(int64_t rows, int64_t columns) { return Cut(rows, columns).workspace(); }
+
+Depth depth_cuda(int64_t rows, int64_t columns, bool fast) { return Cut(rows, columns).depth(rows, fast); }
+
+void accumulate_cuda(const Matrix& a, const double* shift, double* c, int64_t ldc, double* total, bool fast,
+                     double* workspace, void* stream_address) {
+  const Cut cut(a.rows, a.columns);
+  if (a.rows == 0 || a.columns == 0) return;
+  const auto stream = static_cast<cudaStream_t>(stream_address);
+  const Problem p = {a, shift, c, ldc, total, workspace, cut.tiles, cut.tile_rows, cut.splits, cut.rows_per_split};
+  switch (a.dtype) {
+    case DType::f64: launch_tiles<double>(p, fast, stream); break;
+    case DType::f32: launch_tiles<float>(p, fast, stream); break;
+    case DType::bf16: launch_tiles<__nv_bfloat16>(p, fast, stream); break;
+    case DType::f16: launch_tiles<__half>(p, fast, stream); break;
+  }
+  check_launch("gram_tiles");
+  if (cut.splits > 1) {
+    device::gram_reduce<<<static_cast<unsigned>(cut.tiles), device::kThreads, 0, stream>>>(p);
+    check_launch("gram_reduce");
+  }
+}
+
+void mirror_cuda(double* c, int64_t size, void* stream_address) {
+  const int64_t side = device::ceil_div(size, 32);
+  if (side == 0) return;
+  device::gram_mirror<<<static_cast<unsigned>(side * (side + 1) / 2), device::kThreads, 0,
+                        static_cast<cudaStream_t>(stream_address)>>>(c, size);
+  check_launch("gram_mirror");
+}
+
+}  // namespace gram
+}  // namespace fastrank

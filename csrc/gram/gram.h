@@ -1,0 +1,73 @@
+// Gram matrices: C[i][j] += sum_k a(k, i) a(k, j) for i >= j, with fp64 results.
+//
+// One problem serves both ops. gram_accumulate_ sums over the rows of X, so a(k, i) = X[k][i] - shift[i];
+// gram_dual sums over its columns, so a(k, i) = X[i][k]. Matrix holds the strides, and nothing is copied first.
+//
+// The CPU path packs a chunk of rows into panels (converting, shifting and summing on the way) and multiplies the
+// panels; cpu.cpp has both steps, once per instruction set, and schedule.h spreads them over threads.
+#pragma once
+
+#include <stdint.h>
+
+namespace fastrank {
+namespace gram {
+
+enum class DType : int { f64 = 0, f32 = 1, bf16 = 2, f16 = 3 };
+
+// a(k, i) lies at data + (k / inner) * stride_outer + (k % inner) * stride_inner + i * stride_column, in elements.
+// A channel view [B, d, S] has rows = B * S and inner = S; a plain matrix has inner = rows.
+struct Matrix {
+  const void* data;
+  DType dtype;
+  int64_t rows, columns, inner;
+  int64_t stride_outer, stride_inner, stride_column;
+};
+
+// Exact: fp64 products and sums (a product of two fp32 or 16-bit numbers is exact there).
+// Fast: fp32 products and sums inside a chunk, fp64 across chunks. fp64 input is always exact.
+constexpr int64_t kExactChunk = 256;
+constexpr int64_t kFastChunk = 128;
+
+// The most fp64 roundings that one product goes through: `before` on its way to C, and `adds` additions to each number
+// of C. Error bounds are made of these (kernels/gram/bound.py).
+struct Depth {
+  int64_t before, adds;
+};
+
+// Panel p of a packed chunk holds columns [p * lanes, (p + 1) * lanes): row k of it is `lanes` numbers at
+// packed + p * panel_stride + k * lanes (in elements). Columns beyond the matrix are zeros.
+struct Kernels {
+  int64_t lanes;         // columns in a panel
+  int64_t element_size;  // bytes of a packed number: 8 exact, 4 fast
+
+  // Packs rows [row, row + count) of panels [first, last). `sums` (may be null; else indexed by column, written, not
+  // added to) gets sum_k a(k, i); `shift` (may be null) is subtracted from every row.
+  void (*pack)(const Matrix& a, const double* shift, int64_t row, int64_t count, int64_t first, int64_t last,
+               void* packed, int64_t panel_stride, double* sums);
+
+  // c[i * ldc + j] = or += sum over the chunk's `count` rows, for i in [i0, i1), j in [j0, j1), j <= i.
+  // i0 and j0 are multiples of `lanes`; i1, j1 are multiples or the matrix's edge.
+  void (*multiply)(const void* packed, int64_t panel_stride, int64_t count, int64_t i0, int64_t i1, int64_t j0,
+                   int64_t j1, double* c, int64_t ldc, bool add);
+};
+
+#define FASTRANK_GRAM_DECLARE(isa)  \
+  namespace isa {                   \
+  extern const Kernels kExact;      \
+  extern const Kernels kFast;       \
+  }
+FASTRANK_GRAM_DECLARE(isa_scalar)
+FASTRANK_GRAM_DECLARE(isa_avx2)
+FASTRANK_GRAM_DECLARE(isa_avx512)
+#undef FASTRANK_GRAM_DECLARE
+
+// CUDA (cuda.cu). `workspace` has workspace_cuda(rows, columns) doubles; `stream` is a cudaStream_t. A failed launch
+// throws std::runtime_error with the kernel's name.
+int64_t workspace_cuda(int64_t rows, int64_t columns);
+Depth depth_cuda(int64_t rows, int64_t columns, bool fast);
+void accumulate_cuda(const Matrix& a, const double* shift, double* c, int64_t ldc, double* total, bool fast,
+                     double* workspace, void* stream);
+void mirror_cuda(double* c, int64_t size, void* stream);
+
+}  // namespace gram
+}  // namespace fastrank

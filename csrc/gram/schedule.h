@@ -1,0 +1,183 @@
+// How a CPU Gram product is cut into tasks. The cut depends on the shape and the mode only, never on the number of
+// threads, and every number of C is added up in one fixed order: results are the same bits at any thread count.
+//
+// Narrow (columns <= kNarrow): the packed chunk fits in a core's L2, so a task owns a range of rows ("split"), packs
+// and multiplies it chunk by chunk into a triangle of its own, and the triangles are added in order.
+// Wide: a slab of chunks is packed into one shared buffer, then tasks own square blocks of C and run through the
+// slab's chunks; C itself is the accumulator, so memory does not grow with the number of tasks.
+#pragma once
+
+#include <stdlib.h>
+
+#include <algorithm>
+#include <new>
+
+#include "common/parallel.h"
+#include "gram/gram.h"
+
+namespace fastrank {
+namespace gram {
+
+constexpr int64_t kNarrow = 256;               // 256 columns x 256 rows x 8 bytes = 512 KiB, a quarter of a 2 MiB L2
+constexpr int64_t kSplitChunks = 4;            // chunks of a split: enough to pay for adding its triangle up
+constexpr int64_t kMaxSplits = 16;             // at most 16 triangles of 256^2 fp64: 8 MiB
+constexpr int64_t kBlock = 128;                // wide: side of a block of C; a multiple of every ISA's lanes
+constexpr int64_t kPackPanels = 4;             // wide: panels packed by one task
+constexpr int64_t kSlabBytes = int64_t{8} << 20;
+constexpr int64_t kKeepBytes = int64_t{8} << 20;  // larger workspaces are given back after the call
+constexpr int64_t kSerialWork = int64_t{1} << 20;  // rows * columns^2 below which waking a thread costs more than it saves
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+struct Plan {
+  bool narrow;
+  int64_t chunk, chunks, chunks_per_task, tasks;  // tasks: splits (narrow) or slabs (wide)
+
+  Plan(int64_t rows, int64_t columns, bool fast) {
+    chunk = fast ? kFastChunk : kExactChunk;
+    chunks = ceil_div(rows, chunk);
+    narrow = columns <= kNarrow;
+    if (narrow) {
+      chunks_per_task = std::max(kSplitChunks, ceil_div(chunks, kMaxSplits));
+    } else {
+      const int64_t chunk_bytes = chunk * columns * (fast ? 4 : 8);
+      chunks_per_task = std::max<int64_t>(1, kSlabBytes / chunk_bytes);
+    }
+    tasks = ceil_div(chunks, chunks_per_task);
+  }
+
+  Depth depth(int64_t rows, bool fast) const {
+    const int64_t in_chunk = fast ? 0 : std::min(rows, chunk);
+    if (narrow && tasks > 1) return {in_chunk + chunks_per_task - 1 + tasks - 1, 1};
+    return {in_chunk, chunks};
+  }
+};
+
+// Grow-only scratch of one thread; not zeroed.
+class Workspace {
+ public:
+  ~Workspace() { free(data_); }
+  void* get(int64_t bytes) {
+    if (bytes > size_) {
+      free(data_);
+      size_ = 0;
+      data_ = aligned_alloc(64, static_cast<size_t>(ceil_div(bytes, 64) * 64));
+      if (!data_) throw std::bad_alloc();
+      size_ = bytes;
+    }
+    return data_;
+  }
+  void trim() {
+    if (size_ <= kKeepBytes) return;
+    free(data_);
+    data_ = nullptr;
+    size_ = 0;
+  }
+
+ private:
+  void* data_ = nullptr;
+  int64_t size_ = 0;
+};
+
+struct Output {
+  double* c;       // [columns, columns], lower triangle, row stride ldc
+  int64_t ldc;
+  double* total;   // [columns] += sum_k a(k, i), or null
+};
+
+inline void run_narrow(const Kernels& kernels, const Plan& plan, const Matrix& a, const double* shift, const Output& out,
+                       int threads) {
+  static thread_local Workspace partial_space;
+  const int64_t m = a.columns, panels = ceil_div(m, kernels.lanes), stride = plan.chunk * kernels.lanes;
+  const bool direct = plan.tasks == 1;  // then C itself is the triangle
+  const int64_t partial_size = m * m + m;  // a triangle and, after it, column sums
+  // A task's own chunk sums come first: [tasks, m].
+  double* const chunk_sums = static_cast<double*>(
+      partial_space.get(static_cast<int64_t>(sizeof(double)) * plan.tasks * (m + (direct ? m : partial_size))));
+  double* const partials = chunk_sums + plan.tasks * m;
+
+  parallel_for(plan.tasks, threads, [&](int64_t task) {
+    static thread_local Workspace pack_space;
+    void* packed = pack_space.get(panels * stride * kernels.element_size);
+    double* const mine = partials + task * partial_size;
+    double* const c = direct ? out.c : mine;
+    double* const sums = direct ? partials : mine + m * m;
+    double* const chunk_sum = out.total ? chunk_sums + task * m : nullptr;
+    std::fill(sums, sums + m, 0.0);
+    const int64_t last = std::min(plan.chunks, (task + 1) * plan.chunks_per_task);
+    for (int64_t chunk = task * plan.chunks_per_task; chunk < last; ++chunk) {
+      const int64_t row = chunk * plan.chunk, count = std::min(plan.chunk, a.rows - row);
+      kernels.pack(a, shift, row, count, 0, panels, packed, stride, chunk_sum);
+      if (chunk_sum)
+        for (int64_t i = 0; i < m; ++i) sums[i] += chunk_sum[i];
+      kernels.multiply(packed, stride, count, 0, m, 0, m, c, direct ? out.ldc : m,
+                       direct || chunk > task * plan.chunks_per_task);
+    }
+  });
+
+  if (out.total) {
+    double* const sums = direct ? partials : partials + m * m;
+    for (int64_t task = 1; task < plan.tasks; ++task)
+      for (int64_t i = 0; i < m; ++i) sums[i] += sums[task * partial_size + i];
+    for (int64_t i = 0; i < m; ++i) out.total[i] += sums[i];
+  }
+  if (!direct) {
+    constexpr int64_t rows_per_task = 32;
+    parallel_for(ceil_div(m, rows_per_task), threads, [&](int64_t block) {
+      for (int64_t i = block * rows_per_task; i < std::min(m, (block + 1) * rows_per_task); ++i) {
+        double* to = partials + i * m;  // the first triangle takes the others up, in order; C is added once
+        for (int64_t task = 1; task < plan.tasks; ++task) {
+          const double* from = partials + task * partial_size + i * m;
+          for (int64_t j = 0; j <= i; ++j) to[j] += from[j];
+        }
+        for (int64_t j = 0; j <= i; ++j) out.c[i * out.ldc + j] += to[j];
+      }
+    });
+  }
+  partial_space.trim();
+}
+
+inline void run_wide(const Kernels& kernels, const Plan& plan, const Matrix& a, const double* shift, const Output& out,
+                     int threads) {
+  static thread_local Workspace space;
+  const int64_t m = a.columns, panels = ceil_div(m, kernels.lanes), stride = plan.chunk * kernels.lanes;
+  const int64_t chunk_bytes = panels * stride * kernels.element_size;
+  const int64_t slab_chunks = std::min(plan.chunks, plan.chunks_per_task);
+  char* const packed = static_cast<char*>(
+      space.get(slab_chunks * (chunk_bytes + static_cast<int64_t>(sizeof(double)) * m)));
+  double* const sums = reinterpret_cast<double*>(packed + slab_chunks * chunk_bytes);  // [slab_chunks, m]
+  const int64_t pack_tasks = ceil_div(panels, kPackPanels), blocks = ceil_div(m, kBlock);
+
+  for (int64_t first = 0; first < plan.chunks; first += slab_chunks) {
+    const int64_t chunks = std::min(slab_chunks, plan.chunks - first);
+    auto rows_of = [&](int64_t chunk) { return std::min(plan.chunk, a.rows - (first + chunk) * plan.chunk); };
+    parallel_for(chunks * pack_tasks, threads, [&](int64_t task) {
+      const int64_t chunk = task / pack_tasks, panel = task % pack_tasks * kPackPanels;
+      kernels.pack(a, shift, (first + chunk) * plan.chunk, rows_of(chunk), panel, std::min(panels, panel + kPackPanels),
+                   packed + chunk * chunk_bytes, stride, out.total ? sums + chunk * m : nullptr);
+    });
+    if (out.total)
+      for (int64_t chunk = 0; chunk < chunks; ++chunk)
+        for (int64_t i = 0; i < m; ++i) out.total[i] += sums[chunk * m + i];
+    parallel_for(blocks * (blocks + 1) / 2, threads, [&](int64_t task) {
+      int64_t i = 0, j = task;  // row by row through the triangle of blocks
+      while (j > i) j -= ++i;
+      for (int64_t chunk = 0; chunk < chunks; ++chunk)
+        kernels.multiply(packed + chunk * chunk_bytes, stride, rows_of(chunk), i * kBlock,
+                         std::min(m, (i + 1) * kBlock), j * kBlock, std::min(m, (j + 1) * kBlock), out.c, out.ldc,
+                         true);
+    });
+  }
+  space.trim();
+}
+
+inline void accumulate(const Kernels& kernels, bool fast, const Matrix& a, const double* shift, const Output& out,
+                       int threads) {
+  if (a.rows == 0 || a.columns == 0) return;
+  const Plan plan(a.rows, a.columns, fast);
+  if (a.columns * a.columns < kSerialWork / std::min(a.rows, kSerialWork)) threads = 1;
+  plan.narrow ? run_narrow(kernels, plan, a, shift, out, threads) : run_wide(kernels, plan, a, shift, out, threads);
+}
+
+}  // namespace gram
+}  // namespace fastrank

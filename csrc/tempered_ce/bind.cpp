@@ -1,0 +1,181 @@
+// Python's entry to the tempered cross-entropy: checks labels and temperatures, splits rows over threads, reduces.
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <memory>
+
+#include "common/parallel.h"
+#include "tempered_ce/tempered_ce.h"
+
+namespace py = pybind11;
+
+namespace fastrank {
+namespace {
+
+// Below this many logits a call stays on its own thread: waking another costs about as much as the work.
+constexpr int64_t kSerialElements = 1 << 15;
+// Logits in one task: small enough to balance, large enough that handing it out costs nothing.
+constexpr int64_t kTaskElements = 1 << 14;
+
+using Kernel = void (*)(const CrossEntropy&, int64_t, int64_t, void*);
+
+Kernel forward_kernel() {
+#if defined(__x86_64__)
+  if (isa() == Isa::avx512) return isa_avx512::cross_entropy_forward;
+  if (isa() == Isa::avx2) return isa_avx2::cross_entropy_forward;
+#endif
+  return isa_scalar::cross_entropy_forward;
+}
+
+Kernel backward_kernel() {
+#if defined(__x86_64__)
+  if (isa() == Isa::avx512) return isa_avx512::cross_entropy_backward;
+  if (isa() == Isa::avx2) return isa_avx2::cross_entropy_backward;
+#endif
+  return isa_scalar::cross_entropy_backward;
+}
+
+void over_rows(Kernel kernel, const CrossEntropy& op, bool needs_scratch, int threads) {
+  const int64_t rows = op.row_count();
+  const int64_t per_task = std::max<int64_t>(1, kTaskElements / op.c / kTileRows) * kTileRows;
+  const int64_t step = op.c >= kTaskElements ? 1 : per_task;
+  const int64_t acc = op.dtype == Dtype::f64 ? 8 : 4;
+  if (rows * op.c <= kSerialElements) threads = 1;
+  parallel_for((rows + step - 1) / step, threads, [&](int64_t task) {
+    const int64_t begin = task * step, end = std::min(rows, begin + step);
+    std::unique_ptr<char[]> scratch;
+    if (needs_scratch) scratch.reset(new char[std::min<int64_t>(kTileRows, end - begin) * op.c * acc]);
+    kernel(op, begin, end, scratch.get());
+  });
+}
+
+struct Fault {
+  enum Kind { none, label, temperature } kind = none;
+  int64_t at = 0;  // the row of a label, the n of a temperature
+};
+
+template <class A> Fault first_fault(const CrossEntropy& op) {
+  for (int64_t r = 0; r < op.row_count(); ++r) {
+    const int64_t label = op.target[r];
+    if (label != op.ignore_index && (label < 0 || label >= op.c)) return {Fault::label, r};
+  }
+  if (const A* const T = static_cast<const A*>(op.temperature)) {
+    const int64_t count = op.temperature_stride ? op.n : 1;
+    for (int64_t i = 0; i < count; ++i)
+      if (!(T[i] > 0 && std::isfinite(T[i]))) return {Fault::temperature, i};
+  }
+  return {};
+}
+
+Fault first_fault_any(const CrossEntropy& op) {
+  return op.dtype == Dtype::f64 ? first_fault<double>(op) : first_fault<float>(op);
+}
+
+// Sums rows in order and in double, so that the number of threads changes nothing.
+template <class A> void reduce(const CrossEntropy& op, bool mean, void* result, void* denominator) {
+  double loss = 0, weight = 0;
+  for (int64_t r = 0; r < op.row_count(); ++r) {
+    if (op.target[r] == op.ignore_index) continue;
+    loss += static_cast<const A*>(op.loss)[r];
+    weight += op.weight ? static_cast<const A*>(op.weight)[op.target[r]] : A(1);
+  }
+  *static_cast<A*>(result) = static_cast<A>(mean ? loss / weight : loss);
+  *static_cast<A*>(denominator) = static_cast<A>(mean ? weight : 1);
+}
+
+template <class A> double total(const A* values, int64_t count) {
+  double sum = 0;
+  for (int64_t i = 0; i < count; ++i) sum += values[i];
+  return sum;
+}
+
+void* address(uintptr_t p) { return reinterpret_cast<void*>(p); }
+
+// The arguments that forward and backward share.
+CrossEntropy describe(int dtype, uintptr_t logits, py::tuple sizes, py::tuple strides, uintptr_t target,
+                      int64_t ignore_index, uintptr_t weight, double smoothing, uintptr_t temperature,
+                      int64_t temperature_stride, double temperature_value, uintptr_t rows) {
+  CrossEntropy op{};
+  op.dtype = static_cast<Dtype>(dtype);
+  op.n = sizes[0].cast<int64_t>(), op.c = sizes[1].cast<int64_t>(), op.d = sizes[2].cast<int64_t>();
+  op.stride_n = strides[0].cast<int64_t>(), op.stride_c = strides[1].cast<int64_t>();
+  op.stride_d = strides[2].cast<int64_t>();
+  op.logits = address(logits);
+  op.target = static_cast<const int64_t*>(address(target));
+  op.ignore_index = ignore_index;
+  op.weight = address(weight);
+  op.smoothing = smoothing;
+  op.temperature = address(temperature);
+  op.temperature_stride = temperature_stride;
+  op.temperature_value = temperature_value;
+  op.rows = address(rows);
+  op.weight_sum = !op.weight ? static_cast<double>(op.c)
+                  : op.dtype == Dtype::f64 ? total(static_cast<const double*>(op.weight), op.c)
+                                           : total(static_cast<const float*>(op.weight), op.c);
+  if (op.c == 1) op.stride_c = 1;
+  return op;
+}
+
+py::tuple answer(Fault fault) { return py::make_tuple(static_cast<int>(fault.kind), fault.at); }
+
+}  // namespace
+
+void bind_tempered_ce(py::module_& m) {
+  m.def(
+      "tempered_ce_forward",
+      [](int dtype, uintptr_t logits, py::tuple sizes, py::tuple strides, uintptr_t target, int64_t ignore_index,
+         uintptr_t weight, double smoothing, uintptr_t temperature, int64_t temperature_stride,
+         double temperature_value, uintptr_t rows, bool stats, uintptr_t loss, int reduction, uintptr_t denominator,
+         int threads) {
+        CrossEntropy op = describe(dtype, logits, sizes, strides, target, ignore_index, weight, smoothing,
+                                   temperature, temperature_stride, temperature_value, rows);
+        op.stats = stats;
+        Fault fault;
+        {
+          py::gil_scoped_release release;
+          fault = first_fault_any(op);
+          if (fault.kind == Fault::none) {
+            const bool wide = op.dtype == Dtype::f64;
+            std::unique_ptr<char[]> unreduced;
+            if (reduction != 0) unreduced.reset(new char[op.row_count() * (wide ? 8 : 4)]);
+            op.loss = reduction != 0 ? unreduced.get() : address(loss);
+            over_rows(forward_kernel(), op, op.stride_c != 1, threads);
+            if (reduction != 0)
+              (wide ? reduce<double> : reduce<float>)(op, reduction == 1, address(loss), address(denominator));
+          }
+        }
+        return answer(fault);
+      },
+      "(fault kind, row) with kind 0 none, 1 a label outside [0, C), 2 a temperature that is not finite and > 0.\n"
+      "reduction: 0 none (loss: [N * D]), 1 mean, 2 sum (loss: one value); denominator: what the\nmean divides by, 1 for a sum, untouched for none.");
+  m.def(
+      "tempered_ce_backward",
+      [](int dtype, uintptr_t logits, py::tuple sizes, py::tuple strides, uintptr_t target, int64_t ignore_index,
+         uintptr_t weight, double smoothing, uintptr_t temperature, int64_t temperature_stride,
+         double temperature_value, uintptr_t rows, uintptr_t grad_loss, int64_t grad_loss_stride,
+         uintptr_t denominator, uintptr_t grad, py::tuple grad_strides, int threads) {
+        CrossEntropy op = describe(dtype, logits, sizes, strides, target, ignore_index, weight, smoothing,
+                                   temperature, temperature_stride, temperature_value, rows);
+        op.grad_loss = address(grad_loss);
+        op.grad_loss_stride = grad_loss_stride;
+        op.grad_scale = 1 / (op.dtype == Dtype::f64 ? *static_cast<const double*>(address(denominator))
+                                                    : *static_cast<const float*>(address(denominator)));
+        op.grad = address(grad);
+        op.grad_stride_n = grad_strides[0].cast<int64_t>();
+        op.grad_stride_c = op.c == 1 ? 1 : grad_strides[1].cast<int64_t>();
+        op.grad_stride_d = grad_strides[2].cast<int64_t>();
+        Fault fault;
+        {
+          py::gil_scoped_release release;
+          fault = first_fault_any(op);
+          if (fault.kind == Fault::none)
+            over_rows(backward_kernel(), op, op.stride_c != 1 || op.grad_stride_c != 1, threads);
+        }
+        return answer(fault);
+      },
+      "Writes the gradient of the loss with respect to the logits, for rows left by tempered_ce_forward.");
+}
+
+}  // namespace fastrank

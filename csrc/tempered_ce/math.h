@@ -1,0 +1,240 @@
+// Vectors of the instruction set this file is compiled for: loads of every dtype, exp, horizontal sums.
+//
+// GCC's vector extension (Clang has it too) gives the arithmetic; intrinsics appear only where it has no word for
+// the operation (masked access, half precision).
+#pragma once
+
+#include <stdint.h>
+
+#include "common/simd.h"
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define FASTRANK_VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define FASTRANK_VECTOR_BYTES 32
+#else
+#define FASTRANK_VECTOR_BYTES 16
+#endif
+#define FASTRANK_INLINE inline __attribute__((always_inline))
+
+namespace fastrank {
+namespace FASTRANK_ISA_NAMESPACE {
+
+struct Bf16 { uint16_t bits; };
+struct F16 { uint16_t bits; };
+
+// ---- one accumulator type and its vectors ----
+
+template <class A> struct Lanes;
+template <> struct Lanes<float> {
+  static constexpr int width = FASTRANK_VECTOR_BYTES / 4;
+  typedef float V __attribute__((vector_size(FASTRANK_VECTOR_BYTES)));
+  typedef int32_t I __attribute__((vector_size(FASTRANK_VECTOR_BYTES)));
+};
+template <> struct Lanes<double> {
+  static constexpr int width = FASTRANK_VECTOR_BYTES / 8;
+  typedef double V __attribute__((vector_size(FASTRANK_VECTOR_BYTES)));
+  typedef int64_t I __attribute__((vector_size(FASTRANK_VECTOR_BYTES)));
+};
+template <class A> using Vec = typename Lanes<A>::V;
+template <class A> using Int = typename Lanes<A>::I;
+typedef uint16_t Halves __attribute__((vector_size(FASTRANK_VECTOR_BYTES / 2)));
+typedef uint32_t Words __attribute__((vector_size(FASTRANK_VECTOR_BYTES)));
+
+// The accumulator type of a storage type.
+template <class S> struct AccOf { using type = float; };
+template <> struct AccOf<double> { using type = double; };
+template <class S> using Acc = typename AccOf<S>::type;
+
+// The same bits under another type.
+template <class To, class From> FASTRANK_INLINE To as(From from) {
+  static_assert(sizeof(To) == sizeof(From), "as: sizes differ");
+  To to;
+  __builtin_memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+template <class A> FASTRANK_INLINE Vec<A> splat(A a) { return a - Vec<A>{}; }
+
+template <class A> FASTRANK_INLINE Int<A> iota() {
+  Int<A> lanes;
+  for (int i = 0; i < Lanes<A>::width; ++i) lanes[i] = i;
+  return lanes;
+}
+
+// Vec where mask (all ones or all zeros per lane), else 0.
+template <class A> FASTRANK_INLINE Vec<A> keep(Int<A> mask, Vec<A> v) { return mask ? v : Vec<A>{}; }
+
+template <class A> FASTRANK_INLINE A sum(Vec<A> v) {
+  A total = 0;
+  for (int i = 0; i < Lanes<A>::width; ++i) total += v[i];
+  return total;
+}
+
+// ---- scalars of each storage type ----
+
+FASTRANK_INLINE double widen(double x) { return x; }
+FASTRANK_INLINE float widen(float x) { return x; }
+FASTRANK_INLINE float widen(Bf16 x) {
+  return as<float>(static_cast<uint32_t>(x.bits) << 16);
+}
+FASTRANK_INLINE float widen(F16 x) {
+#if defined(__F16C__)
+  return _cvtsh_ss(x.bits);
+#else
+  // Exponent and mantissa move up by 13 bits; the product with 2^112 rebiases, and makes subnormals exact.
+  uint32_t bits = static_cast<uint32_t>(x.bits & 0x7fff) << 13;
+  bits = bits >= 0x0f800000 ? bits | 0x7f800000 : as<uint32_t>(as<float>(bits) * 0x1p112f);  // first: infinity, NaN
+  return as<float>(bits | static_cast<uint32_t>(x.bits & 0x8000) << 16);
+#endif
+}
+
+// Round to nearest, ties to even.
+template <class S> FASTRANK_INLINE S narrow(Acc<S> x) { return x; }
+template <> FASTRANK_INLINE Bf16 narrow<Bf16>(float x) {
+  const uint32_t bits = as<uint32_t>(x);
+  if (x != x) return {0x7fc0};
+  return {static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
+}
+template <> FASTRANK_INLINE F16 narrow<F16>(float x) {
+#if defined(__F16C__)
+  return {static_cast<uint16_t>(_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT))};
+#else
+  uint32_t bits = as<uint32_t>(x);
+  const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000);
+  bits &= 0x7fffffff;
+  if (bits > 0x7f800000) return {static_cast<uint16_t>(sign | 0x7e00)};
+  if (bits >= 0x477ff000) return {static_cast<uint16_t>(sign | 0x7c00)};  // 65520 and above round to infinity
+  if (bits < 0x38800000)  // below 2^-14: adding 0.5 rounds at the last place of a subnormal, 2^-24
+    return {static_cast<uint16_t>(sign | (as<uint32_t>(as<float>(bits) + 0.5f) - 0x3f000000))};
+  bits += 0xfff + ((bits >> 13) & 1) - (112u << 23);
+  return {static_cast<uint16_t>(sign | (bits >> 13))};
+#endif
+}
+
+// ---- vectors of each storage type, as acc ----
+
+template <class V, class S> FASTRANK_INLINE V load_bits(const S* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof(V));
+  return v;
+}
+FASTRANK_INLINE Vec<double> load(const double* p) { return load_bits<Vec<double>>(p); }
+FASTRANK_INLINE Vec<float> load(const float* p) { return load_bits<Vec<float>>(p); }
+FASTRANK_INLINE Vec<float> load(const Bf16* p) {
+  const Words words = __builtin_convertvector(load_bits<Halves>(p), Words) << 16;
+  return as<Vec<float>>(words);
+}
+FASTRANK_INLINE Vec<float> load(const F16* p) {
+#if defined(__AVX512F__)
+  // The zero-masking forms: GCC 12 warns about its own header in the plain ones.
+  return as<Vec<float>>(
+      _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#elif defined(__AVX2__)
+  return as<Vec<float>>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#else
+  Vec<float> v;
+  for (int i = 0; i < Lanes<float>::width; ++i) v[i] = widen(p[i]);
+  return v;
+#endif
+}
+
+// The first `count` lanes from memory (nothing beyond is touched), `fill` in the others.
+template <class S> FASTRANK_INLINE Vec<Acc<S>> load_some(const S* p, int count, Acc<S> fill) {
+  S buffer[Lanes<Acc<S>>::width] = {};
+  for (int i = 0; i < count; ++i) buffer[i] = p[i];
+  return iota<Acc<S>>() < count ? load(buffer) : splat(fill);
+}
+#if defined(__AVX512F__)
+template <> FASTRANK_INLINE Vec<float> load_some<float>(const float* p, int count, float fill) {
+  return as<Vec<float>>(
+      _mm512_mask_loadu_ps(_mm512_set1_ps(fill), static_cast<__mmask16>((1u << count) - 1), p));
+}
+#endif
+
+FASTRANK_INLINE void store(double* p, Vec<double> v) { __builtin_memcpy(p, &v, sizeof v); }
+FASTRANK_INLINE void store(float* p, Vec<float> v) { __builtin_memcpy(p, &v, sizeof v); }
+FASTRANK_INLINE void store(Bf16* p, Vec<float> v) {
+  const Words bits = as<Words>(v);
+  const Words rounded = v == v ? (bits + 0x7fff + ((bits >> 16) & 1)) >> 16 : Words{} + 0x7fc0;
+  const Halves halves = __builtin_convertvector(rounded, Halves);
+  __builtin_memcpy(p, &halves, sizeof halves);
+}
+FASTRANK_INLINE void store(F16* p, Vec<float> v) {
+#if defined(__AVX512F__)
+  const auto halves = _mm512_maskz_cvtps_ph(0xffff, as<__m512>(v), _MM_FROUND_TO_NEAREST_INT);
+  __builtin_memcpy(p, &halves, sizeof halves);
+#elif defined(__AVX2__)
+  const auto halves = _mm256_cvtps_ph(as<__m256>(v), _MM_FROUND_TO_NEAREST_INT);
+  __builtin_memcpy(p, &halves, sizeof halves);
+#else
+  for (int i = 0; i < Lanes<float>::width; ++i) p[i] = narrow<F16>(v[i]);
+#endif
+}
+template <class S> FASTRANK_INLINE void store_some(S* p, Vec<Acc<S>> v, int count) {
+  S buffer[Lanes<Acc<S>>::width];
+  store(buffer, v);
+  for (int i = 0; i < count; ++i) p[i] = buffer[i];
+}
+#if defined(__AVX512F__)
+template <> FASTRANK_INLINE void store_some<float>(float* p, Vec<float> v, int count) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), as<__m512>(v));
+}
+#endif
+
+// ---- exp for x <= 0 ----
+//
+// x = k ln 2 + r with |r| <= ln(2)/2; exp(r) = 1 + r + r^2 q(r), q interpolated at Chebyshev nodes (relative error of
+// the whole 1.0e-8 in float, 1.7e-17 in double). Together with rounding below 1 ulp where the set has FMA, 1.5 ulp
+// where not. Results below the smallest normal number become 0. NaN stays NaN.
+
+FASTRANK_INLINE Vec<float> exp_of_nonpositive(Vec<float> x) {
+  using V = Vec<float>;
+  const V magic = splat(0x1.8p23f);  // adding it rounds to an integer and leaves that in the low bits
+  const V shifted = x * 1.44269504f + magic;
+  const V k = shifted - magic;
+  const V r = (x - k * 0.693359375f) - k * -2.12194440e-4f;
+  V q = splat(1.392632606e-03f);
+  q = q * r + 8.363292553e-03f;
+  q = q * r + 4.166655242e-02f;
+  q = q * r + 1.666657627e-01f;
+  q = q * r + 5.0e-01f;
+  const V p = (q * r) * r + r + 1.0f;
+  const Int<float> power = (as<Int<float>>(shifted) + 127) << 23;
+  const V e = p * as<V>(power);
+  return x < -87.3f ? V{} : e;
+}
+
+FASTRANK_INLINE Vec<double> exp_of_nonpositive(Vec<double> x) {
+  using V = Vec<double>;
+  const V magic = splat(0x1.8p52);
+  const V shifted = x * 1.4426950408889634 + magic;
+  const V k = shifted - magic;
+  const V r = (x - k * 6.93145751953125e-1) - k * 1.42860682030941723212e-6;
+  V q = splat(2.5100569275813683e-08);
+  q = q * r + 2.762032742826824e-07;
+  q = q * r + 2.75572680728901e-06;
+  q = q * r + 2.4801520792572694e-05;
+  q = q * r + 0.00019841269863303223;
+  q = q * r + 0.0013888888917538296;
+  q = q * r + 0.008333333333330011;
+  q = q * r + 0.04166666666662348;
+  q = q * r + 0.16666666666666669;
+  q = q * r + 0.5;
+  const V p = (q * r) * r + r + 1.0;
+  const Int<double> power = (as<Int<double>>(shifted) + 1023) << 52;
+  const V e = p * as<V>(power);
+  return x < -708.3 ? V{} : e;
+}
+
+// Results of the C library's functions, without its headers (see common/simd.h).
+FASTRANK_INLINE float log_of(float x) { return __builtin_logf(x); }
+FASTRANK_INLINE double log_of(double x) { return __builtin_log(x); }
+FASTRANK_INLINE float log1p_of(float x) { return __builtin_log1pf(x); }
+FASTRANK_INLINE double log1p_of(double x) { return __builtin_log1p(x); }
+
+}  // namespace FASTRANK_ISA_NAMESPACE
+}  // namespace fastrank

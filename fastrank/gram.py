@@ -1,0 +1,406 @@
+"""GramState: a matrix's spectrum from a stream of its rows, in memory that does not grow with them.
+
+The state of a source X [n, d] is `n`, a fixed `shift` [d], `total = sum (x - shift)` and the lower triangle of
+`sum (x - shift)(x - shift)^T`, in float64. It is additive: batches, workers, ranks and resumed runs combine to the
+state of one pass, up to rounding. Centred and uncentred spectra come from the same state.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fastrank.arrays import as_tensor, channel_views, patch_views
+from fastrank.errors import InputError
+from fastrank.kernels.gram import MODES, Depth, depth, gram_accumulate_
+from fastrank.spectra import Spectrum, spectrum_of_gram
+
+#: Coarsest storage first. The coarsest dtype seen names the data's precision.
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+#: Rows that fix the shift, at most: it need only be within about a standard deviation of the mean.
+_SHIFT_ROWS = 4096
+#: Rows converted to float64 at a time for the class sums.
+_CLASS_ROWS = 4096
+#: float64 roundings of moving a state to another shift: four products and sums per entry, and those of `total`.
+_MOVE_ROUNDINGS = 8
+
+
+class GramState:
+    """Streaming Gram matrix of X [n, d], rows being samples.
+
+    Args:
+        d: number of features.
+        mode: "exact" (float64 sums of exact products) or "fast" (float32 inside blocks of 128 rows, for data within
+            about 1e19 of its mean).
+        device: where the state lives and the data must be; None is the CPU.
+        classes: number of classes C, to keep per-class sums and counts as well; `update` then needs `y`.
+
+    The shift is the mean of the first batch (of a sample of at most 4096 of its rows), rounded per feature to a multiple of a
+    power of two near the standard deviation: as good as the mean itself against cancellation, and the subtraction is
+    then exact for integers and for data with a mean far above its spread.
+
+    Error. `gram_error(centered)` bounds the 2-norm of the error of `gram(centered)` before any eigensolver, from the
+    roundings that the kernels make (`fastrank.kernels.gram.bound`), with c the relative bound of one product and
+    t = ||Y||_F^2 the trace, Y = X - shift. Element by element the error is at most c times the sum of the absolute
+    values of the terms, and Cauchy-Schwarz gives the norms:
+
+    * of sum y y^T itself: c t; of `total`: c sqrt(n t);
+    * centred, sum y y^T - total total^T / n: the second term carries at most (2 c + c^2) t, so 3 c t + c^2 t together;
+    * uncentred, with s the shift, sum y y^T + s total^T + total s^T + n s s^T: c (sqrt(t) + sqrt(n) ||s||)^2;
+    * a state moved by delta in a merge: likewise c (sqrt(t) + sqrt(n) ||delta||)^2, which may exceed c times its new
+      trace; the excess is carried along and added to t.
+
+    The roundings made in forming these are counted into c.
+    """
+
+    def __init__(
+        self, d: int, mode: str = "exact", device: torch.device | str | None = None, classes: int | None = None
+    ) -> None:
+        if not isinstance(d, int) or d < 1:
+            raise InputError("d", "a positive integer", repr(d))
+        if mode not in MODES:
+            raise InputError("mode", "'exact' or 'fast'", repr(mode))
+        if classes is not None and (not isinstance(classes, int) or classes < 1):
+            raise InputError("classes", "a positive integer or None", repr(classes))
+        self.d, self.mode, self.classes = d, mode, classes
+        #: Rows seen.
+        self.n = 0
+        #: Coarsest storage dtype seen; None before the first row.
+        self.dtype: torch.dtype | None = None
+        self._depth = Depth()
+        zeros = torch.zeros(d, d, dtype=torch.float64, device=device)
+        self._gram, self._total, self._shift = zeros, zeros.new_zeros(d), zeros.new_zeros(d)
+        self._excess = zeros.new_zeros(())  # see "Error" above
+        # A last, extra class collects labels out of range, so that a GPU need not be waited for to refuse them.
+        self._class_sums = None if classes is None else zeros.new_zeros(classes + 1, d)
+        self._class_counts = None if classes is None else zeros.new_zeros(classes + 1, dtype=torch.int64)
+
+    @property
+    def device(self) -> torch.device:
+        return self._gram.device
+
+    def __repr__(self) -> str:
+        extra = "" if self.classes is None else f", classes={self.classes}"
+        return f"GramState(d={self.d}, mode={self.mode!r}, n={self.n}, device='{self.device}'{extra})"
+
+    # ---- taking data in ----
+
+    def update(self, X: Any, y: Any = None) -> GramState:
+        """Adds the rows of X [n, d] (torch, NumPy or CuPy; any strides; float64, float32, bfloat16, float16).
+
+        Args:
+            y: [n] integer class labels, when the state has classes.
+        Raises:
+            InputError: a wrong shape, dtype or device; labels missing, not wanted, or out of range (on a GPU a label
+                out of range is reported when the class sums are read, so as not to wait for the device here).
+        """
+        X = self._checked("X", X, ndim=2, features=1)
+        labels = self._labels(y, len(X))
+        self._accumulate(X)
+        if labels is not None:
+            for rows, label in zip(X.split(_CLASS_ROWS), labels.split(_CLASS_ROWS), strict=True):
+                self._class_sums.index_add_(0, label, rows.double())
+            self._class_counts.index_add_(0, labels, torch.ones_like(labels))
+        return self
+
+    def update_channels(self, x: Any) -> GramState:
+        """Adds every position of x [B, d, *spatial] as a row, read in place: the channel matrix of an activation."""
+        self._refuse_classes("update_channels")
+        x = self._checked("x", x, ndim=3, features=1, at_least=True)
+        for view in channel_views(x):
+            self._accumulate(view)
+        return self
+
+    def update_patches(self, x: Any, kernel_size, stride=1, padding=0, dilation=1, groups: int = 1) -> GramState:
+        """Adds the patches that a convolution sees in x [B, C, H, W]: d = C / groups * kh * kw features each.
+
+        Features are in the order of `F.unfold`, that of a weight [out, C / groups, kh, kw] flattened; the rows of all
+        groups are stacked. Patches are formed a bounded piece at a time. Sizes are integers or pairs.
+
+        Raises:
+            InputError: also for patches larger than the padded input, and channels that `groups` does not divide.
+        """
+        self._refuse_classes("update_patches")
+        x = self._checked("x", x, ndim=4)
+        for view in patch_views(x, self.d, kernel_size, stride, padding, dilation, groups):
+            self._accumulate(view)
+        return self
+
+    def _accumulate(self, X: Tensor) -> None:
+        """X: [n, d] or [B, d, S]."""
+        rows = X.numel() // self.d
+        if rows == 0:
+            return
+        if self.n == 0:
+            self._shift = _round_shift(X)
+        gram_accumulate_(self._gram, self._total, X, self._shift, self.mode)
+        self._depth = self._depth.then(depth(rows, self.d, X.dtype, self.mode, X.device.type))
+        self.dtype = X.dtype if self.dtype is None else min(self.dtype, X.dtype, key=_DTYPES.index)
+        self.n += rows
+
+    def _checked(self, name: str, x: Any, ndim: int, features: int | None = None, at_least: bool = False) -> Tensor:
+        x = as_tensor(name, x).detach()
+        if x.ndim != ndim and not (at_least and x.ndim > ndim):
+            raise InputError(name, f"{ndim} dimensions{' or more' * at_least}", f"shape {tuple(x.shape)}")
+        if x.dtype not in _DTYPES:
+            raise InputError(name, "float64, float32, bfloat16 or float16", x.dtype, f"convert it: {name}.float()")
+        if features is not None and x.shape[features] != self.d:
+            raise InputError(name, f"d = {self.d} features in dimension {features}", f"shape {tuple(x.shape)}")
+        if x.device != self.device:
+            raise InputError(
+                name, f"data on {self.device}, where the state is", x.device, f"GramState(..., device='{x.device}')"
+            )
+        return x
+
+    def _labels(self, y: Any, rows: int) -> Tensor | None:
+        if self.classes is None:
+            if y is not None:
+                raise InputError("y", "no labels, for a state without classes", "labels", "GramState(..., classes=C)")
+            return None
+        if y is None:
+            raise InputError("y", f"labels, for a state with {self.classes} classes", None)
+        y = as_tensor("y", y)
+        if y.dtype.is_floating_point or y.dtype.is_complex or y.dtype == torch.bool:
+            raise InputError("y", "integer labels", y.dtype)
+        if tuple(y.shape) != (rows,):
+            raise InputError("y", f"one label for each of {rows} rows", f"shape {tuple(y.shape)}")
+        if y.device != self.device:
+            raise InputError("y", f"labels on {self.device}", y.device)
+        y = y.long()
+        out = (y < 0) | (y >= self.classes)
+        if not y.is_cuda and bool(out.any()):
+            raise InputError("y", f"labels in 0 .. {self.classes - 1}", int(y[out][0]))
+        return y.masked_fill(out, self.classes)
+
+    def _refuse_classes(self, method: str) -> None:
+        if self.classes is not None:
+            raise InputError("classes", f"a state without classes for {method}: its rows have no labels", self.classes)
+
+    # ---- combining states ----
+
+    def merge(self, other: GramState) -> GramState:
+        """Adds all that `other` has seen, as if this state had seen it; `other` is left as it is.
+
+        Sums about another shift are moved by the rank-one terms of Chan, Golub and LeVeque (1983).
+
+        Raises:
+            InputError: states of different d, mode, classes or device.
+        """
+        for name in ("d", "mode", "classes", "device"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                raise InputError("other", f"a state with {name} = {mine!r}", repr(theirs))
+        if self.classes is not None:
+            self._class_sums += other._class_sums
+            self._class_counts += other._class_counts
+        if other.n == 0:
+            return self
+        if self.n == 0:
+            self._gram.copy_(other._gram)
+            self._total.copy_(other._total)
+            self._excess.copy_(other._excess)
+            self._shift = other._shift.clone()
+            self._depth, self.dtype, self.n = other._depth, other.dtype, other.n
+            return self
+        gram, total, excess = other._moved(self._shift)
+        self._gram += gram
+        self._total += total
+        self._excess += excess
+        self._depth = self._depth.merged(other._depth, _MOVE_ROUNDINGS)
+        self.dtype = min(self.dtype, other.dtype, key=_DTYPES.index)
+        self.n += other.n
+        return self
+
+    def all_reduce(self, group: dist.ProcessGroup | None = None) -> GramState:
+        """Makes this state that of all ranks together, on every rank of `group`.
+
+        A collective call. Do it once, on a copy (`copy.deepcopy`) if this state goes on taking data: a second call
+        would count everything again.
+
+        Raises:
+            InputError: torch.distributed is not initialised.
+        """
+        if not (dist.is_available() and dist.is_initialized()):
+            raise InputError("group", "an initialised torch.distributed", "none", "call init_process_group first")
+        facts = torch.tensor(
+            [self.n, -1 if self.dtype is None else _DTYPES.index(self.dtype), *_parts(self._depth)],
+            dtype=torch.int64, device=self.device,
+        )  # fmt: skip
+        size = dist.get_world_size(group)
+        all_facts = [torch.empty_like(facts) for _ in range(size)]
+        all_shifts = [torch.empty_like(self._shift) for _ in range(size)]
+        dist.all_gather(all_facts, facts, group=group)
+        dist.all_gather(all_shifts, self._shift, group=group)
+        ranks = [(shift, fact.tolist()) for shift, fact in zip(all_shifts, all_facts, strict=True) if fact[0] > 0]
+        if not ranks:
+            return self
+        shift = ranks[0][0]  # that of the first rank with data, the same on every rank
+        if self.n:
+            self._gram, self._total, self._excess = self._moved(shift)
+        self._shift = shift
+        for name in self._tensor_names():
+            if name != "shift":
+                dist.all_reduce(getattr(self, "_" + name), group=group)
+        self.n = sum(values[0] for _, values in ranks)
+        self.dtype = _DTYPES[min(values[1] for _, values in ranks)]
+        parts = [max(column) for column in zip(*(values[2:] for _, values in ranks), strict=True)]
+        self._depth = Depth(parts[0], parts[1], parts[2] + _MOVE_ROUNDINGS + size)
+        return self
+
+    def _moved(self, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(gram, total, excess) of the same rows about another shift; of gram only the lower triangle counts."""
+        delta = self._shift - shift
+        cross = torch.outer(self._total, delta)
+        gram = self._gram + (cross + cross.T + self.n * torch.outer(delta, delta))
+        scale = self._gram.diagonal().sum() + self._excess
+        excess = (scale.sqrt() + math.sqrt(self.n) * delta.norm()).square() - gram.diagonal().sum()
+        return gram, self._total + self.n * delta, excess.clamp_min(0)
+
+    # ---- reading the state ----
+
+    @property
+    def mean(self) -> Tensor:
+        """[d] float64."""
+        self._require_rows("mean")
+        return self._shift + self._total / self.n
+
+    @property
+    def class_sums(self) -> Tensor:
+        """[C, d] float64: the sum of the rows of each class (about zero, not about the shift)."""
+        self._require_labels()
+        return self._class_sums[:-1]
+
+    @property
+    def class_counts(self) -> Tensor:
+        """[C] int64."""
+        self._require_labels()
+        return self._class_counts[:-1]
+
+    def gram(self, centered: bool = False) -> Tensor:
+        """[d, d] float64, symmetric: X^T X, or sum (x - mean)(x - mean)^T."""
+        lower = self._gram.tril()
+        G = lower + lower.tril(-1).T
+        if self.n == 0:
+            return G
+        if centered:
+            G -= torch.outer(self._total, self._total / self.n)
+            # A variance that rounding has made negative is zero to within gram_error; left alone it would turn into
+            # a NaN at the first square root.
+            G.diagonal().clamp_(min=0)
+            return G
+        cross = torch.outer(self._shift, self._total)
+        G += cross + cross.T + self.n * torch.outer(self._shift, self._shift)
+        return G
+
+    def gram_error(self, centered: bool = False) -> Tensor:
+        """0-d float64: bound on the 2-norm of the error of `gram(centered)`; derived in the class's docstring."""
+        c = self._depth.factor(extra=_MOVE_ROUNDINGS)
+        if not math.isfinite(c):
+            return self._total.new_full((), math.inf)
+        underflow = self._depth.tiny * self.n * self.d
+        # The computed trace may be below the true one, by c of it.
+        trace = (self._gram.diagonal().sum() + self._excess + underflow) / max(1 - c, torch.finfo(torch.float64).tiny)
+        if centered:
+            return (3 * c + c * c) * trace + underflow
+        return c * (trace.sqrt() + math.sqrt(self.n) * self._shift.norm()).square() + underflow
+
+    @property
+    def floor(self) -> float:
+        """sigma / sigma_1 below which the uncentred state cannot tell a singular value from zero.
+
+        `sqrt(gram_error / lambda)` with `lambda = ||G||_F^2 / trace(G) <= sigma_1^2`, which needs no eigenvalues: about
+        sqrt(depth * u), a few 1e-8 to 1e-7 in exact mode and 1e-3 in fast mode. Infinite for a state without rows, 0
+        where all rows are zero. A centred spectrum has its own floor, `spectrum(centered=True).floor`.
+        """
+        if self.n == 0:
+            return math.inf
+        G = self.gram()
+        scale = G.square().sum() / G.diagonal().sum()
+        error = self.gram_error()
+        return float(torch.where(error > 0, (error / scale).sqrt(), 0.0))
+
+    def spectrum(self, centered: bool = False) -> Spectrum:
+        """Singular values of all rows seen, or of those rows minus their mean, with their bounds.
+
+        Raises:
+            InputError: no rows yet.
+        """
+        self._require_rows("spectrum")
+        return spectrum_of_gram(
+            self.gram(centered), n=self.n, d=self.d, dtype=self.dtype, centered=centered,
+            gram_error=self.gram_error(centered),
+        )  # fmt: skip
+
+    def _require_rows(self, what: str) -> None:
+        if self.n == 0:
+            raise InputError("state", f"at least one row for {what}", "none", "call update first")
+
+    def _require_labels(self) -> None:
+        if self.classes is None:
+            raise InputError("classes", "a state with classes", None, "GramState(..., classes=C)")
+        if strays := int(self._class_counts[-1]):
+            raise InputError("y", f"labels in 0 .. {self.classes - 1}", f"{strays} outside, in an earlier update")
+
+    # ---- saving ----
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of the tensors, and plain numbers and strings: safe for `torch.load(weights_only=True)`."""
+        tensors = {name: getattr(self, "_" + name) for name in self._tensor_names()}
+        return {
+            "d": self.d,
+            "mode": self.mode,
+            "classes": self.classes,
+            "n": self.n,
+            "dtype": None if self.dtype is None else str(self.dtype).removeprefix("torch."),
+            "depth": _parts(self._depth),
+            **{name: tensor.clone() for name, tensor in tensors.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores a `state_dict`; the tensors move to this state's device.
+
+        Raises:
+            InputError: a missing or unknown entry, or one that does not fit this state's d, mode or classes.
+        """
+        wanted = {"d", "mode", "classes", "n", "dtype", "depth", *self._tensor_names()}
+        for name in ("d", "mode", "classes"):
+            if name in state and state[name] != getattr(self, name):
+                raise InputError(f"state[{name!r}]", repr(getattr(self, name)), repr(state[name]))
+        if wanted != set(state):
+            raise InputError("state", f"the entries {', '.join(sorted(wanted))}", ", ".join(sorted(state)) or "none")
+        for name in self._tensor_names():
+            mine, theirs = getattr(self, "_" + name), state[name]
+            if theirs.shape != mine.shape or theirs.dtype != mine.dtype:
+                raise InputError(
+                    f"state[{name!r}]", f"{mine.dtype} {tuple(mine.shape)}", f"{theirs.dtype} {tuple(theirs.shape)}"
+                )
+        for name in self._tensor_names():
+            setattr(self, "_" + name, state[name].to(self.device, copy=True))
+        self.n = state["n"]
+        self.dtype = None if state["dtype"] is None else getattr(torch, state["dtype"])
+        self._depth = Depth(*state["depth"])
+
+    def _tensor_names(self) -> tuple[str, ...]:
+        names = ("gram", "total", "shift", "excess")
+        return names if self.classes is None else (*names, "class_sums", "class_counts")
+
+
+def _parts(depth: Depth) -> list[int]:
+    return [depth.fp32, depth.before, depth.adds]
+
+
+def _round_shift(X: Tensor) -> Tensor:
+    """The shift that the first batch X ([n, d] or [B, d, S]) fixes; see GramState. 0 where the data is not finite."""
+    if X.ndim == 3:
+        pixels = X[:, :, :: math.ceil(X.shape[2] / _SHIFT_ROWS)]
+        X = pixels[: max(1, _SHIFT_ROWS // pixels.shape[2])].transpose(1, 2).reshape(-1, X.shape[1])
+    sample = X[:_SHIFT_ROWS].double()
+    mean, deviation = sample.mean(0), sample.std(0, correction=0)
+    step = torch.exp2(torch.floor(torch.log2(deviation)))
+    # No spread, or one below what float64 resolves beside the mean: the mean itself.
+    rounded = torch.where(mean.abs() < step * 2.0**52, torch.round(mean / step) * step, mean)
+    return torch.where(rounded.isfinite(), rounded, 0.0)

@@ -1,0 +1,38 @@
+"""The Gram ops in plain torch: the specification that every kernel is held to.
+
+Both modes are computed in float64: `fast` allows a kernel to round as `bound.depth` says, it does not ask for it. And
+a float32 product here would follow the user's TF32 and bfloat16 matmul settings, which a measurement must not.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastrank.kernels.gram.config import REFERENCE_ROWS
+
+
+def gram_accumulate_(G: Tensor, total: Tensor, X: Tensor, shift: Tensor | None = None) -> None:
+    for rows in _row_blocks(X):
+        Y = rows.double()
+        if shift is not None:
+            Y = Y - shift
+        G += (Y.T @ Y).tril()
+        total += Y.sum(0)
+
+
+def gram_dual(X: Tensor) -> Tensor:
+    K = torch.zeros(len(X), len(X), dtype=torch.float64, device=X.device)
+    for columns in X.split(REFERENCE_ROWS, dim=1):
+        Y = columns.double()
+        K += (Y @ Y.T).tril()
+    return K + K.tril(-1).T
+
+
+def _row_blocks(X: Tensor):
+    """The rows of X [n, d] or [B, d, S] as matrices [at most REFERENCE_ROWS, d]."""
+    if X.ndim == 2:
+        yield from X.split(REFERENCE_ROWS)
+        return
+    for images in X.split(max(1, REFERENCE_ROWS // max(1, X.shape[2]))):
+        yield from images.transpose(1, 2).reshape(-1, X.shape[1]).split(REFERENCE_ROWS)

@@ -1,0 +1,87 @@
+"""Cross-entropy of logits divided by a temperature: `tempered_cross_entropy`.
+
+`reference.py` defines it, `native.py` and csrc/tempered_ce/ compute it on the CPU, `triton.py` on CUDA.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastrank.kernels import backend
+from fastrank.kernels.tempered_ce import layout, reference, register, validate
+from fastrank.kernels.tempered_ce.reference import RowStats
+
+__all__ = ["RowStats", "tempered_cross_entropy"]
+
+
+def tempered_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    T: float | Tensor = 1.0,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    return_stats: bool = False,
+    impl: str | None = None,
+) -> Tensor | tuple[Tensor, RowStats]:
+    """`torch.nn.functional.cross_entropy(input / T, target, ...)`, fused and exact at both ends of the scale.
+
+    Args:
+        input: logits [C], [N, C] or [N, C, d1, ...], any strides, float64, float32, bfloat16 or float16; not changed.
+        target: class indices (any integer dtype) of shape [], [N] or [N, d1, ...], or class probabilities shaped like
+            `input`.
+        T: temperature > 0: a number; a 0-d tensor, read when the kernel runs (so that it may change in place); or one
+            value per sample, [N]. A tensor may require grad.
+        weight: one factor per class, [C].
+        ignore_index: label of samples that count neither in the loss nor in its mean, and whose gradient is 0.
+        reduction: "none", "mean" or "sum".
+        label_smoothing: share of the uniform distribution in the target, in [0, 1].
+        return_stats: also return `RowStats`, from the same pass over the logits.
+        impl: "reference", "native" or "triton" instead of the one that suits the tensors.
+
+    Returns:
+        The loss in float64 for float64 logits and in float32 otherwise, of shape [] or, unreduced, [N, d1, ...]; with
+        `return_stats` the pair (loss, RowStats). A mean over no sample is NaN.
+
+    Raises:
+        ValueError, TypeError: an argument of the wrong value, shape, dtype or device, by name.
+        IndexError: a label outside [0, C) on the CPU, with its position. On CUDA, where looking would wait for the
+            device, the loss of such a sample is NaN, and so it is for a T that is not finite and above 0.
+        RuntimeError: `impl` cannot run here.
+    """
+    validate.options(T, reduction, label_smoothing)
+    validate.arguments(input, target, T, weight, ignore_index)
+    # A kernel has no derivative for probability targets or weights.
+    covered = not target.is_floating_point() and not (weight is not None and weight.requires_grad)
+    if covered:
+        chosen = _choose(input.device.type, impl)
+    elif impl in (None, "reference"):
+        chosen = "reference"
+    else:
+        raise RuntimeError(
+            f"impl={impl!r} runs tempered_ce for class-index targets and a weight without gradient only; "
+            "leave impl=None for these arguments"
+        )
+    if chosen == "reference":
+        if input.device.type == "cpu" and not torch.compiler.is_compiling():
+            validate.values(target, T, input.shape[min(1, input.dim() - 1)], ignore_index)
+        loss = reference.tempered_cross_entropy(input, target, T, weight, ignore_index, reduction, label_smoothing)
+        return (loss, reference.row_stats(input, target, T, ignore_index)) if return_stats else loss
+    temperature = None
+    if isinstance(T, Tensor):
+        T, temperature = 1.0, T if T.device == input.device else T.to(input.device, non_blocking=True)
+    loss, rows, _denominator = torch.ops.fastrank.tempered_ce(
+        input, target.long(), float(T), temperature, weight, ignore_index, reduction, label_smoothing,
+        return_stats, chosen,
+    )  # fmt: skip
+    return (loss, layout.stats_of(rows, target.shape)) if return_stats else loss
+
+
+@torch.compiler.assume_constant_result
+def _choose(device: str, impl: str | None) -> str:
+    """The backend for tensors on `device`; a constant of the process, so also of a compiled graph."""
+    supported = ("native", "triton") if device == "cpu" else ("triton",)
+    return backend.choose("tempered_ce", torch.empty(0, device=device), impl, supported)

@@ -1,0 +1,44 @@
+"""How the kernels see their tensors: logits as [N, C, D], one row per (n, d); what a forward pass leaves per row."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fastrank.kernels.tempered_ce.reference import RowStats, accumulator
+
+#: Planes of `rows` [planes, N * D], in the order of RowPlane in csrc/tempered_ce/tempered_ce.h: the row's maximum,
+#: sum_j e_j with e_j = exp((z_j - max) / T), the same without the target, sum_j (d loss / d x_j) x_j. `RowStats` follow.
+STATE = ("maximum", "total", "others", "slope")
+SLOPE = STATE.index("slope")
+
+
+def as_ncd(x: Tensor) -> Tensor | None:
+    """`x` ([C], [N, C] or [N, C, d1, ...]) as [N, C, D] without a copy, or None where no strides express that."""
+    if x.dim() == 1:
+        return x[None, :, None]
+    if x.dim() == 2:
+        return x[:, :, None]
+    if x.dim() == 3:
+        return x
+    try:
+        return x.view(*x.shape[:2], math.prod(x.shape[2:]))
+    except RuntimeError:
+        return None
+
+
+def outputs(logits: Tensor, target: Tensor, reduction: str, stats: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Uninitialised (loss, rows) and a denominator of 1 for a forward pass to fill."""
+    acc = accumulator(logits.dtype)
+    planes = len(STATE) + (len(RowStats._fields) if stats else 0)
+    loss = torch.empty(target.shape if reduction == "none" else (), dtype=acc, device=logits.device)
+    rows = torch.empty((planes, target.numel()), dtype=acc, device=logits.device)
+    return loss, rows, torch.ones((), dtype=acc, device=logits.device)
+
+
+def stats_of(rows: Tensor, shape: torch.Size) -> RowStats:
+    """The statistics among `rows`, each in the target's `shape`."""
+    *figures, rank = (plane.reshape(shape) for plane in rows[len(STATE) :].unbind())
+    return RowStats(*figures, target_rank=rank.long())

@@ -1,0 +1,147 @@
+"""Registers the fused kernels with torch: one operator for the loss, one for its gradient, both with fake kernels and
+autograd, so that eager, torch.compile, double backward and opcheck all meet the same two names.
+
+The operators take class-index targets; everything else is the reference's (see `__init__.py`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastrank.kernels.tempered_ce import layout, native, reference
+
+# loss: reduced as asked, in the accumulator's dtype. rows: see layout.STATE. denominator: what the mean divided by,
+# else 1. `temperature` ([] or [N]) overrides `T`; `impl` names the kernel: native or triton.
+torch.library.define(
+    "fastrank::tempered_ce",
+    "(Tensor logits, Tensor target, float T, Tensor? temperature, Tensor? weight, int ignore_index, str reduction,"
+    " float label_smoothing, bool stats, str impl) -> (Tensor loss, Tensor rows, Tensor denominator)",
+)
+# The gradients of the loss, times grad_loss, for the logits and for `temperature` (empty where that is None).
+torch.library.define(
+    "fastrank::tempered_ce_backward",
+    "(Tensor grad_loss, Tensor logits, Tensor target, Tensor rows, Tensor denominator, float T, Tensor? temperature,"
+    " Tensor? weight, int ignore_index, str reduction, float label_smoothing, str impl)"
+    " -> (Tensor grad_logits, Tensor grad_temperature)",
+)
+
+
+def _kernels(impl: str):
+    if impl == "native":
+        return native
+    from fastrank.kernels.tempered_ce import triton
+
+    return triton
+
+
+@torch.library.impl("fastrank::tempered_ce", ("cpu", "cuda"))
+def _forward(logits, target, T, temperature, weight, ignore_index, reduction, label_smoothing, stats, impl):
+    return _kernels(impl).forward(
+        logits, target, T, temperature, weight, ignore_index, reduction, label_smoothing, stats
+    )
+
+
+@torch.library.impl("fastrank::tempered_ce_backward", ("cpu", "cuda"))
+def _backward(
+    grad_loss, logits, target, rows, denominator, T, temperature, weight, ignore_index, reduction, label_smoothing, impl
+):
+    grad = _kernels(impl).backward(
+        grad_loss, logits, target, rows, denominator, T, temperature, weight, ignore_index, label_smoothing
+    )
+    return grad, _temperature_grad(grad_loss, target, rows, denominator, temperature)
+
+
+def _temperature_grad(grad_loss: Tensor, target: Tensor, rows: Tensor, denominator: Tensor, temperature: Tensor | None):
+    if temperature is None:
+        return rows.new_empty(0)
+    slope = rows[layout.SLOPE].reshape(target.shape)
+    per_row = grad_loss.to(rows.dtype) * slope / denominator
+    # An unused row has slope 0: where all are, 0 / 0 is no reason to poison a learnt temperature.
+    per_row = torch.where(slope == 0, 0, per_row)
+    per_sample = per_row.flatten(1).sum(1) if temperature.dim() else per_row.sum()
+    return (-per_sample / temperature.to(rows.dtype)).to(temperature.dtype)
+
+
+@torch.library.register_fake("fastrank::tempered_ce")
+def _forward_fake(logits, target, T, temperature, weight, ignore_index, reduction, label_smoothing, stats, impl):
+    return layout.outputs(logits, target, reduction, stats)
+
+
+@torch.library.register_fake("fastrank::tempered_ce_backward")
+def _backward_fake(
+    grad_loss, logits, target, rows, denominator, T, temperature, weight, ignore_index, reduction, label_smoothing, impl
+):
+    grad_temperature = rows.new_empty(0) if temperature is None else torch.empty_like(temperature)
+    return torch.empty_like(logits), grad_temperature
+
+
+def _save_forward(ctx, inputs, output):
+    logits, target, T, temperature, weight, ignore_index, reduction, label_smoothing, _stats, impl = inputs
+    _loss, rows, denominator = output
+    ctx.save_for_backward(logits, target, rows, denominator, temperature, weight)
+    ctx.mark_non_differentiable(rows, denominator)
+    ctx.set_materialize_grads(False)
+    ctx.options = (T, ignore_index, reduction, label_smoothing, impl)
+
+
+def _grad_of_loss(ctx, grad_loss, _grad_rows, _grad_denominator):
+    nothing = (None,) * 10
+    if grad_loss is None:
+        return nothing
+    logits, target, rows, denominator, temperature, weight = ctx.saved_tensors
+    T, ignore_index, reduction, label_smoothing, impl = ctx.options
+    grad, grad_temperature = torch.ops.fastrank.tempered_ce_backward(
+        grad_loss, logits, target, rows, denominator, T, temperature, weight,
+        ignore_index, reduction, label_smoothing, impl,
+    )  # fmt: skip
+    return (grad, None, None, None if temperature is None else grad_temperature, *nothing[4:])
+
+
+def _save_backward(ctx, inputs, output):
+    (grad_loss, logits, target, _rows, _denominator, T, temperature, weight,
+     ignore_index, reduction, label_smoothing, _impl) = inputs  # fmt: skip
+    ctx.save_for_backward(grad_loss, logits, target, temperature, weight)
+    ctx.set_materialize_grads(False)
+    ctx.options = (T, ignore_index, reduction, label_smoothing)
+
+
+def _grad_of_grad(ctx, grad_grad, grad_grad_temperature):
+    """Differentiates the reference's gradient instead of the kernel's: rare, and then right to any order."""
+    grad_loss, logits, target, temperature, weight = ctx.saved_tensors
+    T, ignore_index, reduction, label_smoothing = ctx.options
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Aliases: grad_loss may itself depend on the logits, a path that is not this operator's to count.
+        grad_loss, logits = _alias(grad_loss), _alias(logits)
+        temperature = None if temperature is None else _alias(temperature)
+        first_of = [logits] if temperature is None else [logits, temperature]
+        loss = reference.tempered_cross_entropy(
+            logits, target, T if temperature is None else temperature, weight, ignore_index, reduction, label_smoothing
+        )
+        first = torch.autograd.grad(loss, first_of, grad_loss.to(loss.dtype), create_graph=True)
+        pairs = [
+            (value, grad)
+            for value, grad in zip(first, (grad_grad, grad_grad_temperature), strict=False)
+            if grad is not None and value.requires_grad
+        ]
+        second = torch.autograd.grad(
+            [value for value, _ in pairs],
+            [grad_loss, *first_of],
+            [grad for _, grad in pairs],
+            create_graph=again,
+            allow_unused=True,
+        )
+    grads = [None] * 12
+    grads[0], grads[1] = second[:2]
+    if temperature is not None:
+        grads[6] = second[2]
+    return tuple(grads)
+
+
+def _alias(x: Tensor) -> Tensor:
+    return x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+
+
+torch.library.register_autograd("fastrank::tempered_ce", _grad_of_loss, setup_context=_save_forward)
+torch.library.register_autograd("fastrank::tempered_ce_backward", _grad_of_grad, setup_context=_save_backward)
