@@ -28,17 +28,18 @@ function element(tag, attributes, ...children) {
   return node;
 }
 
-// Plotly reads a few tags and %{...} in its texts: a name must mean itself.
+// Plotly reads a few tags, %{...} and $...$ in its texts: a name must mean itself.
 function plain(text, longest = 26) {
-  const short = text.length > longest ? text.slice(0, longest - 10) + "…" + text.slice(-9) : text;
-  return short.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;").replace(/%\{/g, "%\u200b{");
+  const short = text.length > longest ? text.slice(0, longest - 13) + "…" + text.slice(-12) : text;
+  return short.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;").replace(/%/g, "&#37;").replace(/\$/g, "&#36;");
 }
 
 function round(value, digits = 4) {
   if (value === null || value === undefined || typeof value !== "number") return value ?? "—";
   if (Number.isInteger(value) && Math.abs(value) < 1e7) return String(value);
   const size = Math.abs(value);
-  return size >= 1e5 || size < 1e-3 ? value.toExponential(2) : String(Number(value.toPrecision(digits)));
+  if (size >= 1e8 || size < 1e-3) return value.toExponential(2);
+  return Number(value.toPrecision(digits)).toLocaleString("en", { maximumFractionDigits: 12 });
 }
 
 function finite(values) {
@@ -53,31 +54,38 @@ function extent(lists) {
   return low > high ? null : [low, high];
 }
 
-// A picture is drawn when it comes near the window, and again when its `draw` would give another one.
+// Pictures are drawn one after another, in the order of the page, so that it can be read while they come. Plotly
+// finishes a picture later than its call returns: a node is drawn again, or given up, only after that.
 const pictures = new Map();
-const nearby = new IntersectionObserver((entries) => {
-  for (const entry of entries) {
-    const picture = pictures.get(entry.target);
-    if (picture && entry.isIntersecting && !picture.drawn) { picture.drawn = true; guarded(picture.draw); }
-  }
-}, { rootMargin: "800px 0px" });
+let drawing = false;
 
 function picture(node, draw) {
-  pictures.set(node, { draw, drawn: false });
-  nearby.observe(node);
-  return node;
+  pictures.set(node, { node, draw, drawn: false, done: Promise.resolve() });
+  if (!drawing) { drawing = true; setTimeout(drawNext); }
+}
+
+function drawNext() {
+  const waiting = [...pictures.values()].find((entry) => !entry.drawn);
+  drawing = Boolean(waiting);
+  if (waiting) paint(waiting).then(() => setTimeout(drawNext));
+}
+
+function paint(entry) {
+  entry.drawn = true;
+  entry.done = entry.done.then(() => pictures.get(entry.node) === entry && entry.draw()).catch(fail);
+  return entry.done;
+}
+
+function repaint(nodes) {
+  for (const node of nodes) if (pictures.get(node)?.drawn) paint(pictures.get(node));
 }
 
 function forget(container) {
   for (const node of container.querySelectorAll(".plot")) {
-    nearby.unobserve(node);
-    if (pictures.delete(node)) Plotly.purge(node);
+    const entry = pictures.get(node);
+    if (entry && pictures.delete(node)) entry.done.then(() => Plotly.purge(node));
   }
   container.replaceChildren();
-}
-
-function redrawAll() {
-  for (const entry of pictures.values()) if (entry.drawn) guarded(entry.draw);
 }
 
 function fail(error) {
@@ -102,45 +110,59 @@ function layout(height, axes) {
     height, margin: { l: 46, r: 10, t: 8, b: 36 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: getComputedStyle(document.body).fontFamily, color: colors.text, size: 12 }, showlegend: false,
     hoverlabel: { bgcolor: colors.card, bordercolor: colors.grid, font: { color: colors.text, size: 12 }, align: "left" },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: colors.quiet, activecolor: colors.text },
     xaxis: axis(axes.x), yaxis: axis(axes.y), ...(axes.more || {}),
   };
 }
 
 function plot(node, traces, options) {
   return Plotly.react(node, traces, options, {
-    responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+    responsive: true, displaylogo: false, modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]],
   });
 }
 
-// series: [{name, color, x, y, low, high, dash, width}] ; low and high make a band.
+// series: [{name, color, x, y, low, high, dash, width, median}]: low and high make a band; median draws a running
+// median over the pale series itself, for figures that jump from step to step.
 function drawLines(node, series, { log = false, percent = false, range = null, x = null, height = 230, together = true } = {}) {
   const traces = [];
   for (const one of series) {
     const color = one.color;
     if (one.low) {
-      const edge = { x: one.x, mode: "lines", line: { width: 0, shape: "hv" }, hoverinfo: "skip", type: "scatter" };
+      const edge = { x: one.x, mode: "lines", line: { width: 0 }, hoverinfo: "skip", type: "scatter" };
       traces.push({ ...edge, y: one.high }, { ...edge, y: one.low, fill: "tonexty", fillcolor: color + "38" });
     }
+    if (one.median) {
+      traces.push({ x: one.x, y: one.y, type: "scatter", mode: "lines", line: { color: color + "40", width: 1 }, hoverinfo: "skip" });
+    }
+    const y = one.median ? runningMedian(one.y) : one.y;
     traces.push({
-      x: one.x, y: log ? one.y.map((value) => (value > 0 ? value : null)) : one.y, type: "scatter",
-      mode: one.x.length > 1 ? "lines" : "markers", name: plain(one.name),
+      x: one.x, y: log ? y.map((value) => (value > 0 ? value : null)) : y, type: "scatter",
+      mode: one.x.length > 1 ? "lines" : "markers", name: plain(one.name, 40),
       line: { color, width: one.width || 1.6, dash: one.dash || "solid" }, marker: { color, size: 7 },
       customdata: one.low ? one.x.map((_, i) => `[${round(one.low[i])}, ${round(one.high[i])}]`) : one.x.map(() => ""),
-      hovertemplate: `%{y:${percent ? ".2%" : ".5~g"}} %{customdata}<extra>${plain(one.name)}</extra>`,
-      hoverinfo: one.quiet ? "skip" : undefined,
+      hovertemplate: `%{y:${percent ? ".2%" : ".5~g"}} %{customdata}<extra>${plain(one.name, 40)}</extra>`,
     });
   }
-  plot(node, traces, layout(height, {
+  return plot(node, traces, layout(height, {
     x: { title: "step", range: x, showgrid: false, hoverformat: "d" },
-    y: { type: log ? "log" : "linear", tickformat: percent ? ".0%" : "", range, dtick: log ? logStep(series) : undefined },
+    y: { type: log ? "log" : "linear", tickformat: percent ? ".0%" : "", range, dtick: log ? decades(series, range) : undefined },
     more: { hovermode: together ? "x unified" : "closest" },
   }));
 }
 
 // Whole decades as ticks where the data span more than one.
-function logStep(series) {
+function decades(series, range) {
   const span = extent(series.map((one) => one.y.filter((value) => value > 0)));
-  return span && span[1] / span[0] > 10 ? Math.max(1, Math.ceil(Math.log10(span[1] / span[0]) / 6)) : undefined;
+  const count = range ? range[1] - range[0] : span ? Math.log10(span[1] / span[0]) : 0;
+  return count > 1 ? Math.max(1, Math.ceil(count / 6)) : undefined;
+}
+
+function runningMedian(values) {
+  const half = Math.max(2, Math.round(values.length / 40));
+  return values.map((_, i) => {
+    const near = finite(values.slice(Math.max(0, i - half), i + half + 1)).sort((a, b) => a - b);
+    return near.length ? near[near.length >> 1] : null;
+  });
 }
 
 // rows: [layers][steps]; bounds: [low, high] of the colours, shared by all runs.
@@ -161,9 +183,10 @@ function drawHeatmap(node, { rows, texts, layers, steps, bounds, log, x, label, 
     type: "heatmap", x: steps, y: layers.map((_, i) => i), z, zmin: low, zmax: high > low ? high : low + 1, text: hover,
     hovertemplate: "%{text}<extra></extra>", colorscale: scale(), showscale: false, hoverongaps: false, zsmooth: false,
   };
-  plot(node, [trace], options);
-  node.removeAllListeners("plotly_click");
-  node.on("plotly_click", (event) => choose(layers[event.points[0].y]));
+  return plot(node, [trace], options).then(() => {
+    node.removeAllListeners("plotly_click");
+    node.on("plotly_click", (event) => choose(layers[event.points[0].y]));
+  });
 }
 
 function drawMatrix(node, matrix) {
@@ -177,15 +200,15 @@ function drawMatrix(node, matrix) {
     type: "heatmap", x: matrix[0].map((_, j) => j + 1), y: names.map(Number), z: matrix, zmin: 0, zmax: 1, colorscale: scale(),
     showscale: false, xgap: 1, ygap: 1, hoverongaps: false, hovertemplate: "i = %{y}, j = %{x}<br>|cos| = %{z:.2f}<extra></extra>",
   };
-  plot(node, [trace], options);
+  return plot(node, [trace], options);
 }
 
 // The colours' legend, once for all facets; marks: [{at, title}].
-function drawScale(container, bounds, log, label, marks = []) {
+function drawScale(container, bounds, log, label, { marks = [], colors = theme().ramp } = {}) {
   container.replaceChildren();
   if (!bounds) return;
   const bar = element("span", { className: "bar" });
-  bar.style.background = `linear-gradient(to right, ${theme().ramp.join(", ")})`;
+  bar.style.background = `linear-gradient(to right, ${colors.join(", ")})`;
   const place = (value) => (log ? Math.log(value / bounds[0]) / Math.log(bounds[1] / bounds[0])
     : (value - bounds[0]) / (bounds[1] - bounds[0]));
   for (const mark of marks) {
@@ -194,5 +217,6 @@ function drawScale(container, bounds, log, label, marks = []) {
     bar.append(tick);
   }
   const note = label + (log ? ", logarithmic" : "") + marks.map((mark) => `; mark: ${mark.title}`).join("");
-  container.append(element("div", { className: "scale" }, round(bounds[0], 3), bar, round(bounds[1], 3), note));
+  container.append(element("div", { className: "scale" }, element("span", {}, round(bounds[0], 3)), bar,
+    element("span", {}, round(bounds[1], 3)), element("span", {}, note)));
 }

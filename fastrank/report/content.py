@@ -1,6 +1,6 @@
 """What the page shows, as one JSON-ready dict: the figures of each run, thinned out for display only.
 
-page.js draws this and nothing else, so its shape is stated here:
+The page's scripts draw this and nothing else, so its shape is stated here:
 
     {"generated", "version", "runs": [{
         "name", "path", "status", "T", "steps": count, "last": last step, "started",
@@ -10,7 +10,7 @@ page.js draws this and nothing else, so its shape is stated here:
         "lines":    {key: {"steps": [n], "values": [n]}},                        scalars without a layer
         "maps":     {kind: {"layers": [L], "steps": [n], "metrics": {metric: [L][n]}, "uncertain": {metric: share}}},
         "vectors":  {kind: {"layers": [L], "steps": [n], "values": [L][k][n]}},  one-dimensional arrays (sigma)
-        "matrices": {kind: {"layers": [L], "steps": [n], "values": [L][n][rows][columns]}}}]}
+        "cosines":  {"layers": [L], "steps": [n], "values": [L][n][k][k]} or null}]}
 
 A missing or non-finite number is null. A row of a map that holds one number at every step is stored as [number].
 """
@@ -29,9 +29,9 @@ from fastrank.record import Run
 from fastrank.record.schema import jsonable, split_key
 
 # The page must open fast however many runs it compares: each kind of figure has a share of numbers to spend, and the
-# steps shown per series follow from it (bytes: about 5, 6 and 4 characters per number, some 6 MB together).
-MAP_NUMBERS, VECTOR_NUMBERS, MATRIX_NUMBERS = 450_000, 450_000, 400_000
-MAP_STEPS, VECTOR_STEPS, MATRIX_STEPS = 400, 400, 30
+# steps shown per series follow from it (6.5, 6.5 and 5 bytes per number at most, 7 MB together).
+MAP_NUMBERS, VECTOR_NUMBERS, COSINE_NUMBERS = 400_000, 400_000, 350_000
+MAP_STEPS, VECTOR_STEPS, COSINE_STEPS = 400, 400, 30
 FEWEST_STEPS = 8
 BOUNDS = ("_lo", "_hi")
 
@@ -39,17 +39,15 @@ BOUNDS = ("_lo", "_hi")
 def page_content(runs: list[Run]) -> dict[str, Any]:
     """The page's dict (see above) for `runs`, in their order."""
     series = sum(1 for run in runs for key in run.keys if split_key(key)[1] and not key.endswith(BOUNDS))
-    vectors = matrices = 0
-    for run in runs:
-        for shape in _shapes(run).values():
-            vectors += shape[0] if len(shape) == 1 else 0
-            matrices += math.prod(shape) if len(shape) == 2 else 0
+    vectors, cosines = (
+        sum(math.prod(shape) for run in runs for shape in of(run).values()) for of in (_vectors, _cosines)
+    )
     limits = [
         min(most, max(FEWEST_STEPS, numbers // max(1, used)))
         for most, numbers, used in (
             (MAP_STEPS, MAP_NUMBERS, series),
             (VECTOR_STEPS, VECTOR_NUMBERS, vectors),
-            (MATRIX_STEPS, MATRIX_NUMBERS, matrices),
+            (COSINE_STEPS, COSINE_NUMBERS, cosines),
         )
     ]
     return {
@@ -59,7 +57,7 @@ def page_content(runs: list[Run]) -> dict[str, Any]:
     }
 
 
-def _run_content(run: Run, name: str, map_steps: int, vector_steps: int, matrix_steps: int) -> dict[str, Any]:
+def _run_content(run: Run, name: str, map_steps: int, vector_steps: int, cosine_steps: int) -> dict[str, Any]:
     config = flatten(run.config)
     return {
         "name": name,
@@ -77,13 +75,13 @@ def _run_content(run: Run, name: str, map_steps: int, vector_steps: int, matrix_
         "notes": _notes(run),
         "lines": {key: _line(run, key) for key in run.keys if not split_key(key)[1]},
         "maps": _maps(run, map_steps),
-        "vectors": _arrays(run, 1, vector_steps),
-        "matrices": _arrays(run, 2, matrix_steps),
+        "vectors": _by_kind(run, vector_steps),
+        "cosines": _arrays(run, _cosines(run), cosine_steps, 2) if _cosines(run) else None,
     }
 
 
 def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}; lists become text, non-finite numbers their names (JSON has neither's page form)."""
+    """{"a": {"b": 1}} -> {"a.b": 1}, ready to be shown: lists and non-finite numbers become text."""
     flat: dict[str, Any] = {}
     for key, item in jsonable(value).items():
         if isinstance(item, dict) and item:
@@ -128,12 +126,14 @@ def _names(runs: Iterable[Run]) -> list[str]:
 
 
 def _overhead(run: Run) -> float | None:
-    """Median of cost/share: a median, because the first steps build caches and allocate."""
-    if "cost/share" not in run.keys:
+    """Tracking time as a share of all step time: the mean of cost/share, weighted by cost/step_ms."""
+    if not {"cost/share", "cost/step_ms"} <= set(run.keys):
         return None
-    share = run.series("cost/share")[1]
-    share = share[np.isfinite(share)]
-    return _number(float(np.median(share)), 4) if len(share) else None
+    steps, share = run.series("cost/share")
+    weight = _on(steps, *run.series("cost/step_ms"))
+    known = np.isfinite(share) & np.isfinite(weight)
+    total = weight[known].sum()
+    return _number(float(share[known] @ weight[known] / total), 4) if total > 0 else None
 
 
 def _notes(run: Run) -> list[dict[str, Any]]:
@@ -177,8 +177,9 @@ def _map(run: Run, metrics: dict[str, dict[str, str]], most: int) -> dict[str, A
     for metric, keys in metrics.items():
         low, high = metrics.get(metric + "_lo", {}), metrics.get(metric + "_hi", {})
         pairs = [(series[low[layer]][1], series[high[layer]][1]) for layer in keys if layer in low and layer in high]
-        if pairs:
-            uncertain[metric] = float(np.mean(np.concatenate([lo != hi for lo, hi in pairs])))
+        known = [(lo != hi)[np.isfinite(lo) & np.isfinite(hi)] for lo, hi in pairs]
+        if sum(map(len, known)):
+            uncertain[metric] = float(np.mean(np.concatenate(known)))
     return {"layers": layers, "steps": steps.tolist(), "metrics": rows, "uncertain": uncertain}
 
 
@@ -192,33 +193,44 @@ def _on(steps: np.ndarray, own: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.where(own[at] == steps, values[at], np.nan)
 
 
-def _shapes(run: Run) -> dict[str, tuple[int, ...]]:
-    return {key: shape for segment in run.segments for key, shape in segment.layout.arrays}
+def _shapes(run: Run, dimensions: int) -> dict[str, tuple[int, ...]]:
+    """The largest shape of each array that has `dimensions`."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for key, shape in (item for segment in run.segments for item in segment.layout.arrays):
+        known = shapes.get(key, shape)
+        if len(known) == len(shape):
+            shapes[key] = tuple(map(max, known, shape))
+    return {key: shape for key, shape in shapes.items() if len(shape) == dimensions and math.prod(shape)}
 
 
-def _arrays(run: Run, dimensions: int, most: int) -> dict[str, Any]:
-    """Arrays of one number of dimensions, per kind and layer: vectors as [layers][k][steps], matrices by step."""
-    kinds: dict[str, dict[str, str]] = {}
-    shapes = {key: shape for key, shape in _shapes(run).items() if len(shape) == dimensions and math.prod(shape)}
+def _vectors(run: Run) -> dict[str, tuple[int, ...]]:
+    return _shapes(run, 1)
+
+
+def _cosines(run: Run) -> dict[str, tuple[int, ...]]:
+    return {key: shape for key, shape in _shapes(run, 2).items() if split_key(key)[::2] == ("align", "cosines")}
+
+
+def _by_kind(run: Run, most: int) -> dict[str, Any]:
+    kinds: dict[str, dict[str, tuple[int, ...]]] = {}
+    for key, shape in _vectors(run).items():
+        kinds.setdefault(split_key(key)[0], {})[key] = shape
+    return {kind: _arrays(run, shapes, most, 3) for kind, shapes in kinds.items()}
+
+
+def _arrays(run: Run, shapes: dict[str, tuple[int, ...]], most: int, digits: int) -> dict[str, Any]:
+    """The arrays `shapes` names, by layer and step; vectors with the steps last, as they are drawn."""
+    steps = np.unique(np.concatenate([run.spectra.steps(key) for key in shapes]))
+    steps = steps[thin(steps, most)]
+    values = {key: np.full((len(steps), *shape), np.nan) for key, shape in shapes.items()}
+    for place, step in enumerate(steps):
+        for key, array in run.spectra.at(step).items():
+            if key in values and array.ndim == len(shapes[key]):  # a key may have had other sizes at other steps
+                corner = tuple(slice(min(pair)) for pair in zip(array.shape, shapes[key], strict=True))
+                values[key][(place, *corner)] = array[corner]
+    names = []
     for key in shapes:
-        kind, layer, metric = split_key(key)
-        label = layer if layer and metric in ("sigma", "cosines") else f"{layer} {metric}".strip()
-        kinds.setdefault(kind, {})[label] = key
-    result = {}
-    for kind, keys in kinds.items():
-        steps = np.unique(np.concatenate([run.spectra.steps(key) for key in keys.values()]))
-        steps = steps[thin(steps, most)]
-        values = {key: np.full((len(steps), *shapes[key]), np.nan) for key in keys.values()}
-        for place, step in enumerate(steps):
-            for key, array in run.spectra.at(step).items():
-                if key in values and array.ndim == dimensions:
-                    corner = tuple(slice(min(a, b)) for a, b in zip(array.shape, shapes[key], strict=True))
-                    values[key][(place, *corner)] = array[corner]
-        blocks = [values[key].T if dimensions == 1 else values[key] for key in keys.values()]
-        digits = 3 if dimensions == 1 else 2
-        result[kind] = {
-            "layers": list(keys),
-            "steps": steps.tolist(),
-            "values": [numbers(block, digits) for block in blocks],
-        }
-    return result
+        _, layer, metric = split_key(key)
+        names.append(layer if layer and metric in ("sigma", "cosines") else f"{layer} {metric}".strip())
+    blocks = [block.T if block.ndim == 2 else block for block in values.values()]
+    return {"layers": names, "steps": steps.tolist(), "values": [numbers(block, digits) for block in blocks]}

@@ -9,7 +9,7 @@ const DEFINITIONS = {
     label: "rank",
     text: "Numerical rank: the number of σᵢ > tol, with tol = max(atol, rtol·σ₁) and by default " +
       "rtol = max(n, d)·eps. [lo, hi] counts the same at tol plus and minus the proven error bound of the σᵢ.",
-    source: `${PAPER}, sec. 3; tolerance of torch.linalg.matrix_rank`,
+    source: `${PAPER}, sec. 3.1; tolerance of torch.linalg.matrix_rank`,
   },
   effective_rank: {
     label: "effective rank",
@@ -18,10 +18,10 @@ const DEFINITIONS = {
   },
   stable_rank: {
     label: "stable rank",
-    text: "‖A‖²_F / σ₁²: at most the rank, and hardly moved by small singular values.",
+    text: "Σσᵢ² / σ₁²: at most the rank, and hardly moved by small singular values.",
     source: "Rudelson & Vershynin 2007",
   },
-  frobenius: { label: "Frobenius norm", text: "‖A‖_F = √Σσᵢ².", source: "", log: true },
+  frobenius: { label: "Frobenius norm", text: "‖A‖ = √Σσᵢ².", source: "", log: true },
   sigma_1: { label: "largest singular value", text: "σ₁, the spectral norm of A.", source: "", log: true },
   sigma: {
     label: "singular values",
@@ -37,7 +37,7 @@ const DEFINITIONS = {
   "logits/norm_over_T": {
     label: "Logits norm over temperature ‖M‖ / T", log: true,
     text: "What the softmax sees. At high T it starts near zero and must grow before the loss can fall.",
-    source: `${PAPER}, sec. 3`,
+    source: `${PAPER}, sec. 3.1`,
   },
   "logits/rank": {
     label: "Rank before the softmax", bounds: true,
@@ -54,7 +54,7 @@ const DEFINITIONS = {
   solution_rank: {
     label: "solution rank",
     text: "Numerical rank of the logits before the softmax, over the whole set and not one batch.",
-    source: `${PAPER}, SR`,
+    source: `${PAPER}, sec. 2`,
   },
   max: {
     label: "maximum",
@@ -75,7 +75,7 @@ const DEFINITIONS = {
   },
   "align/mean_max": {
     label: "Mean alignment over the layers",
-    text: "The largest |cosine| of each layer, averaged over the layers. Dashed: what chance alone would give.",
+    text: "The largest |cosine| of each layer, averaged over the layers. Dotted: the chance level.",
     source: `${PAPER}, fig. 3`,
   },
   cosines: {
@@ -84,11 +84,21 @@ const DEFINITIONS = {
       "feature-side singular vector of its input; 0 is orthogonal, 1 the same direction.",
     source: `${PAPER}, eq. 2, fig. 10`,
   },
-  "cost/track_ms": { label: "Tracking", text: "Milliseconds spent in fastrank at this step.", source: "" },
-  "cost/step_ms": { label: "Whole step", text: "Milliseconds of the training step.", source: "" },
+  layer_max: {
+    label: "Maximum alignment of this layer",
+    text: "Its largest |cosine| at every step; the band is the error bound. Dotted: the chance level of this layer.",
+    source: `${PAPER}, eq. 2`,
+  },
+  "cost/track_ms": {
+    label: "Milliseconds per step",
+    text: "Solid: spent in fastrank. Dotted: the training step. Pale: every step; strong: running median.",
+    source: "wall time",
+  },
+  "cost/step_ms": { label: "whole step", text: "", source: "" },
+  "train/lr": { label: "Learning rate", text: "", source: "" },
   "cost/share": {
     label: "Share of the step", percent: true,
-    text: "Tracking time as a share of the step, as the run recorded it. The table's figure is the median.",
+    text: "Tracking time as a share of the step, as the run recorded it. The table gives the whole run's.",
     source: "",
   },
 };
@@ -96,6 +106,8 @@ const DEFINITIONS = {
 const KINDS = { act: "activations", weight: "weights", grad: "weight gradients", logits: "logits", align: "alignment" };
 const VECTOR_LABELS = { "logits/sigma": "before the softmax", "logits/softmax_sigma": "after the softmax" };
 
+const kindLabel = (kind) => (Object.hasOwn(KINDS, kind) ? KINDS[kind] : kind);
+
 function define(name) {
-  return DEFINITIONS[name] || { label: name.replace(/_/g, " "), text: "", source: "" };
+  return Object.hasOwn(DEFINITIONS, name) ? DEFINITIONS[name] : { label: name.replace(/_/g, " "), text: "", source: "" };
 }

@@ -16,7 +16,7 @@ from fastrank.record.extras import require
 from fastrank.report.content import page_content
 
 HERE = Path(__file__).parent
-SCRIPTS = ("definitions.js", "charts.js", "page.js")
+SCRIPTS = ("definitions.js", "charts.js", "state.js", "header.js", "sections.js", "alignment.js", "page.js")
 
 
 def write_report(paths: Iterable[str | os.PathLike], out: str | os.PathLike | None = None) -> Path:
@@ -50,7 +50,8 @@ def _asset(name: str) -> str:
 
 def _embed(content: dict) -> str:
     """JSON that cannot end, or open, the script element it stands in."""
-    text = json.dumps(content, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(content, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    text = text.encode("utf-8", "replace").decode()  # a lone surrogate is no character
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 

@@ -54,8 +54,9 @@ def write_run(
     depth = np.linspace(0, 1, len(names))
     heat = math.log10(T) / 2  # 0 at T = 1, 1 at T = 100
     settings = {
-        "model": "resnet18", "data": "glyphs", "temperature": T, "epochs": 16, "seed": seed, "lr": 0.1 if T < 10 else 1.0,
-        "batch_size": BATCH, "optimizer": {"name": "sgd", "momentum": 0.9, "weight_decay": 1e-4},
+        "model": "resnet18", "data": "glyphs", "temperature": T, "epochs": 16, "seed": seed,
+        "lr": 0.1 if T < 10 else 1.0, "batch_size": BATCH,
+        "optimizer": {"name": "sgd", "momentum": 0.9, "weight_decay": 1e-4},
         "layers": "*", "metrics": "default", "loss": "TemperedCE", **config,
     }  # fmt: skip
     writer = RunWriter(path, settings)
@@ -69,9 +70,16 @@ def write_run(
         arrays: dict[str, np.ndarray] = {}
         for index, (name, width) in enumerate(names):
             full = min(width, BATCH)
-            for kind, share, scale in (("act", 1.0, 300.0), ("weight", 0.25, 3.0), ("grad", 1.2, 0.02 * math.exp(-3 * t))):
+            for kind, share, scale in (
+                ("act", 1.0, 300.0),
+                ("weight", 0.25, 3.0),
+                ("grad", 1.2, 0.02 * math.exp(-3 * t)),
+            ):
                 low = 11 / full if kind != "weight" else 0.6
-                rank = full * (1 - min(1.0, share * collapse[index]) * (1 - low)) - abs(jitter[index]) * (kind == "grad") * 2
+                rank = (
+                    full * (1 - min(1.0, share * collapse[index]) * (1 - low))
+                    - abs(jitter[index]) * (kind == "grad") * 2
+                )
                 rank = float(np.clip(round(rank + (kind == "act") * jitter[index] * 0.8), 1, full))
                 growth = 1 + 12 * heat * _sigmoid((t - 0.2) * 25) * depth[index]
                 sigma = _spectrum(rank, full, scale * growth) * np.exp(rng.normal(0, 0.02, full))
@@ -115,14 +123,18 @@ def write_run(
         progress = _sigmoid((t - 0.12 - 0.3 * heat) * 14)
         scalars |= {
             "logits/norm": norm, "logits/norm_over_T": norm / T,
-            "logits/rank": logits_rank, "logits/rank_lo": logits_rank - (step % 17 < 4), "logits/rank_hi": logits_rank + (step % 17 < 6),
-            "logits/softmax_rank": softmax_rank, "logits/softmax_rank_lo": softmax_rank - 1, "logits/softmax_rank_hi": softmax_rank + 1,
+            "logits/rank": logits_rank,
+            "logits/rank_lo": logits_rank - (step % 17 < 4), "logits/rank_hi": logits_rank + (step % 17 < 6),
+            "logits/softmax_rank": softmax_rank,
+            "logits/softmax_rank_lo": softmax_rank - 1, "logits/softmax_rank_hi": softmax_rank + 1,
             "train/loss": math.log(CLASSES) * (1 - 0.985 * progress) * math.exp(rng.normal(0, 0.06)),
             "train/accuracy": float(np.clip(0.011 + 0.975 * progress + rng.normal(0, 0.012), 0, 1)),
             "train/lr": settings["lr"] * 0.5 * (1 + math.cos(math.pi * t)), "train/epoch": step // 37,
             "cost/step_ms": 210 + rng.gamma(2, 6) + (300 if step == 0 else 0),
         }  # fmt: skip
-        scalars["cost/track_ms"] = scalars["cost/step_ms"] * (0.07 + 0.02 * rng.random() + 0.05 * (step % align_every == 0))
+        scalars["cost/track_ms"] = scalars["cost/step_ms"] * (
+            0.07 + 0.02 * rng.random() + 0.05 * (step % align_every == 0)
+        )
         scalars["cost/share"] = scalars["cost/track_ms"] / scalars["cost/step_ms"]
         arrays["logits/sigma"] = np.sort(_spectrum(logits_rank, CLASSES, norm / 4))[::-1][:TOP]
         arrays["logits/softmax_sigma"] = np.sort(_spectrum(softmax_rank, CLASSES, 4.0))[::-1][:TOP]
@@ -131,11 +143,16 @@ def write_run(
         writer.close(finished=False)
         return Path(path)
     if steps:
+        solution_rank = {
+            "rank": int(logits_rank),
+            "lo": int(logits_rank) - 1,
+            "hi": int(logits_rank),
+            "tol": norm * 9.5e-4,
+        }
+        solution_rank["definition"] = "#{sigma_i > max(m, n) * eps * sigma_1}"
         writer.set_evaluation({
-            "train_accuracy": 0.991 - 0.02 * heat, "test_accuracy": 0.953 - 0.04 * heat,
-            "solution_rank": {"rank": int(logits_rank), "lo": int(logits_rank) - 1, "hi": int(logits_rank), "tol": norm * 9.5e-4,
-                              "definition": "#{sigma_i > max(m, n) * eps * sigma_1}"},
-            "logits_norm": norm * 6.1, "logits_norm_over_T": norm * 6.1 / T, "samples": 9400,
+            "train_accuracy": 0.991 - 0.02 * heat, "test_accuracy": 0.953 - 0.04 * heat, "samples": 9400,
+            "solution_rank": solution_rank, "logits_norm": norm * 6.1, "logits_norm_over_T": norm * 6.1 / T,
         })  # fmt: skip
         writer.note(steps // 2, f"grad/{names[0][0]}/rank", "the gradient holds inf: mixed precision skipped this step")
     writer.close()
