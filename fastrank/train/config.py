@@ -1,0 +1,101 @@
+"""`TrainConfig`: everything that decides what a training run computes, validated once, stored with the run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from fastrank.errors import InputError
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+SCHEDULES = ("constant", "steps", "cosine")
+AUGMENTATIONS = ("none", "cifar", "imagenet")
+TRACKING = ("off", "light", "default", "full")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run at one temperature. Raises InputError for a value outside its range.
+
+    epochs, warmup_epochs and milestones count epochs. The learning rate rises linearly over the warm-up and then stays
+    ("constant"), is multiplied by `gamma` at each milestone ("steps"), or falls to zero along half a cosine ("cosine").
+    momentum is SGD's; Adam and AdamW use (0.9, 0.999). image_size is in pixels, None for the data set's own;
+    samples_per_class limits the training split, None for all (`glyphs`: 100). track, layers and every go to
+    `fastrank.watch`.
+    """
+
+    model: str = "resnet18"
+    data: str = "glyphs"
+    temperature: float = 1.0
+    epochs: int = 10
+    seed: int = 0
+    batch_size: int = 128
+    optimizer: str = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    schedule: str = "cosine"
+    warmup_epochs: float = 0.0
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+    augment: str = "none"
+    image_size: int | None = None
+    samples_per_class: int | None = None
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
+    track: str = "default"
+    layers: tuple[str, ...] = ("*",)
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        positive = "a finite number > 0"
+        _check("temperature", positive, self.temperature, math.isfinite(self.temperature) and self.temperature > 0)
+        _check("lr", positive, self.lr, math.isfinite(self.lr) and self.lr > 0)
+        _check("momentum", "a number in [0, 1)", self.momentum, 0 <= self.momentum < 1)
+        _check("weight_decay", "a finite number >= 0", self.weight_decay, 0 <= self.weight_decay < math.inf)
+        _check("gamma", "a number in (0, 1]", self.gamma, 0 < self.gamma <= 1)
+        for name in ("epochs", "batch_size", "every"):
+            _check(name, "a whole number >= 1", getattr(self, name), getattr(self, name) >= 1)
+        for name in ("image_size", "samples_per_class"):
+            value = getattr(self, name)
+            _check(name, "a whole number >= 1", value, value is None or value >= 1)
+        _check("seed", "a whole number in 0 .. 2^63-1", self.seed, 0 <= self.seed < 2**63)
+        _check("warmup_epochs", f"a number in 0 .. {self.epochs} (epochs)", self.warmup_epochs,
+               0 <= self.warmup_epochs <= self.epochs)
+        _check("milestones", "rising epochs >= 1", self.milestones,
+               all(a < b for a, b in zip((0, *self.milestones), self.milestones, strict=False)))
+        for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("augment", AUGMENTATIONS),
+                            ("track", TRACKING)):
+            _check(name, f"one of {', '.join(known)}", repr(getattr(self, name)), getattr(self, name) in known)
+
+    @property
+    def name(self) -> str:
+        """Of the run's directory: data, model, temperature, seed."""
+        data = self.data.rstrip("/").rpartition("/")[2] if self.data.startswith("folder:") else self.data
+        return f"{_plain(data)}-{_plain(self.model)}-T{self.temperature:g}-s{self.seed}"
+
+    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
+        """Of optimizer step number `step`, counted from 0."""
+        warmup = round(self.warmup_epochs * steps_per_epoch)
+        if step < warmup:
+            return self.lr * (step + 1) / warmup
+        if self.schedule == "steps":
+            return self.lr * self.gamma ** sum(step >= epoch * steps_per_epoch for epoch in self.milestones)
+        if self.schedule == "cosine":
+            rest = self.epochs * steps_per_epoch - warmup
+            return self.lr * (1 + math.cos(math.pi * (step - warmup) / rest)) / 2
+        return self.lr
+
+    def difference(self, other: dict[str, Any]) -> str | None:
+        """The first field whose value differs from that in `other`, a stored config; None where they agree."""
+        return next((f.name for f in fields(self) if other.get(f.name, f) != getattr(self, f.name)), None)
+
+
+def _check(argument: str, expected: str, got: object, holds: bool) -> None:
+    if not holds:
+        raise InputError(argument, expected, got)
+
+
+def _plain(text: str) -> str:
+    """As part of a file name on any system."""
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in text)

@@ -1,0 +1,138 @@
+"""Networks by name: the papers' own for small images, and every model of timm.
+
+The papers' (Masarczyk et al. 2025, A.1): `mlp`, eight layers of 2048; `vgg19`, for small images; ResNets with a stem
+for CIFAR (3x3, stride 1, no max-pool). A timm name that equals one of these is reached with its tag: `vgg19.tv_in1k`.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastrank.errors import InputError
+from fastrank.train.extras import require
+from fastrank.train.names import closest
+
+
+Builder = Callable[..., nn.Module]
+
+
+def mlp(num_classes: int, in_chans: int, image_size: int, depth: int = 8, width: int = 2048) -> nn.Module:
+    """`depth` hidden layers of `width` with ReLU, then the classifier."""
+    sizes = [in_chans * image_size**2, *[width] * depth]
+    hidden = [
+        layer for n, m in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(n, m), nn.ReLU(inplace=True))
+    ]
+    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(sizes[-1], num_classes))
+
+
+def vgg19(num_classes: int, in_chans: int, image_size: int, batch_norm: bool = False) -> nn.Module:
+    """Simonyan & Zisserman's 16 convolutions on small images: average pooling and one linear layer as the head."""
+    layers: list[nn.Module] = []
+    for channels, repeats in ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4)):
+        for _ in range(repeats):
+            layers.append(nn.Conv2d(in_chans, channels, 3, padding=1))
+            layers += [nn.BatchNorm2d(channels)] * batch_norm
+            layers.append(nn.ReLU(inplace=True))
+            in_chans = channels
+        layers.append(nn.MaxPool2d(2, ceil_mode=True))
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(in_chans, num_classes))
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(module.bias)
+    return model
+
+
+def _resnet_cifar(block: str, layers: tuple[int, ...], channels: tuple[int, ...] = (64, 128, 256, 512)) -> Builder:
+    """A timm ResNet whose stem keeps the resolution of a small image."""
+
+    def build(num_classes: int, in_chans: int, image_size: int, **kwargs: Any) -> nn.Module:
+        resnet = require("timm.models.resnet", "model")
+        # A "deep" stem is the one whose width timm lets us choose; its layers give way to one 3x3 convolution.
+        settings = {"layers": layers, "channels": channels, "stem_type": "deep", "stem_width": channels[0] // 2, **kwargs}
+        model = resnet.ResNet(getattr(resnet, block), num_classes=num_classes, in_chans=in_chans, **settings)
+        model.conv1 = nn.Conv2d(in_chans, model.bn1.num_features, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+        model.maxpool = nn.Identity()
+        if len(layers) == 3:  # timm's forward passes through four stages
+            model.layer4 = nn.Identity()
+        return model
+
+    return build
+
+
+BUILDERS: dict[str, Builder] = {
+    "mlp": mlp,
+    "vgg19": vgg19,
+    "resnet20_cifar": _resnet_cifar("BasicBlock", (3, 3, 3), (16, 32, 64)),
+    "resnet18_cifar": _resnet_cifar("BasicBlock", (2, 2, 2, 2)),
+    "resnet34_cifar": _resnet_cifar("BasicBlock", (3, 4, 6, 3)),
+    "resnet50_cifar": _resnet_cifar("Bottleneck", (3, 4, 6, 3)),
+}
+
+
+def parse_kwargs(pairs: Iterable[str]) -> dict[str, Any]:
+    """["channels=[16, 32]", "act_layer=gelu"] -> keyword arguments: Python literals, or text where it is none."""
+    kwargs = {}
+    for pair in pairs:
+        key, separator, text = pair.partition("=")
+        if not separator or not key.isidentifier():
+            raise InputError("model_kwargs", "key=value", repr(pair))
+        try:
+            kwargs[key] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            kwargs[key] = text
+    return kwargs
+
+
+def check_model(name: str) -> None:
+    """InputError with the closest names where neither the papers' networks nor timm's hold `name`."""
+    if name in BUILDERS:
+        return
+    timm = require("timm", "model")
+    if not timm.is_model(name.partition(".")[0]):
+        cure = closest(name, [*BUILDERS, *timm.list_models()])
+        raise InputError("model", f"{', '.join(BUILDERS)} or a timm model", repr(name), cure)
+
+
+def build_model(name: str, num_classes: int, in_chans: int, image_size: int, kwargs: dict[str, Any]) -> nn.Module:
+    """The network for images [n, in_chans, image_size, image_size] and logits [n, num_classes], freshly initialised.
+
+    kwargs go to its constructor. Raises InputError for an unknown name, keyword arguments that it refuses, or images
+    that it cannot take (one forward in evaluation mode is tried).
+    """
+    check_model(name)
+    try:
+        build = BUILDERS.get(name, partial(_timm, name))
+        model = build(num_classes, in_chans, image_size, **kwargs)
+    except (TypeError, ValueError, AssertionError, RuntimeError, AttributeError) as error:
+        if not kwargs:
+            raise
+        got = f"{', '.join(f'{key}={value!r}' for key, value in kwargs.items())} ({_first_line(error)})"
+        raise InputError("model_kwargs", f"arguments that {name} accepts", got) from error
+    try:
+        with torch.no_grad():
+            logits = model.eval()(torch.zeros(2, in_chans, image_size, image_size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise InputError("image_size", f"images that {name} takes", f"{image_size} ({_first_line(error)})") from error
+    if not isinstance(logits, torch.Tensor) or logits.shape != (2, num_classes):
+        raise InputError("model", f"logits [n, {num_classes}]", f"{name} with {getattr(logits, 'shape', type(logits))}")
+    return model.train()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _timm(name: str, num_classes: int, in_chans: int, image_size: int, **kwargs: Any) -> nn.Module:
+    timm = require("timm", "model")
+    published = timm.models.get_pretrained_cfg(name)
+    if published is not None and published.fixed_input_size:
+        kwargs = {"img_size": image_size, **kwargs}
+    return timm.create_model(name, num_classes=num_classes, in_chans=in_chans, **kwargs)
