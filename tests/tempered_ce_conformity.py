@@ -6,8 +6,9 @@ The bound. With eps of the accumulator, X_j = (max z - z_j) / T: subtraction, re
 2 eps X_j on x_j, so 2 eps X_j + 2 eps (the exponential) on e_j, relatively. Summing C of them in W lanes adds at most
 C / W + W roundings of eps / 2. Hence p_j is right to eps (2 X_j + A), A = C / 2W + W / 2 + 2 sum_i p_i X_i + 8, and
 loss and gradients follow by their formulas, term by term in absolute value. The gradient is then rounded once to the
-logits' dtype; probabilities below about the smallest normal number of the accumulator may be 0. For float64 the "truth" is the reference in float64 too, which subtracts, like the
-kernel, numbers as large as X_j, but three times (x_j, lse of the others, their difference): there the bound is fourfold.
+logits' dtype; probabilities below about the smallest normal number of the accumulator may be 0. For float64 the truth
+is the reference in float64 too, which subtracts, like the kernel, numbers as large as X_j, but three times (x_j, the
+others' logsumexp, their difference): there the bound is fourfold.
 """
 
 from __future__ import annotations
@@ -110,4 +111,6 @@ def band(case: Case, truth) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 OP = Op(name="tempered_ce", impls=("native", "triton"), run=run, reference=_reference, band=band, build=build)
 
 SHAPES = [(0, 10), (1, 1), (1, 1000), *((7, c) for c in (1, 2, 10, 94, 1000, 1025)), (256, 10), (256, 94), (2, 21841)]
+#: Beyond the plain loss.
+OPTIONS = [{"label_smoothing": 0.1}, {"weighted": True}, {"label_smoothing": 1.0, "weighted": True}]
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 from fastrank.kernels import backend
 from fastrank.kernels.tempered_ce import layout, reference, register, validate
 from fastrank.kernels.tempered_ce.reference import RowStats
+from torch import Tensor
 
 __all__ = ["RowStats", "tempered_cross_entropy"]
 
@@ -73,7 +72,7 @@ def tempered_cross_entropy(
     temperature = None
     if isinstance(T, Tensor):
         T, temperature = 1.0, T if T.device == input.device else T.to(input.device, non_blocking=True)
-    loss, rows, _denominator = torch.ops.fastrank.tempered_ce(
+    loss, rows, _denominator = register.tempered_ce(
         input, target.long(), float(T), temperature, weight, ignore_index, reduction, label_smoothing,
         return_stats, chosen,
     )  # fmt: skip

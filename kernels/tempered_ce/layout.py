@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 import torch
+from fastrank.kernels.tempered_ce.reference import RowStats, accumulator
 from torch import Tensor
 
-from fastrank.kernels.tempered_ce.reference import RowStats, accumulator
-
 #: Planes of `rows` [planes, N * D], in the order of RowPlane in csrc/tempered_ce/tempered_ce.h: the row's maximum,
-#: sum_j e_j with e_j = exp((z_j - max) / T), the same without the target, sum_j (d loss / d x_j) x_j. `RowStats` follow.
+#: sum_j e_j with e_j = exp((z_j - max) / T), the same without the target, sum_j (d loss / d x_j) x_j. `RowStats`
+#: follow where they are asked for.
 STATE = ("maximum", "total", "others", "slope")
 SLOPE = STATE.index("slope")
 

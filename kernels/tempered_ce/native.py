@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 from fastrank.kernels import backend
 from fastrank.kernels.tempered_ce import layout, validate
+from torch import Tensor
 
 _DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}

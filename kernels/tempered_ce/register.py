@@ -7,9 +7,8 @@ The operators take class-index targets; everything else is the reference's (see 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 from fastrank.kernels.tempered_ce import layout, native, reference
+from torch import Tensor
 
 # loss: reduced as asked, in the accumulator's dtype. rows: see layout.STATE. denominator: what the mean divided by,
 # else 1. `temperature` ([] or [N]) overrides `T`; `impl` names the kernel: native or triton.
@@ -170,5 +169,6 @@ def _differentiable(op, setup, backward) -> None:
     torch.library.impl(f"fastrank::{op.__name__}", "Autograd")(call)
 
 
-_differentiable(torch.ops.fastrank.tempered_ce, _save_forward, _grad_of_loss)
+tempered_ce = torch.ops.fastrank.tempered_ce
+_differentiable(tempered_ce, _save_forward, _grad_of_loss)
 _differentiable(torch.ops.fastrank.tempered_ce_backward, _save_backward, _grad_of_grad)

@@ -10,10 +10,9 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from fastrank.kernels.tempered_ce import layout
 from fastrank.kernels.tempered_ce.config import REDUCE_BLOCK, REDUCE_WARPS, tile
+from torch import Tensor
 
 
 @triton.jit
@@ -40,7 +39,7 @@ def _rows(pid, R, D, stride_n, stride_d, ALIGN: tl.constexpr, ROWS: tl.constexpr
 def _temperature(temperature_ptr, T, n, stride, row_ok, HAS_T: tl.constexpr, ACC: tl.constexpr):
     if HAS_T:
         T = tl.load(temperature_ptr + n * stride, mask=row_ok, other=1.0).to(ACC)
-        return tl.where((T > 0) & (T < float("inf")), T, float("nan"))
+        return tl.where((T > 0) & (T < float("inf")), T, float("nan"))  # noqa: SIM300
     return tl.full(n.shape, 1.0, ACC) * T
 
 

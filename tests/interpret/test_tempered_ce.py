@@ -36,7 +36,7 @@ def test_keeps_its_error_bound(dtype, T):
         check(suite.OP, "triton", suite.Case(n, c, dtype, T, strides))
 
 
-@pytest.mark.parametrize("options", [{"label_smoothing": 0.1}, {"weighted": True}, {"label_smoothing": 1.0, "weighted": True}])
+@pytest.mark.parametrize("options", suite.OPTIONS)
 def test_keeps_its_error_bound_with_weight_and_smoothing(options):
     for (n, c), dtype in zip(SHAPES, itertools.cycle(suite.DTYPES)):
         check(suite.OP, "triton", suite.Case(n, c, dtype, 2.0, **options))

@@ -1,0 +1,72 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from fastrank import TemperedCE, tempered_cross_entropy
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(6, 4, generator=generator).requires_grad_(), torch.randint(4, (6,), generator=generator)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"reduction": "none"},
+        {"ignore_index": 2},
+        {"weight": torch.tensor([1.0, 2.0, 3.0, 0.5]), "label_smoothing": 0.1},
+    ],
+    ids=str,
+)
+def test_replaces_cross_entropy_loss(batch, options):
+    logits, target = batch
+    torch.testing.assert_close(TemperedCE(**options)(logits, target), nn.CrossEntropyLoss(**options)(logits, target))
+    torch.testing.assert_close(
+        TemperedCE(T=20.0, **options)(logits, target), nn.CrossEntropyLoss(**options)(logits / 20, target)
+    )
+
+
+def test_a_schedule_changes_the_temperature_in_place(batch):
+    criterion = TemperedCE(T=torch.tensor(1.0))
+    criterion.T.fill_(50.0)
+    assert torch.equal(criterion(*batch), tempered_cross_entropy(*batch, 50.0))
+
+
+def test_state_holds_temperature_and_weight(batch):
+    criterion = TemperedCE(T=torch.tensor(7.0), weight=torch.rand(4))
+    other = TemperedCE(T=torch.tensor(1.0), weight=torch.ones(4))
+    other.load_state_dict(copy.deepcopy(criterion.state_dict()))
+    assert torch.equal(other(*batch), criterion(*batch))
+
+
+def test_a_learnt_temperature_is_a_parameter(batch):
+    criterion = TemperedCE(T=nn.Parameter(torch.tensor(2.0)))
+    criterion(*batch).backward()
+    T = criterion.T.detach().clone().requires_grad_()
+    nn.functional.cross_entropy(batch[0] / T, batch[1]).backward()
+    assert [name for name, _ in criterion.named_parameters()] == ["T"]
+    torch.testing.assert_close(criterion.T.grad, T.grad)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"T": 0}, "T: expected a finite temperature > 0, got 0"),
+        ({"T": float("nan")}, "T: expected a finite temperature > 0, got nan"),
+        ({"reduction": "average"}, "reduction: expected one of"),
+        ({"label_smoothing": -0.1}, "label_smoothing: expected a number in"),
+    ],
+)
+def test_refuses_bad_arguments_when_made(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        TemperedCE(**arguments)
+
+
+def test_shows_its_settings():
+    assert repr(TemperedCE(T=100)) == "TemperedCE(T=100, reduction='mean')"
+    assert "T=3.0" in repr(TemperedCE(T=torch.tensor(3.0)))
