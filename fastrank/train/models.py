@@ -55,7 +55,13 @@ def _resnet_cifar(block: str, layers: tuple[int, ...], channels: tuple[int, ...]
     def build(num_classes: int, in_chans: int, image_size: int, **kwargs: Any) -> nn.Module:
         resnet = require("timm.models.resnet", "model")
         # A "deep" stem is the one whose width timm lets us choose; its layers give way to one 3x3 convolution.
-        settings = {"layers": layers, "channels": channels, "stem_type": "deep", "stem_width": channels[0] // 2, **kwargs}
+        settings = {
+            "layers": layers,
+            "channels": channels,
+            "stem_type": "deep",
+            "stem_width": channels[0] // 2,
+            **kwargs,
+        }
         model = resnet.ResNet(getattr(resnet, block), num_classes=num_classes, in_chans=in_chans, **settings)
         model.conv1 = nn.Conv2d(in_chans, model.bn1.num_features, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
