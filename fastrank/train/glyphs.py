@@ -19,7 +19,7 @@ from fastrank.train.extras import require
 CHARACTERS = "".join(map(chr, range(33, 127)))
 SPLITS = {"train": 0, "test": 1}
 # Mean and standard deviation of the pixels at 32 x 32, as shares of 255.
-MEAN, STD = 0.25, 0.25
+MEAN, STD = 0.186, 0.185
 
 # Faces with every printable ASCII character at its code. Of matplotlib's other files STIXNonUni*, STIXSiz*, cmex10,
 # cmsy10 and cmmi10 hold symbols, DejaVu*Display lack letters and LastResort draws placeholders.

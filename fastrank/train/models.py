@@ -109,25 +109,17 @@ def build_model(name: str, num_classes: int, in_chans: int, image_size: int, kwa
     """
     check_model(name)
     try:
-        build = BUILDERS.get(name, partial(_timm, name))
-        model = build(num_classes, in_chans, image_size, **kwargs)
-    except (TypeError, ValueError, AssertionError, RuntimeError, AttributeError) as error:
-        if not kwargs:
-            raise
-        got = f"{', '.join(f'{key}={value!r}' for key, value in kwargs.items())} ({_first_line(error)})"
-        raise InputError("model_kwargs", f"arguments that {name} accepts", got) from error
-    try:
+        model = BUILDERS.get(name, partial(_timm, name))(num_classes, in_chans, image_size, **kwargs)
         with torch.no_grad():
             logits = model.eval()(torch.zeros(2, in_chans, image_size, image_size))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise InputError("image_size", f"images that {name} takes", f"{image_size} ({_first_line(error)})") from error
+    except (TypeError, ValueError, AssertionError, RuntimeError, AttributeError) as error:
+        text = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
+        argument, got = ("model_kwargs", f"{text} at {image_size} pixels") if kwargs else ("image_size", image_size)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(argument, f"what {name} accepts", f"{got} ({reason})") from error
     if not isinstance(logits, torch.Tensor) or logits.shape != (2, num_classes):
         raise InputError("model", f"logits [n, {num_classes}]", f"{name} with {getattr(logits, 'shape', type(logits))}")
     return model.train()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _timm(name: str, num_classes: int, in_chans: int, image_size: int, **kwargs: Any) -> nn.Module:
