@@ -157,6 +157,7 @@ void backward_row(const CrossEntropy& op, const Shared<Acc<S>>& s, const S* z, G
   const A T = temperature<A>(op, r / op.d), inverse = 1 / T;
   const A g = static_cast<const A*>(op.grad_loss)[r * op.grad_loss_stride] * static_cast<A>(op.grad_scale) / T;
   const A hard = s.hard * (s.weight ? s.weight[y] : 1);
+  const A ey = SMOOTH ? exp_one((widen(z[y]) - m) / T) : 0;  // now: grad may be z
   const A k = g * (hard + (SMOOTH ? s.soft * s.weight_sum : 0)) / total, soft = g * s.soft;
 
   const auto gradient = [&](V v, V w) __attribute__((always_inline)) {
@@ -172,10 +173,7 @@ void backward_row(const CrossEntropy& op, const Shared<Acc<S>>& s, const S* z, G
     store_some(grad + j, gradient(load_some(z + j, count, m), w), count);
   }
   A at_target = -hard * rest / total;
-  if (SMOOTH) {
-    const A ey = exp_one((widen(z[y]) - m) / T);
-    at_target += s.soft * (s.weight_sum * ey / total - (s.weight ? s.weight[y] : 1));
-  }
+  if (SMOOTH) at_target += s.soft * (s.weight_sum * ey / total - (s.weight ? s.weight[y] : 1));
   grad[y] = narrow<G>(g * at_target);
 }
 

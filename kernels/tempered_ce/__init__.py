@@ -80,8 +80,13 @@ def tempered_cross_entropy(
     return (loss, layout.stats_of(rows, target.shape)) if return_stats else loss
 
 
+_chosen: dict[tuple[str, str | None], str] = {}
+
+
 @torch.compiler.assume_constant_result
 def _choose(device: str, impl: str | None) -> str:
     """The backend for tensors on `device`; a constant of the process, so also of a compiled graph."""
-    supported = ("native", "triton") if device == "cpu" else ("triton",)
-    return backend.choose("tempered_ce", torch.empty(0, device=device), impl, supported)
+    if (device, impl) not in _chosen:
+        supported = ("native", "triton") if device == "cpu" else ("triton",)
+        _chosen[device, impl] = backend.choose("tempered_ce", torch.empty(0, device=device), impl, supported)
+    return _chosen[device, impl]

@@ -59,8 +59,11 @@ def _temperature_grad(grad_loss: Tensor, target: Tensor, rows: Tensor, denominat
     per_row = grad_loss.to(rows.dtype) * slope / denominator
     # An unused row has slope 0: where all are, 0 / 0 is no reason to poison a learnt temperature.
     per_row = torch.where(slope == 0, 0, per_row)
-    per_sample = per_row.flatten(1).sum(1) if temperature.dim() else per_row.sum()
-    return (-per_sample / temperature.to(rows.dtype)).to(temperature.dtype)
+    if temperature.dim() == 0:
+        per_row = per_row.sum()
+    elif per_row.dim() > 1:
+        per_row = per_row.sum(tuple(range(1, per_row.dim())))
+    return (-per_row / temperature.to(rows.dtype)).to(temperature.dtype)
 
 
 @torch.library.register_fake("fastrank::tempered_ce")
@@ -143,5 +146,29 @@ def _alias(x: Tensor) -> Tensor:
     return x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
 
 
-torch.library.register_autograd("fastrank::tempered_ce", _grad_of_loss, setup_context=_save_forward)
-torch.library.register_autograd("fastrank::tempered_ce_backward", _grad_of_grad, setup_context=_save_backward)
+def _differentiable(op, setup, backward) -> None:
+    """What torch.library.register_autograd(op, backward, setup_context=setup) does, but cheaper: that one walks the
+    operator's schema in Python at every call, which here takes as long as the whole loss of a small batch. (For the
+    same reason `setup` runs inside `forward`: torch binds the signature anew for a separate setup_context.)"""
+
+    def compute(*inputs):
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*inputs)
+
+    class Fused(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *inputs):
+            output = compute(*inputs)
+            setup(ctx, inputs, output)
+            return output
+
+    Fused.backward = staticmethod(backward)
+
+    def call(*inputs):
+        return Fused.apply(*inputs) if torch.is_grad_enabled() else compute(*inputs)
+
+    torch.library.impl(f"fastrank::{op.__name__}", "Autograd")(call)
+
+
+_differentiable(torch.ops.fastrank.tempered_ce, _save_forward, _grad_of_loss)
+_differentiable(torch.ops.fastrank.tempered_ce_backward, _save_backward, _grad_of_grad)

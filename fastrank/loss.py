@@ -1,0 +1,52 @@
+"""Losses with a temperature, as modules and functions."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fastrank.kernels.tempered_ce import RowStats, tempered_cross_entropy, validate
+
+__all__ = ["RowStats", "TemperedCE", "tempered_cross_entropy"]
+
+
+class TemperedCE(nn.Module):
+    """`nn.CrossEntropyLoss` of logits divided by a temperature `T`; see `tempered_cross_entropy`.
+
+    `T` is a number, a 0-d tensor or a `nn.Parameter`. A tensor is kept as a buffer, moves with `.to(device)` and is
+    saved in `state_dict()`; a schedule changes it in place:
+
+        criterion = TemperedCE(T=torch.tensor(100.0))
+        criterion.T.fill_(50.0)
+
+    `weight`, `ignore_index`, `reduction` and `label_smoothing` are those of `nn.CrossEntropyLoss`.
+    """
+
+    def __init__(
+        self,
+        T: float | Tensor = 1.0,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        validate.options(T, reduction, label_smoothing)
+        if isinstance(T, Tensor) and not isinstance(T, nn.Parameter):
+            self.register_buffer("T", T)
+        else:
+            self.T = T
+        self.register_buffer("weight", weight)
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+        self.label_smoothing = label_smoothing
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return tempered_cross_entropy(
+            input, target, self.T, self.weight, self.ignore_index, self.reduction, self.label_smoothing
+        )
+
+    def extra_repr(self) -> str:
+        T = float(self.T.detach()) if isinstance(self.T, Tensor) and self.T.dim() == 0 else self.T
+        return f"T={T}, reduction={self.reduction!r}" + (
+            f", label_smoothing={self.label_smoothing}" if self.label_smoothing else ""
+        )

@@ -1,0 +1,40 @@
+"""Tile shapes of the Triton kernels.
+
+A program takes `rows` x `classes` logits at a time. 1024 logits a warp-quad or 4096 an eight-warp block are 8 to 16 a
+thread: enough independent loads to cover memory latency, few enough that row state and tile stay in registers (the
+compile tests assert that nothing spills on sm_80, sm_90 and sm_100, in every dtype). Small class counts share a
+program among rows, so that a warp's lanes are not idle; a row that fits one tile is read once.
+
+These are choices by that arithmetic; none has been timed on a device yet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Logits of one program (powers of two) and the warps that share them; used up to `max_classes` classes."""
+
+    max_classes: float
+    rows: int
+    classes: int
+    warps: int
+
+
+TILES = (
+    Tile(max_classes=16, rows=64, classes=16, warps=4),
+    Tile(max_classes=128, rows=16, classes=128, warps=4),
+    Tile(max_classes=1024, rows=2, classes=1024, warps=4),
+    Tile(max_classes=float("inf"), rows=1, classes=4096, warps=8),
+)
+
+#: Rows a step of the one program that sums the rows' losses: a batch of this size is one load deep.
+REDUCE_BLOCK = 2048
+REDUCE_WARPS = 8
+
+
+def tile(classes: int) -> Tile:
+    """The tile for logits of `classes` classes."""
+    return next(t for t in TILES if classes <= t.max_classes)
