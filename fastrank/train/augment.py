@@ -1,4 +1,4 @@
-"""Image transforms: PIL image -> float32 [channels, size, size], plain or augmented as in Masarczyk et al. 2025, A.3."""
+"""Image transforms: PIL image -> float32 [channels, size, size], plain or as in Masarczyk et al. 2025, A.3."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data sets by name: `digits` and `glyphs`, which need no network, and `folder:PATH`, a tree that timm's readers know."""
+"""Data sets by name: `digits` and `glyphs`, which need no network, and `folder:PATH`, what timm's readers know."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _glyphs(split: str, count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def _digits(size: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """scikit-learn's handwritten digits, scaled from 8 to `size` pixels; every fifth sample of a class is for testing."""
+    """scikit-learn's handwritten digits, scaled from 8 to `size` pixels; every fifth of a class is for testing."""
     from PIL import Image
 
     digits = require("sklearn.datasets", "data digits").load_digits()
@@ -113,8 +113,12 @@ def _folder(config: TrainConfig, root: Path) -> Data:
     """ImageFolder trees, tar files (one a split, or a folder of one a class), and WebDatasets with timm's info.json."""
     layout = "train/ and val/ (or train.tar and val.tar), each with one folder of images per class"
     if not root.exists():
-        raise InputError("data", f"a folder that holds {layout}", f"{root}, which does not exist",
-                         "unpack the data set there, or give another path")
+        raise InputError(
+            "data",
+            f"a folder that holds {layout}",
+            f"{root}, which does not exist",
+            "unpack the data set there, or give another path",
+        )
     size = config.image_size or 224
     plain = plain_transform(size, *IMAGENET, crop_pct=1.0 if config.augment == "cifar" else 0.875)
     augment = None if config.augment == "none" else augmented_transform(config.augment, size, *IMAGENET)
@@ -170,15 +174,20 @@ def _webdataset(config: TrainConfig, root: Path, size: int, plain: Any, augment:
     """Shards that info.json lists (timm's format: splits, filenames, num_samples), with `num_classes` beside them."""
     require("webdataset", f"data folder:{root}")
     if config.samples_per_class is not None:
-        raise InputError("samples_per_class", "none for a WebDataset, which is read as a stream", config.samples_per_class)
+        raise InputError(
+            "samples_per_class", "none for a WebDataset, which is read as a stream", config.samples_per_class
+        )
     file = next(path for name in ("_info.json", "info.json") if (path := root / name).is_file())
     try:
         info = json.loads(file.read_text())
         sizes = {name: int(split["num_samples"]) for name, split in info["splits"].items()}
         classes = int(info["num_classes"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError("data", f"{file} with num_classes and splits of num_samples, filenames, shard_lengths",
-                         f"{type(error).__name__}: {error}") from error
+        raise InputError(
+            "data",
+            f"{file} with num_classes and splits of num_samples, filenames, shard_lengths",
+            f"{type(error).__name__}: {error}",
+        ) from error
     create = require("timm.data", "data").create_dataset
 
     def split(kind: str) -> StreamedSplit:

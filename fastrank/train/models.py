@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,21 +19,18 @@ from fastrank.errors import InputError
 from fastrank.train.extras import require
 from fastrank.train.names import closest
 
-
 Builder = Callable[..., nn.Module]
 
 
 def mlp(num_classes: int, in_chans: int, image_size: int, depth: int = 8, width: int = 2048) -> nn.Module:
     """`depth` hidden layers of `width` with ReLU, then the classifier."""
     sizes = [in_chans * image_size**2, *[width] * depth]
-    hidden = [
-        layer for n, m in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(n, m), nn.ReLU(inplace=True))
-    ]
+    hidden = [layer for n, m in pairwise(sizes) for layer in (nn.Linear(n, m), nn.ReLU(inplace=True))]
     return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(sizes[-1], num_classes))
 
 
 def vgg19(num_classes: int, in_chans: int, image_size: int, batch_norm: bool = False) -> nn.Module:
-    """Simonyan & Zisserman's 16 convolutions on small images: average pooling and one linear layer as the head."""
+    """Simonyan & Zisserman's 16 convolutions and three linear layers; for small images the latter are 512 wide."""
     layers: list[nn.Module] = []
     for channels, repeats in ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4)):
         for _ in range(repeats):
@@ -41,7 +39,10 @@ def vgg19(num_classes: int, in_chans: int, image_size: int, batch_norm: bool = F
             layers.append(nn.ReLU(inplace=True))
             in_chans = channels
         layers.append(nn.MaxPool2d(2, ceil_mode=True))
-    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(in_chans, num_classes))
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    for _ in range(2):
+        layers += [nn.Linear(512, 512), nn.ReLU(inplace=True)]
+    model = nn.Sequential(*layers, nn.Linear(512, num_classes))
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -55,7 +56,8 @@ def _resnet_cifar(block: str, layers: tuple[int, ...], channels: tuple[int, ...]
     def build(num_classes: int, in_chans: int, image_size: int, **kwargs: Any) -> nn.Module:
         resnet = require("timm.models.resnet", "model")
         # A "deep" stem is the one whose width timm lets us choose; its layers give way to one 3x3 convolution.
-        settings = {"layers": layers, "channels": channels, "stem_type": "deep", "stem_width": channels[0] // 2, **kwargs}
+        stem = {"stem_type": "deep", "stem_width": channels[0] // 2}
+        settings = {"layers": layers, "channels": channels, **stem, **kwargs}
         model = resnet.ResNet(getattr(resnet, block), num_classes=num_classes, in_chans=in_chans, **settings)
         model.conv1 = nn.Conv2d(in_chans, model.bn1.num_features, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
