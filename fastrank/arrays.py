@@ -70,7 +70,7 @@ def patch_views(x: Tensor, d: int, kernel_size, stride, padding, dilation, group
             ("dilation", dilation, 1),
         )
     )
-    B, C, H, W = x.shape
+    _, C, H, W = x.shape
     if not isinstance(groups, int) or groups < 1 or C % groups:
         raise InputError("groups", f"a positive divisor of the {C} channels", repr(groups))
     if C // groups * kh * kw != d:

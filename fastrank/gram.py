@@ -39,9 +39,9 @@ class GramState:
         device: where the state lives and the data must be; None is the CPU.
         classes: number of classes C, to keep per-class sums and counts as well; `update` then needs `y`.
 
-    The shift is the mean of the first batch (of a sample of at most 4096 of its rows), rounded per feature to a multiple of a
-    power of two near the standard deviation: as good as the mean itself against cancellation, and the subtraction is
-    then exact for integers and for data with a mean far above its spread.
+    The shift is the mean of the first batch (of a sample of at most 4096 of its rows), rounded per feature to a
+    multiple of a power of two near the standard deviation: as good as the mean itself against cancellation, and the
+    subtraction is then exact for integers and for data with a mean far above its spread.
 
     Error. `gram_error(centered)` bounds the 2-norm of the error of `gram(centered)` before any eigensolver, from the
     roundings that the kernels make (`fastrank.kernels.gram.bound`), with c the relative bound of one product and
@@ -313,15 +313,16 @@ class GramState:
         """sigma / sigma_1 below which the uncentred state cannot tell a singular value from zero.
 
         `sqrt(gram_error / lambda)` with `lambda = ||G||_F^2 / trace(G) <= sigma_1^2`, which needs no eigenvalues: about
-        sqrt(depth * u), a few 1e-8 to 1e-7 in exact mode and 1e-3 in fast mode. Infinite for a state without rows, 0
-        where all rows are zero. A centred spectrum has its own floor, `spectrum(centered=True).floor`.
+        `sqrt(c * trace / lambda)`, c being 3e-14 (exact) or 8e-6 (fast), so never below 1e-7 and 3e-3. The bound holds
+        in the worst case; rounding errors mostly cancel and leave a tenth of it. Infinite for a state without rows, 0
+        where all rows are zero. A centred spectrum has a floor of its own, `spectrum(centered=True).floor`.
         """
         if self.n == 0:
             return math.inf
         G = self.gram()
-        scale = G.square().sum() / G.diagonal().sum()
-        error = self.gram_error()
-        return float(torch.where(error > 0, (error / scale).sqrt(), 0.0))
+        trace = G.diagonal().sum()
+        squared = self.gram_error() * trace / G.square().sum()
+        return float(torch.where(trace == 0, 0.0, squared.sqrt()))
 
     def spectrum(self, centered: bool = False) -> Spectrum:
         """Singular values of all rows seen, or of those rows minus their mean, with their bounds.

@@ -68,7 +68,7 @@ __device__ __forceinline__ double widen(__half x) { return static_cast<double>(_
 
 // T is the type of the products: double (exact) or float (fast; flushed to double every kFastChunk rows).
 template <class In, class T>
-__global__ void __launch_bounds__(kThreads) gram_tiles(const Problem p) {
+__global__ void __launch_bounds__(kThreads, 2) gram_tiles(const Problem p) {
   __shared__ T rows_of_c[kStep][kPitch];
   __shared__ T columns_of_c[kStep][kPitch];
   int64_t ti, tj;

@@ -1,129 +1,54 @@
-// Colours, small DOM helpers and the three pictures of the page: lines over steps, a heatmap, a matrix.
-// Every name reaches the page through textContent, and Plotly through `plain`, which leaves it no markup to obey.
+// The three pictures of the page, lines over steps, a heatmap and a matrix, and the legend of their colours.
 "use strict";
-
-const dark = window.matchMedia("(prefers-color-scheme: dark)");
-const THEMES = {
-  light: {
-    text: "#22262b", quiet: "#666c74", grid: "#eceae4", card: "#ffffff", gap: "#f1efe9",
-    runs: ["#2f6f9f", "#c8553d", "#4d8b57", "#8a62a8", "#b8892b", "#3a8f8a", "#7a6a5d", "#c06c9b"],
-    ramp: ["#f3f0e2", "#d3e4c5", "#9ccdb6", "#5ca9a7", "#317f96", "#225579", "#1a2c50"],
-  },
-  dark: {
-    text: "#dde1e6", quiet: "#949ca6", grid: "#2a3038", card: "#1b1f25", gap: "#22272e",
-    runs: ["#6fb1e0", "#f08a6f", "#86c48f", "#bd99d9", "#e0b75e", "#74c5bf", "#b5a595", "#e59dc4"],
-    ramp: ["#20283a", "#224a6b", "#2b7488", "#4a9f9b", "#86c6ac", "#c8e2bb", "#f6f2dc"],
-  },
-};
-const theme = () => (dark.matches ? THEMES.dark : THEMES.light);
-const runColor = (index) => theme().runs[index % theme().runs.length];
-const scale = () => theme().ramp.map((color, i, all) => [i / (all.length - 1), color]);
-
-function element(tag, attributes, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes || {})) {
-    if (name in node) node[name] = value; else node.setAttribute(name, value);
-  }
-  node.append(...children.filter((child) => child !== null && child !== undefined));
-  return node;
-}
-
-// Plotly reads a few tags, %{...} and $...$ in its texts: a name must mean itself.
-function plain(text, longest = 26) {
-  const short = text.length > longest ? text.slice(0, longest - 13) + "…" + text.slice(-12) : text;
-  return short.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;").replace(/%/g, "&#37;").replace(/\$/g, "&#36;");
-}
-
-function round(value, digits = 4) {
-  if (value === null || value === undefined || typeof value !== "number") return value ?? "—";
-  if (Number.isInteger(value) && Math.abs(value) < 1e7) return String(value);
-  const size = Math.abs(value);
-  if (size >= 1e8 || size < 1e-3) return value.toExponential(2);
-  return Number(value.toPrecision(digits)).toLocaleString("en", { maximumFractionDigits: 12 });
-}
-
-function finite(values) {
-  return values.filter((value) => value !== null && Number.isFinite(value));
-}
-
-function extent(lists) {
-  let [low, high] = [Infinity, -Infinity];
-  for (const list of lists) for (const value of list) {
-    if (value !== null && Number.isFinite(value)) { low = Math.min(low, value); high = Math.max(high, value); }
-  }
-  return low > high ? null : [low, high];
-}
-
-// Pictures are drawn one after another, in the order of the page, so that it can be read while they come. Plotly
-// finishes a picture later than its call returns: a node is drawn again, or given up, only after that.
-const pictures = new Map();
-let drawing = false;
-
-function picture(node, draw) {
-  pictures.set(node, { node, draw, drawn: false, done: Promise.resolve() });
-  if (!drawing) { drawing = true; setTimeout(drawNext); }
-}
-
-function drawNext() {
-  const waiting = [...pictures.values()].find((entry) => !entry.drawn);
-  drawing = Boolean(waiting);
-  if (waiting) paint(waiting).then(() => setTimeout(drawNext));
-}
-
-function paint(entry) {
-  entry.drawn = true;
-  entry.done = entry.done.then(() => pictures.get(entry.node) === entry && entry.draw()).catch(fail);
-  return entry.done;
-}
-
-function repaint(nodes) {
-  for (const node of nodes) if (pictures.get(node)?.drawn) paint(pictures.get(node));
-}
-
-function forget(container) {
-  for (const node of container.querySelectorAll(".plot")) {
-    const entry = pictures.get(node);
-    if (entry && pictures.delete(node)) entry.done.then(() => Plotly.purge(node));
-  }
-  container.replaceChildren();
-}
-
-function fail(error) {
-  const box = document.getElementById("failure");
-  box.textContent = `A part of this page could not be drawn: ${error && error.message ? error.message : error}`;
-  box.hidden = false;
-  console.error(error);
-}
-
-function guarded(work) {
-  try { work(); } catch (error) { fail(error); }
-}
 
 function layout(height, axes) {
   const colors = theme();
   const axis = (options) => ({
-    gridcolor: colors.grid, zerolinecolor: colors.grid, linecolor: colors.grid, tickcolor: colors.grid,
-    automargin: true, tickfont: { color: colors.quiet, size: 11 }, exponentformat: "power", ...options,
+    gridcolor: colors.grid,
+    zerolinecolor: colors.grid,
+    linecolor: colors.grid,
+    tickcolor: colors.grid,
+    automargin: true,
+    tickfont: { color: colors.quiet, size: 11 },
+    exponentformat: "power",
+    ...options,
     title: options.title ? { text: options.title, font: { size: 12, color: colors.quiet }, standoff: 6 } : undefined,
   });
   return {
-    height, margin: { l: 46, r: 10, t: 8, b: 36 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-    font: { family: getComputedStyle(document.body).fontFamily, color: colors.text, size: 12 }, showlegend: false,
-    hoverlabel: { bgcolor: colors.card, bordercolor: colors.grid, font: { color: colors.text, size: 12 }, align: "left" },
+    height,
+    margin: { l: 46, r: 10, t: 8, b: 36 },
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    font: { family: getComputedStyle(document.body).fontFamily, color: colors.text, size: 12 },
+    showlegend: false,
+    hoverlabel: {
+      bgcolor: colors.card,
+      bordercolor: colors.grid,
+      font: { color: colors.text, size: 12 },
+      align: "left",
+    },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: colors.quiet, activecolor: colors.text },
-    xaxis: axis(axes.x), yaxis: axis(axes.y), ...(axes.more || {}),
+    xaxis: axis(axes.x),
+    yaxis: axis(axes.y),
+    ...(axes.more || {}),
   };
 }
 
 function plot(node, traces, options) {
   return Plotly.react(node, traces, options, {
-    responsive: true, displaylogo: false, modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]],
+    responsive: true,
+    displaylogo: false,
+    modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]],
   });
 }
 
 // series: [{name, color, x, y, low, high, dash, width, median}]: low and high make a band; median draws a running
 // median over the pale series itself, for figures that jump from step to step.
-function drawLines(node, series, { log = false, percent = false, range = null, x = null, height = 230, together = true } = {}) {
+function drawLines(
+  node,
+  series,
+  { log = false, percent = false, range = null, x = null, height = 230, together = true } = {},
+) {
   const traces = [];
   for (const one of series) {
     const color = one.color;
@@ -132,22 +57,42 @@ function drawLines(node, series, { log = false, percent = false, range = null, x
       traces.push({ ...edge, y: one.high }, { ...edge, y: one.low, fill: "tonexty", fillcolor: color + "38" });
     }
     if (one.median) {
-      traces.push({ x: one.x, y: one.y, type: "scatter", mode: "lines", line: { color: color + "40", width: 1 }, hoverinfo: "skip" });
+      traces.push({
+        x: one.x,
+        y: one.y,
+        type: "scatter",
+        mode: "lines",
+        line: { color: color + "40", width: 1 },
+        hoverinfo: "skip",
+      });
     }
     const y = one.median ? runningMedian(one.y) : one.y;
     traces.push({
-      x: one.x, y: log ? y.map((value) => (value > 0 ? value : null)) : y, type: "scatter",
-      mode: one.x.length > 1 ? "lines" : "markers", name: plain(one.name, 40),
-      line: { color, width: one.width || 1.6, dash: one.dash || "solid" }, marker: { color, size: 7 },
+      x: one.x,
+      y: log ? y.map((value) => (value > 0 ? value : null)) : y,
+      type: "scatter",
+      mode: one.x.length > 1 ? "lines" : "markers",
+      name: plain(one.name, 40),
+      line: { color, width: one.width || 1.6, dash: one.dash || "solid" },
+      marker: { color, size: 7 },
       customdata: one.low ? one.x.map((_, i) => `[${round(one.low[i])}, ${round(one.high[i])}]`) : one.x.map(() => ""),
       hovertemplate: `%{y:${percent ? ".2%" : ".5~g"}} %{customdata}<extra>${plain(one.name, 40)}</extra>`,
     });
   }
-  return plot(node, traces, layout(height, {
-    x: { title: "step", range: x, showgrid: false, hoverformat: "d" },
-    y: { type: log ? "log" : "linear", tickformat: percent ? ".0%" : "", range, dtick: log ? decades(series, range) : undefined },
-    more: { hovermode: together ? "x unified" : "closest" },
-  }));
+  return plot(
+    node,
+    traces,
+    layout(height, {
+      x: { title: "step", range: x, showgrid: false, hoverformat: "d" },
+      y: {
+        type: log ? "log" : "linear",
+        tickformat: percent ? ".0%" : "",
+        range,
+        dtick: log ? decades(series, range) : undefined,
+      },
+      more: { hovermode: together ? "x unified" : "closest" },
+    }),
+  );
 }
 
 // Whole decades as ticks where the data span more than one.
@@ -174,14 +119,34 @@ function drawHeatmap(node, { rows, texts, layers, steps, bounds, log, x, label, 
   const [low, high] = log ? bounds.map(Math.log10) : bounds;
   const options = layout(Math.max(150, rowHeight * layers.length + 56), {
     x: { title: "step", range: x, showgrid: false, zeroline: false },
-    y: { autorange: "reversed", tickvals: labelled, ticktext: labelled.map((i) => plain(layers[i])), showgrid: false, zeroline: false },
+    y: {
+      autorange: "reversed",
+      tickvals: labelled,
+      ticktext: labelled.map((i) => plain(layers[i])),
+      showgrid: false,
+      zeroline: false,
+    },
   });
   options.plot_bgcolor = theme().gap;
-  const hover = rows.map((row, i) => row.map((value, j) =>
-    `<b>${plain(layers[i], 60)}</b><br>step ${steps[j]}<br>${label} ${round(value)}${texts ? texts(i, j) : ""}`));
+  const hover = rows.map((row, i) =>
+    row.map(
+      (value, j) =>
+        `<b>${plain(layers[i], 60)}</b><br>step ${steps[j]}<br>${label} ${round(value)}${texts ? texts(i, j) : ""}`,
+    ),
+  );
   const trace = {
-    type: "heatmap", x: steps, y: layers.map((_, i) => i), z, zmin: low, zmax: high > low ? high : low + 1, text: hover,
-    hovertemplate: "%{text}<extra></extra>", colorscale: scale(), showscale: false, hoverongaps: false, zsmooth: false,
+    type: "heatmap",
+    x: steps,
+    y: layers.map((_, i) => i),
+    z,
+    zmin: low,
+    zmax: high > low ? high : low + 1,
+    text: hover,
+    hovertemplate: "%{text}<extra></extra>",
+    colorscale: scale(),
+    showscale: false,
+    hoverongaps: false,
+    zsmooth: false,
   };
   return plot(node, [trace], options).then(() => {
     node.removeAllListeners("plotly_click");
@@ -192,13 +157,38 @@ function drawHeatmap(node, { rows, texts, layers, steps, bounds, log, x, label, 
 function drawMatrix(node, matrix) {
   const names = matrix.map((_, i) => String(i + 1));
   const options = layout(330, {
-    x: { title: "input's singular vector j", dtick: 2, tick0: 1, showgrid: false, zeroline: false, constrain: "domain" },
-    y: { title: "weight's vector i", autorange: "reversed", dtick: 2, tick0: 1, scaleanchor: "x", showgrid: false,
-      zeroline: false, constrain: "domain" },
+    x: {
+      title: "input's singular vector j",
+      dtick: 2,
+      tick0: 1,
+      showgrid: false,
+      zeroline: false,
+      constrain: "domain",
+    },
+    y: {
+      title: "weight's vector i",
+      autorange: "reversed",
+      dtick: 2,
+      tick0: 1,
+      scaleanchor: "x",
+      showgrid: false,
+      zeroline: false,
+      constrain: "domain",
+    },
   });
   const trace = {
-    type: "heatmap", x: matrix[0].map((_, j) => j + 1), y: names.map(Number), z: matrix, zmin: 0, zmax: 1, colorscale: scale(),
-    showscale: false, xgap: 1, ygap: 1, hoverongaps: false, hovertemplate: "i = %{y}, j = %{x}<br>|cos| = %{z:.2f}<extra></extra>",
+    type: "heatmap",
+    x: matrix[0].map((_, j) => j + 1),
+    y: names.map(Number),
+    z: matrix,
+    zmin: 0,
+    zmax: 1,
+    colorscale: scale(),
+    showscale: false,
+    xgap: 1,
+    ygap: 1,
+    hoverongaps: false,
+    hovertemplate: "i = %{y}, j = %{x}<br>|cos| = %{z:.2f}<extra></extra>",
   };
   return plot(node, [trace], options);
 }
@@ -209,14 +199,22 @@ function drawScale(container, bounds, log, label, { marks = [], colors = theme()
   if (!bounds) return;
   const bar = element("span", { className: "bar" });
   bar.style.background = `linear-gradient(to right, ${colors.join(", ")})`;
-  const place = (value) => (log ? Math.log(value / bounds[0]) / Math.log(bounds[1] / bounds[0])
-    : (value - bounds[0]) / (bounds[1] - bounds[0]));
+  const place = (value) =>
+    log ? Math.log(value / bounds[0]) / Math.log(bounds[1] / bounds[0]) : (value - bounds[0]) / (bounds[1] - bounds[0]);
   for (const mark of marks) {
     const tick = element("span", { className: "tick", title: mark.title });
     tick.style.left = `${100 * Math.min(1, Math.max(0, place(mark.at)))}%`;
     bar.append(tick);
   }
   const note = label + (log ? ", logarithmic" : "") + marks.map((mark) => `; mark: ${mark.title}`).join("");
-  container.append(element("div", { className: "scale" }, element("span", {}, round(bounds[0], 3)), bar,
-    element("span", {}, round(bounds[1], 3)), element("span", {}, note)));
+  container.append(
+    element(
+      "div",
+      { className: "scale" },
+      element("span", {}, round(bounds[0], 3)),
+      bar,
+      element("span", {}, round(bounds[1], 3)),
+      element("span", {}, note),
+    ),
+  );
 }

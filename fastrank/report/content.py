@@ -32,7 +32,7 @@ from fastrank.record.schema import jsonable, split_key
 # steps shown per series follow from it (6.5, 6.5 and 5 bytes per number at most, 7 MB together).
 MAP_NUMBERS, VECTOR_NUMBERS, COSINE_NUMBERS = 400_000, 400_000, 350_000
 MAP_STEPS, VECTOR_STEPS, COSINE_STEPS = 400, 400, 30
-FEWEST_STEPS = 8
+FEWEST_STEPS = 4
 BOUNDS = ("_lo", "_hi")
 
 

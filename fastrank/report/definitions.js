@@ -7,7 +7,8 @@ const PAPER = "Masarczyk et al. 2025, arXiv 2506.01562";
 const DEFINITIONS = {
   rank: {
     label: "rank",
-    text: "Numerical rank: the number of σᵢ > tol, with tol = max(atol, rtol·σ₁) and by default " +
+    text:
+      "Numerical rank: the number of σᵢ > tol, with tol = max(atol, rtol·σ₁) and by default " +
       "rtol = max(n, d)·eps. [lo, hi] counts the same at tol plus and minus the proven error bound of the σᵢ.",
     source: `${PAPER}, sec. 3.1; tolerance of torch.linalg.matrix_rank`,
   },
@@ -25,32 +26,42 @@ const DEFINITIONS = {
   sigma_1: { label: "largest singular value", text: "σ₁, the spectral norm of A.", source: "", log: true },
   sigma: {
     label: "singular values",
-    text: "The largest singular values σ₁ ≥ σ₂ ≥ … of the matrix, on a logarithmic axis. A collapse shows as a gap: " +
+    text:
+      "The largest singular values σ₁ ≥ σ₂ ≥ … of the matrix, on a logarithmic axis. A collapse shows as a gap: " +
       "a few values grow while the others stay behind.",
     source: `${PAPER}, fig. 3`,
   },
   "logits/norm": {
-    label: "Logits norm ‖M‖", log: true,
+    label: "Logits norm ‖M‖",
+    log: true,
     text: "Frobenius norm of the batch's logits, before the division by T.",
     source: `${PAPER}, fig. 2`,
   },
   "logits/norm_over_T": {
-    label: "Logits norm over temperature ‖M‖ / T", log: true,
+    label: "Logits norm over temperature ‖M‖ / T",
+    log: true,
     text: "What the softmax sees. At high T it starts near zero and must grow before the loss can fall.",
     source: `${PAPER}, sec. 3.1`,
   },
   "logits/rank": {
-    label: "Rank before the softmax", bounds: true,
+    label: "Rank before the softmax",
+    bounds: true,
     text: "Numerical rank of the batch's logits M; the band is its interval [lo, hi].",
     source: `${PAPER}, fig. 5`,
   },
   "logits/softmax_rank": {
-    label: "Rank after the softmax", bounds: true,
+    label: "Rank after the softmax",
+    bounds: true,
     text: "Numerical rank of softmax(M / T), rows being samples; the band is its interval [lo, hi].",
     source: `${PAPER}, fig. 5, Prop. 3.1`,
   },
   "train/loss": { label: "Training loss", text: "Loss of the batch, as trained.", source: "" },
-  "train/accuracy": { label: "Training accuracy", text: "Share of the batch classified correctly.", source: "", percent: true },
+  "train/accuracy": {
+    label: "Training accuracy",
+    text: "Share of the batch classified correctly.",
+    source: "",
+    percent: true,
+  },
   solution_rank: {
     label: "solution rank",
     text: "Numerical rank of the logits before the softmax, over the whole set and not one batch.",
@@ -58,7 +69,8 @@ const DEFINITIONS = {
   },
   max: {
     label: "maximum",
-    text: "The largest |cosine| between the top-15 right singular vectors of the weight and the top-15 feature-side " +
+    text:
+      "The largest |cosine| between the top-15 right singular vectors of the weight and the top-15 feature-side " +
       "singular vectors of its input: max over i, j of |⟨vᵢ(W), uⱼ(A)⟩|.",
     source: `${PAPER}, eq. 2, fig. 3`,
   },
@@ -67,7 +79,11 @@ const DEFINITIONS = {
     text: "Mean |cosine| of the i-th singular vector of the weight with the i-th of its input.",
     source: `${PAPER}, fig. 10`,
   },
-  error: { label: "error bound", text: "Bound on the error of the cosines, from the vectors' residuals and gaps.", source: "Wedin 1972" },
+  error: {
+    label: "error bound",
+    text: "Bound on the error of the cosines, from the vectors' residuals and gaps.",
+    source: "Wedin 1972",
+  },
   chance: {
     label: "chance level",
     text: "About √(2 ln 225 / d): the largest |cosine| to expect of unrelated directions in d dimensions.",
@@ -80,7 +96,8 @@ const DEFINITIONS = {
   },
   cosines: {
     label: "cosine matrix",
-    text: "|⟨vᵢ(W), uⱼ(A)⟩|: row i is the i-th right singular vector of the layer's weight, column j the j-th " +
+    text:
+      "|⟨vᵢ(W), uⱼ(A)⟩|: row i is the i-th right singular vector of the layer's weight, column j the j-th " +
       "feature-side singular vector of its input; 0 is orthogonal, 1 the same direction.",
     source: `${PAPER}, eq. 2, fig. 10`,
   },
@@ -97,7 +114,8 @@ const DEFINITIONS = {
   "cost/step_ms": { label: "whole step", text: "", source: "" },
   "train/lr": { label: "Learning rate", text: "", source: "" },
   "cost/share": {
-    label: "Share of the step", percent: true,
+    label: "Share of the step",
+    percent: true,
     text: "Tracking time as a share of the step, as the run recorded it. The table gives the whole run's.",
     source: "",
   },
@@ -109,5 +127,7 @@ const VECTOR_LABELS = { "logits/sigma": "before the softmax", "logits/softmax_si
 const kindLabel = (kind) => (Object.hasOwn(KINDS, kind) ? KINDS[kind] : kind);
 
 function define(name) {
-  return Object.hasOwn(DEFINITIONS, name) ? DEFINITIONS[name] : { label: name.replace(/_/g, " "), text: "", source: "" };
+  return Object.hasOwn(DEFINITIONS, name)
+    ? DEFINITIONS[name]
+    : { label: name.replace(/_/g, " "), text: "", source: "" };
 }

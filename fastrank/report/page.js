@@ -8,4 +8,8 @@ function drawSections() {
 window.addEventListener("error", (event) => fail(event.error || event.message));
 window.addEventListener("unhandledrejection", (event) => fail(event.reason));
 for (const part of [drawHeader, drawSetup, drawChips, drawSections, drawNotes, drawDefinitions]) guarded(part);
-dark.addEventListener("change", () => { drawHeader(); drawChips(); drawSections(); });
+dark.addEventListener("change", () => {
+  drawHeader();
+  drawChips();
+  drawSections();
+});

@@ -16,7 +16,18 @@ from fastrank.record.extras import require
 from fastrank.report.content import page_content
 
 HERE = Path(__file__).parent
-SCRIPTS = ("definitions.js", "charts.js", "state.js", "header.js", "sections.js", "alignment.js", "page.js")
+SCRIPTS = (
+    "definitions.js",
+    "base.js",
+    "charts.js",
+    "state.js",
+    "cards.js",
+    "header.js",
+    "lines.js",
+    "layers.js",
+    "alignment.js",
+    "page.js",
+)
 
 
 def write_report(paths: Iterable[str | os.PathLike], out: str | os.PathLike | None = None) -> Path:

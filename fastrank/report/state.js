@@ -5,11 +5,24 @@ const DATA = JSON.parse(document.getElementById("data").textContent);
 const RUNS = DATA.runs.map((run, index) => ({ ...run, index }));
 for (const run of RUNS) {
   // Their keys are anyone's names: "constructor" must be absent where no run has it.
-  for (const part of ["config", "evaluation", "environment", "git", "lines", "maps", "vectors"]) Object.setPrototypeOf(run[part], null);
-  for (const map of Object.values(run.maps)) { Object.setPrototypeOf(map.metrics, null); Object.setPrototypeOf(map.uncertain, null); }
+  for (const part of ["config", "evaluation", "environment", "git", "lines", "maps", "vectors"])
+    Object.setPrototypeOf(run[part], null);
+  for (const map of Object.values(run.maps)) {
+    Object.setPrototypeOf(map.metrics, null);
+    Object.setPrototypeOf(map.uncertain, null);
+  }
 }
-const state = { hidden: new Set(), kind: "act", metric: "rank", relative: "no", vectorKind: "act", layer: null, vector: null,
-  alignMetric: "max", cosineLayer: null, cosineStep: null };
+const state = {
+  hidden: new Set(),
+  kind: "act",
+  metric: "rank",
+  relative: "no",
+  vectorKind: "act",
+  vector: null,
+  alignMetric: "max",
+  cosineLayer: null,
+  cosineStep: null,
+};
 
 const byId = (id) => document.getElementById(id);
 const shown = () => RUNS.filter((run) => !state.hidden.has(run.index));
@@ -28,7 +41,11 @@ function columnRange(maps) {
 function runTitle(run, extra = "") {
   const dot = element("span", { className: "dot" });
   dot.style.background = runColor(run.index);
-  return [dot, element("span", {}, run.name), element("span", { className: "quiet" }, [temperature(run), extra].filter(Boolean).join(", "))];
+  return [
+    dot,
+    element("span", {}, run.name),
+    element("span", { className: "quiet" }, [temperature(run), extra].filter(Boolean).join(", ")),
+  ];
 }
 
 function caption(node, names, more = "") {

@@ -15,12 +15,11 @@ NaN and Inf go where arithmetic takes them: the rows and columns of the features
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 from fastrank.kernels.gram import register  # noqa: F401  (defines torch.ops.fastrank.gram_*)
 from fastrank.kernels.gram.bound import Depth, depth
 from fastrank.kernels.gram.config import FAST_BLOCK, MODES
 from fastrank.kernels.gram.validate import check_accumulate, check_dual
+from torch import Tensor
 
 __all__ = ["FAST_BLOCK", "MODES", "Depth", "depth", "gram_accumulate_", "gram_dual"]
 

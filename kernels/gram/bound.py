@@ -20,7 +20,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-
 from fastrank.kernels import backend
 from fastrank.kernels.gram.config import FAST_BLOCK, REFERENCE_ROWS
 
@@ -41,9 +40,7 @@ class Depth:
 
     def merged(self, other: Depth, extra: int) -> Depth:
         """Of the sum of two G's, each with `extra` roundings of its own first."""
-        return Depth(
-            max(self.fp32, other.fp32), max(self.before, other.before), max(self.adds, other.adds) + extra + 1
-        )
+        return Depth(max(self.fp32, other.fp32), max(self.before, other.before), max(self.adds, other.adds) + extra + 1)
 
     def factor(self, extra: int = 0) -> float:
         """The c above; `extra` counts float64 roundings made on G afterwards."""

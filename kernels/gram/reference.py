@@ -7,9 +7,8 @@ a float32 product here would follow the user's TF32 and bfloat16 matmul settings
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 from fastrank.kernels.gram.config import REFERENCE_ROWS
+from torch import Tensor
 
 
 def gram_accumulate_(G: Tensor, total: Tensor, X: Tensor, shift: Tensor | None = None) -> None:

@@ -3,38 +3,42 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 from fastrank.kernels import backend
 from fastrank.kernels.gram import reference
 from fastrank.kernels.gram.validate import DTYPES
+from torch import Tensor
 
+# The mode is called `precision` in the schemas: torch's functionalisation passes an op's arguments by name and has a
+# parameter `mode` of its own.
 _library = torch.library.Library("fastrank", "FRAGMENT")
 _library.define(
-    "gram_accumulate_(Tensor(a!) G, Tensor(b!) total, Tensor X, Tensor? shift=None, str mode='exact', "
+    "gram_accumulate_(Tensor(a!) G, Tensor(b!) total, Tensor X, Tensor? shift=None, str precision='exact', "
     "str? impl=None) -> ()"
 )
-_library.define("gram_dual(Tensor X, str mode='exact', str? impl=None) -> Tensor")
+_library.define("gram_dual(Tensor X, str precision='exact', str? impl=None) -> Tensor")
 
 _SUPPORTED = ("native",)
 
 
-def _accumulate(G: Tensor, total: Tensor, X: Tensor, shift: Tensor | None, mode: str, impl: str | None) -> None:
+# The dispatcher leaves out trailing arguments that have their default, so these repeat the schema's.
+def _accumulate(
+    G: Tensor, total: Tensor, X: Tensor, shift: Tensor | None = None, precision: str = "exact", impl: str | None = None
+) -> None:
     if backend.choose("gram_accumulate_", X, impl, _SUPPORTED) == "reference":
         reference.gram_accumulate_(G, total, X, shift)
         return
     if shift is not None:
         shift = shift.contiguous()
-    _native(_matrix(X), X, shift, G, total, mode)
+    _native(_matrix(X), X, shift, G, total, precision)
 
 
-def _dual(X: Tensor, mode: str, impl: str | None) -> Tensor:
+def _dual(X: Tensor, precision: str = "exact", impl: str | None = None) -> Tensor:
     if backend.choose("gram_dual", X, impl, _SUPPORTED) == "reference":
         return reference.gram_dual(X)
     n, d = X.shape
     K = torch.zeros(n, n, dtype=torch.float64, device=X.device)
     # The columns of X are the rows that are summed over.
-    _native((d, n, d, 0, X.stride(1), X.stride(0)), X, None, K, None, mode)
+    _native((d, n, d, 0, X.stride(1), X.stride(0)), X, None, K, None, precision)
     if X.is_cuda:
         with torch.cuda.device(X.device):
             backend.core().gram_mirror_cuda(K.data_ptr(), n, torch.cuda.current_stream().cuda_stream)
@@ -44,7 +48,7 @@ def _dual(X: Tensor, mode: str, impl: str | None) -> Tensor:
 
 
 def _matrix(X: Tensor) -> tuple[int, ...]:
-    """(rows, columns, inner, stride_outer, stride_inner, stride_column) of X, as Matrix in csrc/gram/gram.h has them."""
+    """(rows, columns, inner, stride_outer, stride_inner, stride_column) of X, as in Matrix of csrc/gram/gram.h."""
     if X.ndim == 2:
         n, d = X.shape
         return n, d, n, 0, X.stride(0), X.stride(1)
@@ -53,7 +57,7 @@ def _matrix(X: Tensor) -> tuple[int, ...]:
 
 
 def _native(
-    matrix: tuple[int, ...], X: Tensor, shift: Tensor | None, G: Tensor, total: Tensor | None, mode: str
+    matrix: tuple[int, ...], X: Tensor, shift: Tensor | None, G: Tensor, total: Tensor | None, precision: str
 ) -> None:
     core = backend.core()
     rows, columns = matrix[:2]
@@ -67,7 +71,7 @@ def _native(
         G.data_ptr(),
         G.stride(0),
         0 if total is None else total.data_ptr(),
-        mode == "fast" and X.dtype != torch.float64,
+        precision == "fast" and X.dtype != torch.float64,
     )
     if not X.is_cuda:
         core.gram_accumulate_cpu(*arguments, backend.threads())
@@ -85,10 +89,10 @@ for _key in ("CPU", "CUDA", "CompositeExplicitAutograd"):  # the last: every oth
 
 
 @torch.library.register_fake("fastrank::gram_accumulate_", lib=_library)
-def _(G, total, X, shift=None, mode="exact", impl=None):
+def _(G, total, X, shift=None, precision="exact", impl=None):
     return None
 
 
 @torch.library.register_fake("fastrank::gram_dual", lib=_library)
-def _(X, mode="exact", impl=None):
+def _(X, precision="exact", impl=None):
     return X.new_empty(len(X), len(X), dtype=torch.float64)

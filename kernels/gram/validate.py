@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 from fastrank.kernels.gram.config import MODES
+from torch import Tensor
 
 #: The numbers are those of DType in csrc/gram/gram.h.
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}

@@ -1,0 +1,337 @@
+"""gram_accumulate_ and gram_dual: every implementation against the float64 reference, within the stated bound."""
+
+import itertools
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from conformity import Op, check, odd_strides
+from fastrank.kernels import backend
+from fastrank.kernels.gram import FAST_BLOCK, depth, gram_accumulate_, gram_dual, reference
+from torch.library import opcheck
+
+native = pytest.mark.skipif(not backend.native_status().available, reason=backend.native_status().reason or "-")
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+STRIDES = ("contiguous", "transposed", "padded", "sliced")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The matrices are small: torch's pool costs more than it saves. Threads have a test of their own below."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@dataclass(frozen=True)
+class Case:
+    n: int
+    d: int
+    dtype: torch.dtype = torch.float32
+    mode: str = "exact"
+    strides: str = "contiguous"
+    shifted: bool = True
+    integer: bool = False
+    images: int = 0  # rows come as a channel view [images, d, n / images]
+
+
+def data(case: Case) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(case.n * 1000 + case.d)
+    if case.integer:
+        X = torch.randint(-8, 9, (case.n, case.d), generator=generator).double()
+    else:
+        X = torch.randn(case.n, case.d, generator=generator, dtype=torch.float64) + 0.5
+    X = X.to(case.dtype)
+    if case.images:
+        X = X.view(case.images, -1, case.d)
+        if case.strides == "channels_last":
+            return X.transpose(1, 2)
+        return X.transpose(1, 2).contiguous()
+    return odd_strides(X, case.strides)
+
+
+def shift_of(case: Case) -> torch.Tensor | None:
+    if not case.shifted:
+        return None
+    shift = torch.linspace(-2, 2, case.d, dtype=torch.float64)
+    return shift.round() if case.integer else shift
+
+
+def as_rows(X: torch.Tensor) -> torch.Tensor:
+    return X.transpose(1, 2).reshape(-1, X.shape[1]) if X.ndim == 3 else X
+
+
+def accumulated(function, X, shift, *args):
+    d = X.shape[1]
+    G, total = torch.zeros(d, d, dtype=torch.float64), torch.zeros(d, dtype=torch.float64)
+    function(G, total, X, shift, *args)
+    return G, total
+
+
+def accumulate_band(case: Case, truth, device="cpu"):
+    Y = as_rows(data(case)).double()
+    Y = (Y - shift_of(case) if case.shifted else Y).abs()
+    roundings = depth(case.n, case.d, case.dtype, case.mode, device)
+    c, tiny = roundings.factor(), roundings.tiny * case.n
+    return c * (Y.T @ Y) + tiny, c * Y.sum(0) + tiny
+
+
+def dual_band(case: Case, truth, device="cpu"):
+    Y = data(case).double().abs()
+    roundings = depth(case.d, case.n, case.dtype, case.mode, device)
+    return (roundings.factor() * (Y @ Y.T) + roundings.tiny * case.d,)
+
+
+def accumulate_op(case: Case) -> Op:
+    return Op(
+        "gram_accumulate_",
+        ("reference", "native"),
+        run=lambda impl, X, shift: accumulated(gram_accumulate_, X, shift, case.mode, impl),
+        reference=lambda X, shift: accumulated(reference.gram_accumulate_, X, shift),
+        band=accumulate_band,
+        build=lambda case: (data(case), shift_of(case)),
+    )
+
+
+def dual_op(case: Case) -> Op:
+    return Op(
+        "gram_dual",
+        ("reference", "native"),
+        run=lambda impl, X: (gram_dual(X, case.mode, impl),),
+        reference=lambda X: (reference.gram_dual(X),),
+        band=dual_band,
+        build=lambda case: (data(case),),
+    )
+
+
+IMPLS = accumulate_op(Case(1, 1)).live_impls()
+SHAPES = [(n, d) for n in (0, 1, 3, 128, 257) for d in (1, 2, 17, 64, 100, 513)]
+EDGES = [(3, 17), (128, 100), (257, 17)]
+#: Several splits, several slabs of several chunks, and edges of blocks: the ways in which the native path cuts.
+CUTS = [(2600, 5), (5000, 70), (1500, 256), (700, 257), (4000, 300)]
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("impl", IMPLS)
+def test_conforms(impl, dtype, mode):
+    for index, (n, d) in enumerate(SHAPES):
+        # Every layout at the shapes that have edges in both directions, one of them in turn at the others.
+        for strides in STRIDES if (n, d) in EDGES else STRIDES[index % 4 :][:1]:
+            case = Case(n, d, dtype, mode, strides, shifted=strides in ("contiguous", "sliced"))
+            check(accumulate_op(case), impl, case)
+            check(dual_op(case), impl, case)
+    for n, d in CUTS if dtype == torch.float32 else []:
+        case = Case(n, d, dtype, mode)
+        check(accumulate_op(case), impl, case)
+        turned = Case(d, n, dtype, mode)
+        check(dual_op(turned), impl, turned)
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+@pytest.mark.parametrize("impl", IMPLS)
+def test_channel_views_conform(impl, mode):
+    for images, pixels, d in [(1, 1, 1), (5, 49, 17), (3, 100, 64), (40, 7, 33), (2, 1700, 300), (0, 9, 3)]:
+        for dtype in (torch.float32, torch.bfloat16):
+            for strides in ("contiguous", "channels_last"):
+                case = Case(images * pixels, d, dtype, mode, strides, images=images)
+                if images:
+                    check(accumulate_op(case), impl, case)
+    X = torch.randn(4, 6, 9, 8)[:, ::2, 1:, ::2].flatten(2).transpose(0, 1).transpose(0, 1)
+    G, total = accumulated(gram_accumulate_, X, None, mode, impl)
+    rows = as_rows(X).double()
+    torch.testing.assert_close(G, (rows.T @ rows).tril(), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(total, rows.sum(0), rtol=1e-5, atol=1e-4)
+
+
+@native
+@pytest.mark.parametrize("isa", ["avx2", "scalar"])
+def test_lesser_instruction_sets_conform(isa):
+    """The binary carries them for other processors; FASTRANK_ISA chooses at import, hence a process of its own."""
+    from fastrank.kernels import _core
+
+    if isa not in _core.built_isas.split(",") or _core.isa == isa:
+        pytest.skip(f"{isa} is not below this build and processor's {_core.isa}")
+    names = "test_conforms and native and float32 or test_threads"
+    command = [sys.executable, "-m", "pytest", "-q", __file__, "-k", names]
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    run = subprocess.run(command, env={**os.environ, "FASTRANK_ISA": isa}, cwd=root, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-2000:]  # 5: no test was selected
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+@pytest.mark.parametrize("impl", IMPLS)
+def test_integers_are_exact(impl, mode):
+    for n, d in [(3, 2), (257, 17), (2600, 100), (700, 257)]:
+        for dtype in DTYPES:
+            case = Case(n, d, dtype, mode, integer=True)
+            X, shift = data(case), shift_of(case)
+            Y = X.double() - shift
+            G, total = accumulated(gram_accumulate_, X, shift, mode, impl)
+            assert torch.equal(G, (Y.T @ Y).tril())
+            assert torch.equal(total, Y.sum(0))
+            K = gram_dual(X.T, mode, impl)
+            assert torch.equal(K, X.double().T @ X.double())
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_adds_to_what_is_there_and_leaves_the_upper_triangle(impl):
+    for n, d in [(5, 3), (300, 70), (2600, 70), (300, 300)]:
+        X = data(Case(n, d, integer=True))
+        wide = torch.full((d, d + 2), float("nan"), dtype=torch.float64)  # a row stride of its own
+        G = wide[:, :d]
+        G.copy_(torch.ones(d, d).tril() + torch.full((d, d), 7.0).triu(1))
+        total = torch.full((d,), 5.0, dtype=torch.float64)
+        gram_accumulate_(G, total, X, impl=impl)
+        assert torch.equal(G.triu(1), torch.full((d, d), 7.0, dtype=torch.float64).triu(1))
+        assert torch.equal(G.tril(), (X.double().T @ X.double() + 1).tril())
+        assert torch.equal(total, X.double().sum(0) + 5)
+        assert wide[:, d:].isnan().all()
+
+
+@native
+def test_threads_do_not_change_a_bit():
+    shapes = [(300, 20), (5000, 60), (20_000, 60), (1000, 300), (5000, 300)]
+    X = [data(Case(n, d)) for n, d in shapes]
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(
+            [
+                t
+                for x in X
+                for mode in ("exact", "fast")
+                for t in (*accumulated(gram_accumulate_, x, shift_of(Case(*x.shape)), mode), gram_dual(x.T, mode))
+            ]
+        )
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("d", [20, 300])
+def test_non_finite_values_stay_in_their_rows_and_columns(impl, mode, d):
+    clean = data(Case(700, d))
+    X = clean.clone()
+    X[3, 4], X[500, d - 1] = float("nan"), float("inf")
+    G, total = accumulated(gram_accumulate_, X, None, mode, impl)
+    expected, expected_total = accumulated(gram_accumulate_, clean, None, mode, impl)
+    hit = torch.zeros(d, dtype=torch.bool)
+    hit[[4, d - 1]] = True
+    touched = (hit[:, None] | hit[None]).tril()
+    assert torch.equal(G[~touched], expected[~touched])
+    assert G[4, :5].isnan().all() and G[d - 1, 4].isnan() and G[d - 1, d - 1] == float("inf")
+    assert not G[touched].isfinite().any()
+    assert torch.equal(total[~hit], expected_total[~hit]) and total[4].isnan() and total[d - 1] == float("inf")
+    K, expected = gram_dual(X, mode, impl), gram_dual(clean, mode, impl)
+    assert K[3].isnan().all() and K[:, 3].isnan().all() and K[500, 500] == float("inf")
+    keep = torch.ones(700, dtype=torch.bool)
+    keep[[3, 500]] = False
+    assert torch.equal(K[keep][:, keep], expected[keep][:, keep])
+
+
+@native
+def test_a_square_of_bfloat16_is_not_rounded_to_bfloat16():
+    x = torch.tensor([[1 + 2.0**-7]], dtype=torch.bfloat16)
+    for mode in ("exact", "fast"):
+        assert gram_dual(x, mode).item() == (1 + 2.0**-7) ** 2
+    half = torch.tensor([[1 + 2.0**-10, 60_000.0, 2.0**-24]], dtype=torch.float16)
+    assert gram_dual(half).item() == float((half.double() ** 2).sum())
+
+
+@native
+def test_fast_is_exact_between_blocks():
+    """A block of large values followed by many of small ones: float32 sums across blocks would lose the small ones."""
+    X = torch.full((100 * FAST_BLOCK, 1), 2.0**-12)
+    X[0] = 64.0
+    truth = (X.double() ** 2).sum()
+    G, _ = accumulated(gram_accumulate_, X, None, "fast")
+    c = depth(len(X), 1, X.dtype, "fast").factor()
+    assert abs(G - truth) <= c * 64.0**2 * (1 + FAST_BLOCK * 2.0**-36)
+    assert abs(G - 64.0**2) > 0.9 * (truth - 64.0**2) > 0
+
+
+@native
+def test_depth_speaks_of_the_kernels_own_blocks():
+    core = backend.core()
+    assert core.gram_fast_chunk == FAST_BLOCK
+    exact, plain = (depth(100_000, 64, torch.float32, "exact", impl=impl) for impl in ("native", "reference"))
+    assert exact.before + exact.adds < 1000 < plain.before + plain.adds
+    assert depth(0, 64, torch.float32, "fast").factor() == 0
+    assert depth(500, 64, torch.float64, "fast") == depth(500, 64, torch.float64, "exact")
+    fast = depth(500, 64, torch.float32, "fast")
+    assert fast.fp32 == FAST_BLOCK + 3 and fast.factor() > 1e3 * exact.factor()
+
+
+def test_opcheck():
+    X = torch.randn(5, 3)
+    G, total, shift = torch.zeros(3, 3).double(), torch.zeros(3).double(), torch.ones(3).double()
+    ops = torch.ops.fastrank
+    opcheck(ops.gram_accumulate_.default, (G, total, X))
+    opcheck(ops.gram_accumulate_.default, (G, total, X[None].transpose(1, 2), shift, "fast", "reference"))
+    opcheck(ops.gram_dual.default, (X, "fast"))
+
+
+def test_compiles_without_a_graph_break():
+    def step(X):
+        G, total = X.new_zeros(4, 4, dtype=torch.float64), X.new_zeros(4, dtype=torch.float64)
+        gram_accumulate_(G, total, 2 * X)
+        return G, gram_dual(X + 1)
+
+    X = torch.randn(6, 4)
+    for got, want in zip(torch.compile(step, fullgraph=True, backend="aot_eager")(X), step(X), strict=True):
+        assert torch.equal(got, want)
+
+
+def test_other_dtypes_and_shapes_are_refused_by_name():
+    X = torch.zeros(5, 3)
+    G, total = torch.zeros(3, 3).double(), torch.zeros(3).double()
+    for bad, message in [
+        ((G, total, X.long()), "X: expected float64, float32, bfloat16 or float16, got torch.int64"),
+        ((G, total, X[0]), r"X: expected \[n, d\] or \[B, d, S\], got shape \(3,\)"),
+        ((G.float(), total, X), "G: expected float64, got torch.float32"),
+        ((G[:2], total, X), r"G: expected shape \(3, 3\)"),
+        ((G.T, total, X), "G: expected contiguous rows"),
+        ((G[:1].expand(3, 3), total, X), "G: expected rows that do not overlap"),
+        ((G, total[:2], X), r"total: expected shape \(3,\)"),
+        ((G, torch.zeros(6).double()[::2], X), "total: expected a contiguous vector"),
+        ((G, total, X, total.float()), "shift: expected float64"),
+        ((G, total, X, total.to("meta")), "shift: expected it on X's device, cpu, got meta"),
+        ((G, total, X, None, "tf32"), "mode: expected 'exact' or 'fast', got 'tf32'"),
+        ((G, total, X, None, "exact", "cublas"), "impl: expected one of"),
+    ]:
+        with pytest.raises((TypeError, ValueError), match=message):
+            gram_accumulate_(*bad)
+    with pytest.raises(RuntimeError, match="this op has only native"):
+        gram_dual(X, impl="triton")
+    with pytest.raises(ValueError, match=r"X: expected a matrix \[n, d\]"):
+        gram_dual(X[None])
+    assert not G.any() and not total.any()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_conforms_on_cuda():
+    def run(function, X, shift, *args):
+        G = torch.zeros(X.shape[1], X.shape[1], dtype=torch.float64, device="cuda")
+        total = torch.zeros(X.shape[1], dtype=torch.float64, device="cuda")
+        function(G, total, X, shift, *args)
+        return G, total
+
+    for dtype, mode in itertools.product(DTYPES, ("exact", "fast")):
+        for index, (n, d) in enumerate([*SHAPES, *CUTS]):
+            case = Case(n, d, dtype, mode, STRIDES[index % 4])
+            accumulate = replace(
+                accumulate_op(case),
+                run=lambda impl, X, shift, mode=mode: run(gram_accumulate_, X, shift, mode, impl),
+                reference=lambda X, shift: run(reference.gram_accumulate_, X, shift),
+                band=lambda case, truth: [b.cuda() for b in accumulate_band(case, truth, "cuda")],
+            )
+            check(accumulate, "native", case, "cuda")
+            dual = replace(dual_op(case), band=lambda case, truth: [b.cuda() for b in dual_band(case, truth, "cuda")])
+            check(dual, "native", case, "cuda")
