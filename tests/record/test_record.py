@@ -488,6 +488,19 @@ def test_a_failed_step_leaves_the_writer_usable(tmp_path):
     assert run.steps.tolist() == [0, 1] and run.series("b")[1].tolist() == [2]
 
 
+def test_a_step_is_written_whole_or_not_at_all(tmp_path):
+    """The row is refused after its new layout was stored: neither may stay."""
+    refuse = "CREATE TRIGGER refuse BEFORE INSERT ON steps BEGIN SELECT RAISE(ABORT, 'refused'); END"
+    with RunWriter(tmp_path, {}) as writer:
+        writer._db.execute(refuse)
+        with pytest.raises(OSError, match="refused"):
+            writer.log_step(0, {"a": 1})
+        assert writer._db.execute("SELECT count(*) FROM layouts").fetchone() == (0,)
+        writer._db.execute("DROP TRIGGER refuse")
+        writer.log_step(0, {"a": 2})
+    assert load_run(tmp_path).series("a")[1].tolist() == [2]
+
+
 def test_git_state(tmp_path, monkeypatch):
     def git(*arguments):
         subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=tmp_path, check=True)
