@@ -59,8 +59,7 @@ def train(
 
     Example: `fastrank train --model resnet18 --data glyphs --temperature 1 100 --epochs 10 --out runs/mine`
     """
-    from fastrank.train import TrainConfig, parse_kwargs, preset_fields, print_summary
-    from fastrank.train import train as run
+    from fastrank.train import TrainConfig, parse_kwargs, preset_fields, print_summary, train_all
 
     named = {
         "model": model, "data": data, "epochs": epochs, "seed": seed, "batch_size": batch_size, "optimizer": optimizer,
@@ -70,9 +69,8 @@ def train(
         "layers": tuple(layers) if layers else None, "model_kwargs": parse_kwargs(model_kwarg) if model_kwarg else None,
     }  # fmt: skip
     fields = (preset_fields(preset) if preset else {}) | {k: v for k, v in named.items() if v is not None}
-    # Every temperature is checked before the first run starts.
     configs = [TrainConfig(**fields, temperature=T) for T in (temperature or [1.0])]
-    print_summary([run(config, out / config.name, resume=resume, device=device, workers=workers) for config in configs])
+    print_summary(train_all(configs, out, resume=resume, device=device, workers=workers))
 
 
 @app.command()

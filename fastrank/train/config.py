@@ -60,12 +60,24 @@ class TrainConfig:
             value = getattr(self, name)
             _check(name, "a whole number >= 1", value, value is None or value >= 1)
         _check("seed", "a whole number in 0 .. 2^63-1", self.seed, 0 <= self.seed < 2**63)
-        _check("warmup_epochs", f"a number in 0 .. {self.epochs} (epochs)", self.warmup_epochs,
-               0 <= self.warmup_epochs <= self.epochs)
-        _check("milestones", "rising epochs >= 1", self.milestones,
-               all(a < b for a, b in zip((0, *self.milestones), self.milestones, strict=False)))
-        for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("augment", AUGMENTATIONS),
-                            ("track", TRACKING)):
+        _check(
+            "warmup_epochs",
+            f"a number in 0 .. {self.epochs} (epochs)",
+            self.warmup_epochs,
+            0 <= self.warmup_epochs <= self.epochs,
+        )
+        _check(
+            "milestones",
+            "rising epochs >= 1",
+            self.milestones,
+            all(a < b for a, b in zip((0, *self.milestones), self.milestones, strict=False)),
+        )
+        for name, known in (
+            ("optimizer", OPTIMIZERS),
+            ("schedule", SCHEDULES),
+            ("augment", AUGMENTATIONS),
+            ("track", TRACKING),
+        ):
             _check(name, f"one of {', '.join(known)}", repr(getattr(self, name)), getattr(self, name) in known)
 
     @property

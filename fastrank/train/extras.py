@@ -14,5 +14,6 @@ def require(module: str, purpose: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         package = module.split(".")[0]
-        raise InputError(purpose, f"the package {package!r}", "none installed",
-                         cure="pip install 'fastrank[train]'") from error
+        raise InputError(
+            purpose, f"the package {package!r}", "none installed", cure="pip install 'fastrank[train]'"
+        ) from error

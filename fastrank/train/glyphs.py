@@ -19,7 +19,7 @@ from fastrank.train.extras import require
 CHARACTERS = "".join(map(chr, range(33, 127)))
 SPLITS = {"train": 0, "test": 1}
 # Mean and standard deviation of the pixels at 32 x 32, as shares of 255.
-MEAN, STD = 0.25, 0.25
+MEAN, STD = 0.186, 0.185
 
 # Faces with every printable ASCII character at its code. Of matplotlib's other files STIXNonUni*, STIXSiz*, cmex10,
 # cmsy10 and cmmi10 hold symbols, DejaVu*Display lack letters and LastResort draws placeholders.
@@ -59,7 +59,8 @@ def _draw(index: int, split: str, size: int, seed: int) -> np.ndarray:
     from PIL import Image, ImageDraw
 
     character = CHARACTERS[index % len(CHARACTERS)]
-    random = np.random.Philox(key=[seed, SPLITS[split]], counter=[0, index, 0, 0]).random_raw(8 + (size * size + 1) // 2)
+    generator = np.random.Philox(key=[seed, SPLITS[split]], counter=[0, index, 0, 0])
+    random = generator.random_raw(8 + (size * size + 1) // 2)
     uniform = (random[:8] >> np.uint64(11)) / 2**53
     fonts = FONTS + ALPHANUMERIC_FONTS if character.isalnum() else FONTS
     pixels = round(size * (0.6 + 0.3 * uniform[1]))
@@ -70,8 +71,8 @@ def _draw(index: int, split: str, size: int, seed: int) -> np.ndarray:
     mask = Image.new("L", (size, size))
     centre = (size / 2 + shift[0], size / 2 + shift[1])
     # Anchor "mm" keeps the height of the character over its line: an apostrophe stays above a comma.
-    ImageDraw.Draw(mask).text(centre, character, fill=255, font=_font(fonts[int(uniform[0] * len(fonts))], pixels),
-                              anchor="mm")
+    font = _font(fonts[int(uniform[0] * len(fonts))], pixels)
+    ImageDraw.Draw(mask).text(centre, character, fill=255, font=font, anchor="mm")
     ink = np.asarray(mask.rotate(angle, resample=Image.Resampling.BILINEAR, center=centre), dtype=np.float64)
     # The sum of four bytes less its mean is close to normal (standard deviation 147.8) and exact in integers.
     words = random[8:].astype("<u8").view("<u4")[: size * size].reshape(size, size)
@@ -87,7 +88,11 @@ def _font(name: str, pixels: int):
 
     path = Path(require("matplotlib", "data glyphs").get_data_path()) / "fonts" / "ttf" / name
     if not path.is_file():
-        raise InputError("data", f"the font {name} in {path.parent}", "no such file",
-                         cure="install matplotlib from its wheel (pip install 'fastrank[train]'), which ships the fonts")
+        raise InputError(
+            "data",
+            f"the font {name} in {path.parent}",
+            "no such file",
+            cure="pip install 'fastrank[train]' brings the matplotlib that ships it",
+        )
     # Basic layout: the optional raqm shaper is absent on some machines and moves glyphs by a pixel.
     return ImageFont.truetype(str(path), pixels, layout_engine=ImageFont.Layout.BASIC)

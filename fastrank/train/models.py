@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,21 +19,18 @@ from fastrank.errors import InputError
 from fastrank.train.extras import require
 from fastrank.train.names import closest
 
-
 Builder = Callable[..., nn.Module]
 
 
 def mlp(num_classes: int, in_chans: int, image_size: int, depth: int = 8, width: int = 2048) -> nn.Module:
     """`depth` hidden layers of `width` with ReLU, then the classifier."""
     sizes = [in_chans * image_size**2, *[width] * depth]
-    hidden = [
-        layer for n, m in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(n, m), nn.ReLU(inplace=True))
-    ]
+    hidden = [layer for n, m in pairwise(sizes) for layer in (nn.Linear(n, m), nn.ReLU(inplace=True))]
     return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(sizes[-1], num_classes))
 
 
 def vgg19(num_classes: int, in_chans: int, image_size: int, batch_norm: bool = False) -> nn.Module:
-    """Simonyan & Zisserman's 16 convolutions on small images: average pooling and one linear layer as the head."""
+    """Simonyan & Zisserman's 16 convolutions and three linear layers; for small images the latter are 512 wide."""
     layers: list[nn.Module] = []
     for channels, repeats in ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4)):
         for _ in range(repeats):
@@ -41,7 +39,10 @@ def vgg19(num_classes: int, in_chans: int, image_size: int, batch_norm: bool = F
             layers.append(nn.ReLU(inplace=True))
             in_chans = channels
         layers.append(nn.MaxPool2d(2, ceil_mode=True))
-    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(in_chans, num_classes))
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    for _ in range(2):
+        layers += [nn.Linear(512, 512), nn.ReLU(inplace=True)]
+    model = nn.Sequential(*layers, nn.Linear(512, num_classes))
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -55,7 +56,8 @@ def _resnet_cifar(block: str, layers: tuple[int, ...], channels: tuple[int, ...]
     def build(num_classes: int, in_chans: int, image_size: int, **kwargs: Any) -> nn.Module:
         resnet = require("timm.models.resnet", "model")
         # A "deep" stem is the one whose width timm lets us choose; its layers give way to one 3x3 convolution.
-        settings = {"layers": layers, "channels": channels, "stem_type": "deep", "stem_width": channels[0] // 2, **kwargs}
+        stem = {"stem_type": "deep", "stem_width": channels[0] // 2}
+        settings = {"layers": layers, "channels": channels, **stem, **kwargs}
         model = resnet.ResNet(getattr(resnet, block), num_classes=num_classes, in_chans=in_chans, **settings)
         model.conv1 = nn.Conv2d(in_chans, model.bn1.num_features, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -109,25 +111,17 @@ def build_model(name: str, num_classes: int, in_chans: int, image_size: int, kwa
     """
     check_model(name)
     try:
-        build = BUILDERS.get(name, partial(_timm, name))
-        model = build(num_classes, in_chans, image_size, **kwargs)
-    except (TypeError, ValueError, AssertionError, RuntimeError, AttributeError) as error:
-        if not kwargs:
-            raise
-        got = f"{', '.join(f'{key}={value!r}' for key, value in kwargs.items())} ({_first_line(error)})"
-        raise InputError("model_kwargs", f"arguments that {name} accepts", got) from error
-    try:
+        model = BUILDERS.get(name, partial(_timm, name))(num_classes, in_chans, image_size, **kwargs)
         with torch.no_grad():
             logits = model.eval()(torch.zeros(2, in_chans, image_size, image_size))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise InputError("image_size", f"images that {name} takes", f"{image_size} ({_first_line(error)})") from error
+    except (TypeError, ValueError, AssertionError, RuntimeError, AttributeError) as error:
+        text = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
+        argument, got = ("model_kwargs", f"{text} at {image_size} pixels") if kwargs else ("image_size", image_size)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(argument, f"what {name} accepts", f"{got} ({reason})") from error
     if not isinstance(logits, torch.Tensor) or logits.shape != (2, num_classes):
         raise InputError("model", f"logits [n, {num_classes}]", f"{name} with {getattr(logits, 'shape', type(logits))}")
     return model.train()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _timm(name: str, num_classes: int, in_chans: int, image_size: int, **kwargs: Any) -> nn.Module:

@@ -7,6 +7,6 @@ from difflib import get_close_matches
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """"did you mean ...?" with up to three of `known`, or an empty text where none is near."""
+    """A question, did you mean ...?, with up to three of `known`, or an empty text where none is near."""
     near = get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f"did you mean {' or '.join(near)}?" if near else ""
