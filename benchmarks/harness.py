@@ -55,9 +55,7 @@ def table(results: dict[str, Timing], baseline: str) -> str:
     lines = [f"{'':{width}}  {'median ms':>10}  {'quartiles ms':>19}  {'speed':>7}"]
     for name, t in results.items():
         ratio = results[baseline].median / t.median
-        lines.append(
-            f"{name:{width}}  {t.median * 1e3:10.4f}  {t.low * 1e3:9.4f}-{t.high * 1e3:<9.4f}  {ratio:6.2f}x"
-        )
+        lines.append(f"{name:{width}}  {t.median * 1e3:10.4f}  {t.low * 1e3:9.4f}-{t.high * 1e3:<9.4f}  {ratio:6.2f}x")
     return "\n".join(lines)
 
 

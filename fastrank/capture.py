@@ -21,7 +21,7 @@ from fastrank.errors import InputError
 #: At most this many features of a flattened activation enter its spectrum ([U] A.5).
 MAX_FEATURES = 10_000
 #: At most this many rows (samples or patch positions) of a layer's input enter its subspace.
-INPUT_ROWS = 1024
+INPUT_ROWS = 512
 
 MODES = ("flatten", "channels", "pool")
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

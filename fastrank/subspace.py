@@ -98,22 +98,25 @@ def top_svd(A, k: int = 15, state=None, *, seed: int = 0):
 
 def _top_svd(A: Tensor, k: int, q: int, state: SubspaceState | None, seed: int) -> SubspaceState:
     calls = state.calls + 1 if state is not None else 1
-    if k == 0 or not bool(A.isfinite().all()):
-        return _nan_state(A, k, calls, seed)
+    if k == 0:
+        return _nan_state(A, k, calls, seed, "an empty matrix")
     n, d = A.shape
     if state is not None and not state.reason:
         kept = state.block[:, : max(q - FRESH, 0)].to(A)
         fresh = _gaussian(d, q - kept.shape[1], seed, calls, A)
         ritz = _iterate(A, torch.cat([kept, fresh], 1), k, passes=1)
-        limit = torch.maximum(JUMP_FLOOR * ritz.S[0], JUMP * state.residual.max().to(A))
         for _ in range(MAX_REPEATS):
-            if bool(ritz.residual.max() <= limit):
+            if ritz is None or bool(
+                ritz.residual.max() <= torch.maximum(JUMP_FLOOR * ritz.S[0], JUMP * state.residual.max().to(A))
+            ):
                 break
             ritz = _iterate(A, ritz.block, k, passes=1)
     elif min(n, d) <= EXACT_SIDE:
         ritz = _exact(A, k, q)
     else:
         ritz = _iterate(A, _gaussian(d, q, seed, calls, A), k, COLD_PASSES)
+    if ritz is None:
+        return _nan_state(A, k, calls, seed, "non-finite values in the matrix")
     # The iteration's own rounding: a residual smaller than this is not a measurement.
     residual = ritz.residual + 8 * torch.finfo(A.dtype).eps * ritz.S[:1]
     error, cluster = _vector_error(ritz.S, residual, ritz.next_value)
@@ -128,20 +131,28 @@ class _Ritz(NamedTuple):
     next_value: Tensor  # [1], the Ritz value after the k-th, 0 where there is none
 
 
-def _exact(A: Tensor, k: int, q: int) -> _Ritz:
+def _exact(A: Tensor, k: int, q: int) -> _Ritz | None:
     """From the eigenvectors of the smaller Gram matrix in float64, whose squared condition the top does not feel."""
     X = A.double()
     tall = X.shape[0] >= X.shape[1]
-    _, vectors = torch.linalg.eigh(X.T @ X if tall else X @ X.T)
+    G = X.T @ X if tall else X @ X.T
+    if not bool(G.isfinite().all()):
+        return None
+    _, vectors = torch.linalg.eigh(G)
     top = vectors.flip(1)[:, :q].to(A.dtype)
     return _iterate(A, top if tall else A.T @ top, k, passes=1)
 
 
-def _iterate(A: Tensor, V: Tensor, k: int, passes: int) -> _Ritz:
-    """`passes` times V -> A V -> A^T A V, orthonormalised in between; Rayleigh-Ritz on what that reaches."""
+def _iterate(A: Tensor, V: Tensor, k: int, passes: int) -> _Ritz | None:
+    """`passes` times V -> A V -> A^T A V, orthonormalised in between; Rayleigh-Ritz on what that reaches.
+
+    None where A is not finite: every non-finite entry reaches the small R, so A itself need not be read for it.
+    """
     for _ in range(passes):
         Q = torch.linalg.qr(A @ V)[0]
         V, R = torch.linalg.qr(A.T @ Q)
+    if not bool(R.isfinite().all()):
+        return None
     # A^T Q = V R and R = u s w^T, so A is about (Q w) s (V u)^T.
     u, S, wh = torch.linalg.svd(R)
     U, block = Q @ wh.T, V @ u
@@ -167,10 +178,9 @@ def _gaussian(rows: int, columns: int, seed: int, call: int, like: Tensor) -> Te
     return torch.randn(rows, columns, generator=generator, dtype=torch.float32).to(like)
 
 
-def _nan_state(A: Tensor, k: int, calls: int, seed: int) -> SubspaceState:
+def _nan_state(A: Tensor, k: int, calls: int, seed: int, reason: str) -> SubspaceState:
     """NaN figures with their reason; the next call on finite data starts cold."""
     nan = A.new_full((k,), torch.nan)
-    reason = "non-finite values in the matrix" if k else "an empty matrix"
     return SubspaceState(
         U=A.new_full((A.shape[0], k), torch.nan),
         S=nan,

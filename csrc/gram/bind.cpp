@@ -73,7 +73,7 @@ void bind_gram(py::module_& m) {
   const auto release = py::call_guard<py::gil_scoped_release>();
   m.def("gram_accumulate_cpu", &accumulate_cpu, release,
         "lower(C) += A^T A and total += column sums of A, for A = data - shift; in fp64, row stride ldc");
-  m.def("gram_mirror_cpu", &mirror_cpu, release, "copy the lower triangle of a contiguous fp64 [size, size] matrix to the upper");
+  m.def("gram_mirror_cpu", &mirror_cpu, release, "copy the lower triangle of a contiguous fp64 matrix to the upper");
   m.def(
       "gram_depth_cpu",
       [](int64_t rows, int64_t columns, bool fast) { return pair(gram::Plan(rows, columns, fast).depth(rows, fast)); },

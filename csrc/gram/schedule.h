@@ -25,7 +25,7 @@ constexpr int64_t kBlock = 128;                // wide: side of a block of C; a 
 constexpr int64_t kPackPanels = 4;             // wide: panels packed by one task
 constexpr int64_t kSlabBytes = int64_t{8} << 20;
 constexpr int64_t kKeepBytes = int64_t{8} << 20;  // larger workspaces are given back after the call
-constexpr int64_t kSerialWork = int64_t{1} << 20;  // rows * columns^2 below which waking a thread costs more than it saves
+constexpr int64_t kSerialWork = int64_t{1} << 20;  // below this rows * columns^2 one thread is faster (some 50 us)
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -85,8 +85,8 @@ struct Output {
   double* total;   // [columns] += sum_k a(k, i), or null
 };
 
-inline void run_narrow(const Kernels& kernels, const Plan& plan, const Matrix& a, const double* shift, const Output& out,
-                       int threads) {
+inline void run_narrow(const Kernels& kernels, const Plan& plan, const Matrix& a, const double* shift,
+                       const Output& out, int threads) {
   static thread_local Workspace partial_space;
   const int64_t m = a.columns, panels = ceil_div(m, kernels.lanes), stride = plan.chunk * kernels.lanes;
   const bool direct = plan.tasks == 1;  // then C itself is the triangle

@@ -205,7 +205,7 @@ FASTRANK_INLINE Vec<float> exp_of_nonpositive(Vec<float> x) {
   const V p = (q * r) * r + r + 1.0f;
   const Int<float> power = (as<Int<float>>(shifted) + 127) << 23;
   const V e = p * as<V>(power);
-  return x < -87.3f ? V{} : e;
+  return x < -87.3365f ? V{} : e;
 }
 
 FASTRANK_INLINE Vec<double> exp_of_nonpositive(Vec<double> x) {
@@ -227,7 +227,7 @@ FASTRANK_INLINE Vec<double> exp_of_nonpositive(Vec<double> x) {
   const V p = (q * r) * r + r + 1.0;
   const Int<double> power = (as<Int<double>>(shifted) + 1023) << 52;
   const V e = p * as<V>(power);
-  return x < -708.3 ? V{} : e;
+  return x < -708.396 ? V{} : e;
 }
 
 // Results of the C library's functions, without its headers (see common/simd.h).

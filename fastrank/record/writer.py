@@ -59,8 +59,8 @@ class RunWriter:
             if self._db is not None:
                 self._db.close()
             self._lock.close()
-            if isinstance(error, sqlite3.Error):
-                raise self._unwritable(error) from None
+            if isinstance(error, (sqlite3.Error, OSError)):
+                raise self._unwritable(getattr(error, "strerror", None) or error) from None
             raise
 
     def log_step(self, step: int, scalars: Mapping[str, float], arrays: Mapping[str, Any] | None = None) -> None:
@@ -162,6 +162,7 @@ class RunWriter:
         """Holds an exclusive SQLite lock on an empty file: the system drops it with the process, however it ends."""
         lock = sqlite3.connect(self.path / LOCK, timeout=0, isolation_level=None)
         try:
+            lock.execute("PRAGMA journal_mode = MEMORY")  # nothing is ever written: no journal beside the empty file
             lock.execute("BEGIN EXCLUSIVE")
         except sqlite3.Error as error:
             lock.close()

@@ -29,9 +29,7 @@ def options(T: float | Tensor, reduction: str, label_smoothing: float) -> None:
         raise ValueError(f"T: expected a finite temperature > 0, got {T!r}")
 
 
-def arguments(
-    input: Tensor, target: Tensor, T: float | Tensor, weight: Tensor | None, ignore_index: int
-) -> None:
+def arguments(input: Tensor, target: Tensor, T: float | Tensor, weight: Tensor | None, ignore_index: int) -> None:
     """Shapes, dtypes and devices; reads no values, so it neither waits for a device nor breaks a graph."""
     for name, value in (("input", input), ("target", target), ("weight", weight)):
         if not isinstance(value, Tensor) and not (name == "weight" and value is None):
@@ -99,9 +97,7 @@ def bad_label(target: Tensor, row: int, classes: int, ignore_index: int) -> Inde
     position = tuple(int(i) for i in torch.unravel_index(torch.tensor(row), target.shape))
     place = f" at position {position if len(position) > 1 else position[0]}" if position else ""
     label = int(target.flatten()[row])
-    return IndexError(
-        f"target: expected labels in [0, {classes}) or ignore_index={ignore_index}, got {label}{place}"
-    )
+    return IndexError(f"target: expected labels in [0, {classes}) or ignore_index={ignore_index}, got {label}{place}")
 
 
 def bad_temperature(T: Tensor, sample: int) -> ValueError:

@@ -301,6 +301,12 @@ def test_unwritable_directories(tmp_path):
         RunWriter(tmp_path / "run", {})
 
 
+def test_a_live_run_is_three_files_and_a_lock(tmp_path):
+    with RunWriter(tmp_path, {}) as writer:
+        writer.log_step(0, {"a": 1})
+        assert {path.name for path in tmp_path.iterdir()} <= {"run.db", "run.db-wal", "run.db-shm", "writer.lock"}
+
+
 def test_a_closed_writer_says_so(tmp_path):
     writer = RunWriter(tmp_path, {})
     writer.close()
@@ -397,6 +403,13 @@ class Writing:
         self.said = os.fdopen(read)
         self.first = int(self.said.readline())
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if not self.said.closed:
+            self.kill()
+
     def alive(self):
         return os.waitpid(self.pid, os.WNOHANG) == (0, 0)
 
@@ -411,10 +424,10 @@ class Writing:
 def test_kill_at_random_moments_loses_no_finished_step(tmp_path):
     rng, run = random.Random(0), None
     for _ in range(15):
-        writing = Writing(tmp_path, resume=run is not None)
-        assert writing.first == (len(run.steps) if run else 0)
-        time.sleep(rng.uniform(0, 0.2))
-        said = writing.kill()
+        with Writing(tmp_path, resume=run is not None) as writing:
+            assert writing.first == (len(run.steps) if run else 0)
+            time.sleep(rng.uniform(0, 0.2))
+            said = writing.kill()
         run = load_run(tmp_path)
         assert run.status == "interrupted"
         # Killed between COMMIT and saying so, one step more may be there.
@@ -426,16 +439,17 @@ def test_kill_at_random_moments_loses_no_finished_step(tmp_path):
 
 
 def test_reading_while_another_process_writes(tmp_path):
-    writing, seen = Writing(tmp_path, resume=False), 0
-    while seen < 200:
-        run = load_run(tmp_path)
-        assert run.status == "running"
-        assert run.steps.tolist() == list(range(len(run.steps))) and len(run.steps) >= seen
-        # The arrays are read later than the scalars, and still belong to the steps of this Run.
-        assert np.array_equal(run.spectra["act/3/sigma"][0], run.steps)
-        seen = len(run.steps)
-    assert writing.alive()
-    assert writing.kill()[-1] >= seen - 1
+    seen = 0
+    with Writing(tmp_path, resume=False) as writing:
+        while seen < 200:
+            run = load_run(tmp_path)
+            assert run.status == "running"
+            assert run.steps.tolist() == list(range(len(run.steps))) and len(run.steps) >= seen
+            # The arrays are read later than the scalars, and still belong to the steps of this Run.
+            assert np.array_equal(run.spectra["act/3/sigma"][0], run.steps)
+            seen = len(run.steps)
+        assert writing.alive()
+        assert writing.kill()[-1] >= seen - 1
 
 
 def test_a_full_disk_is_an_os_error_and_keeps_the_finished_steps(tmp_path):

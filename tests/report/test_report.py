@@ -117,6 +117,8 @@ def test_hostile_names_stay_data(tmp_path):
     run = hostile_run(tmp_path)
     page = Page(write_report([run, run.parent / "." / run.name], tmp_path / "page.html").read_text())
     plain = Page(write_report([write_run(tmp_path / "plain", layers=3, steps=3)], tmp_path / "plain.html").read_text())
+    (text,) = [text for attributes, text in page.scripts if attributes.get("id") == "data"]
+    assert not set("<>&") & set(text)
     # The names add no element, and nothing but the data differs.
     assert page.elements == plain.elements
     assert [text for a, text in page.scripts if "id" not in a] == [text for a, text in plain.scripts if "id" not in a]

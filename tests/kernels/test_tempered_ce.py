@@ -1,0 +1,614 @@
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tempered_ce_conformity as suite
+import torch
+import torch.nn.functional as F
+from conformity import check
+from fastrank.kernels import backend
+from fastrank.kernels.tempered_ce import RowStats, reference, tempered_cross_entropy
+from torch.library import opcheck
+
+IMPLS = ("reference", "native")
+inf, nan = float("inf"), float("nan")
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def batch(n=6, c=10, dtype=torch.float64, scale=3.0):
+    return (scale * torch.randn(n, c)).to(dtype).requires_grad_(), torch.randint(c, (n,))
+
+
+def grad_of(loss, *inputs, **options):
+    return torch.autograd.grad(loss, inputs, **options)
+
+
+# ---- against the float64 truth ----
+
+
+@pytest.mark.parametrize("T", [1e-2, 1.0, 100.0, 1000.0])
+@pytest.mark.parametrize("strides", ["contiguous", "transposed", "padded", "sliced"])
+@pytest.mark.parametrize("dtype", suite.DTYPES, ids=str)
+def test_native_keeps_its_error_bound(dtype, strides, T):
+    for n, c in suite.SHAPES:
+        check(suite.OP, "native", suite.Case(n, c, dtype, T, strides))
+
+
+@pytest.mark.parametrize("options", [{"label_smoothing": 0.1}, {"weighted": True}, {"label_smoothing": 1.0, "weighted": True}])
+@pytest.mark.parametrize("dtype", suite.DTYPES, ids=str)
+def test_native_keeps_its_error_bound_with_weight_and_smoothing(dtype, options):
+    for (n, c), (strides, T) in itertools.product(suite.SHAPES, (("contiguous", 1.0), ("transposed", 30.0))):
+        check(suite.OP, "native", suite.Case(n, c, dtype, T, strides, **options))
+
+
+@pytest.mark.parametrize("isa", ["scalar", "avx2"])
+def test_every_instruction_set_keeps_the_bound(isa):
+    if isa not in backend.core().built_isas.split(","):
+        pytest.skip(f"the core was built without {isa}")
+    code = (
+        "import itertools, tempered_ce_conformity as s; from conformity import check\n"
+        "from fastrank.kernels import backend; import sys\n"
+        "if backend.core().isa != sys.argv[1]: sys.exit(77)\n"
+        "for d, (n, c), st in itertools.product(s.DTYPES, s.SHAPES, ('contiguous', 'transposed')):\n"
+        "    check(s.OP, 'native', s.Case(n, c, d, 2.0, st, label_smoothing=0.1))\n"
+    )
+    tests = str(Path(__file__).parents[1])
+    path = os.pathsep.join([tests, *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-c", code, isa],
+        env=os.environ | {"FASTRANK_ISA": isa, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode == 77:
+        pytest.skip(f"this processor has no {isa}")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("correct", [True, False])
+def test_probabilities_near_zero_and_one_keep_relative_accuracy(impl, correct):
+    """A target probability of 1 - 1e-9 (or 1e-9): `p - 1` and `lse - x` would have no digit left in float32."""
+    z = torch.tensor([[20.7, 0.0, -1.0]])
+    y = torch.tensor([0 if correct else 1])
+
+    def both(z):
+        z = z.requires_grad_()
+        loss = tempered_cross_entropy(z, y, impl=impl)
+        return loss.detach().double(), grad_of(loss, z)[0].double()
+
+    (loss, grad), (true_loss, true_grad) = both(z), both(z.double())
+    # x is exact to 2 eps * 21.7, which is the relative error of exp(x); a few roundings follow.
+    bound = 60 * torch.finfo(torch.float32).eps
+    assert abs(loss / true_loss - 1) < bound
+    assert ((grad / true_grad - 1).abs() < bound).all()
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("T", [0.5, 1.0, 64.0])
+def test_an_offset_changes_nothing(impl, T):
+    z = (torch.randn(5, 50) * 64).round() / 64  # z and z + 10000 are both exact in float32
+    y = torch.randint(50, (5,))
+    shifted = (z + 10000).requires_grad_()
+    z = z.requires_grad_()
+    loss, moved = (tempered_cross_entropy(v, y, T, impl=impl) for v in (z, shifted))
+    assert torch.equal(loss, moved)
+    assert torch.equal(*grad_of(loss, z), *grad_of(moved, shifted))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_number_of_threads_changes_nothing(threads):
+    z, y = batch(300, 1000, torch.float32)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, threads):
+            torch.set_num_threads(count)
+            loss = tempered_cross_entropy(z, y, 3.0, impl="native")
+            results.append((loss.detach(), *grad_of(loss, z)))
+    finally:
+        torch.set_num_threads(before)
+    for one, many in zip(*results, strict=True):
+        assert torch.equal(one, many)
+
+
+# ---- a drop-in for torch ----
+
+
+@pytest.mark.parametrize("impl", [None, "reference"])
+@pytest.mark.parametrize("shape", [(7,), (1, 7), (5, 7), (4, 7, 3), (2, 7, 3, 2), (0, 7)], ids=str)
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_equals_torch_for_every_option(impl, shape, probabilities):
+    batch_shape = shape[:1] + shape[2:] if len(shape) > 1 else ()
+    for reduction, weighted, smoothing, ignore, T in itertools.product(
+        ("none", "mean", "sum"), (False, True), (0.0, 0.2, 1.0), (-100, 3), (1.0, 2.5)
+    ):
+        z = torch.randn(shape, dtype=torch.float64).requires_grad_()
+        weight = torch.rand(7, dtype=torch.float64) if weighted else None
+        if probabilities:
+            target, ignore = torch.rand(shape, dtype=torch.float64), -100  # rows need not sum to 1
+        else:
+            target = torch.randint(7, batch_shape)
+        options = {"weight": weight, "ignore_index": ignore, "reduction": reduction, "label_smoothing": smoothing}
+        ours = tempered_cross_entropy(z, target, T, **options, impl=impl)
+        theirs = F.cross_entropy(z / T, target, **options)
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12, equal_nan=True, msg=lambda m: f"{options} {m}")
+        g = torch.randn_like(ours)
+        gradient = grad_of(ours, z, grad_outputs=g)[0]
+        expected = grad_of(theirs, z, grad_outputs=g)[0]
+        torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12, equal_nan=True)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_mean_over_nothing_is_nan_and_moves_no_logit(impl):
+    z, _ = batch(3)
+    T = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    loss = tempered_cross_entropy(z, torch.full((3,), -100), T, impl=impl)
+    assert loss.isnan()
+    assert torch.equal(grad_of(loss, z)[0], torch.zeros_like(z))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("dtype", suite.DTYPES, ids=str)
+def test_dtypes(impl, dtype):
+    z, y = batch(dtype=dtype)
+    T = torch.tensor(2.0, dtype=torch.bfloat16, requires_grad=True)
+    loss = tempered_cross_entropy(z, y, T, impl=impl)
+    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    grad, grad_T = grad_of(loss, z, T)
+    assert (grad.dtype, grad_T.dtype) == (dtype, torch.bfloat16)
+
+
+def test_integer_labels_of_any_width():
+    z, y = batch()
+    expected = tempered_cross_entropy(z, y)
+    for dtype in (torch.int32, torch.int16, torch.int8, torch.uint8):
+        assert torch.equal(tempered_cross_entropy(z, y.to(dtype)), expected)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_autocast_leaves_precision_alone(impl):
+    z, y = batch(dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = tempered_cross_entropy(z, y, 3.0, impl=impl)
+    assert inside.dtype == torch.float32
+    assert torch.equal(inside, tempered_cross_entropy(z, y, 3.0, impl=impl))
+
+
+# ---- the temperature ----
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_temperature_forms_agree(impl):
+    z, y = batch()
+    loss = tempered_cross_entropy(z, y, 2.5, reduction="none", impl=impl)
+    for T in (torch.tensor(2.5), torch.full((6,), 2.5), torch.tensor([2.5]).expand(6), torch.full((12,), 2.5)[::2]):
+        assert torch.equal(tempered_cross_entropy(z, y, T, reduction="none", impl=impl), loss)
+    each = torch.rand(6, dtype=torch.float64) + 0.5
+    rows = tempered_cross_entropy(z, y, each, reduction="none", impl=impl)
+    expected = torch.stack([F.cross_entropy(z[i] / each[i], y[i]) for i in range(6)])
+    torch.testing.assert_close(rows, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_per_sample_temperature_of_images(impl):
+    z = torch.randn(3, 5, 2, 4, dtype=torch.float64).requires_grad_()
+    y, T = torch.randint(5, (3, 2, 4)), torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    ours = tempered_cross_entropy(z, y, T, impl=impl)
+    theirs = F.cross_entropy(z / T[:, None, None, None], y)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    for got, expected in zip(grad_of(ours, z, T), grad_of(theirs, z, T), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_masked_classes_leave_the_temperature_gradient_finite(impl):
+    z = torch.tensor([[1.0, -inf, 0.0, -inf], [-inf, -inf, 2.0, 3.0]], dtype=torch.float64).requires_grad_()
+    y, T = torch.tensor([0, 3]), torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    grad, grad_T = grad_of(tempered_cross_entropy(z, y, T, impl=impl), z, T)
+    small = torch.tensor([[1.0, 0.0], [3.0, 2.0]], dtype=torch.float64).requires_grad_()
+    expected = grad_of(F.cross_entropy(small / T, torch.tensor([0, 0])), small, T)
+    torch.testing.assert_close(grad_T, expected[1], rtol=1e-12, atol=0)
+    torch.testing.assert_close(grad[z.isfinite()], torch.stack([*expected[0][0], *expected[0][1].flip(0)]))
+    assert (grad[z.isinf()] == 0).all()
+
+
+# ---- gradients ----
+
+OPTIONS = [
+    {},
+    {"reduction": "none"},
+    {"reduction": "sum", "label_smoothing": 0.3},
+    {"weight": torch.tensor([0.3, 1.0, 2.0, 0.7]).double(), "label_smoothing": 0.1},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("T", [torch.tensor(0.7), torch.tensor([0.7, 1.3, 2.0])], ids=["scalar", "per-sample"])
+@pytest.mark.parametrize("impl", IMPLS)
+def test_first_and_second_derivatives(impl, T, options):
+    z = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    T, y = T.double().requires_grad_(), torch.tensor([2, -100, 0])
+
+    def loss(z, T):
+        return tempered_cross_entropy(z, y, T, **options, impl=impl)
+
+    assert torch.autograd.gradcheck(loss, (z, T))
+    assert torch.autograd.gradgradcheck(loss, (z, T))
+
+
+def test_derivatives_of_probability_targets_and_weight():
+    z, q = (torch.randn(3, 4, dtype=torch.float64).abs().requires_grad_() for _ in range(2))
+    w, T = torch.rand(4, dtype=torch.float64, requires_grad=True), torch.tensor(0.7).double().requires_grad_()
+
+    def soft(z, q, T, w):
+        return tempered_cross_entropy(z, q, T, w, label_smoothing=0.1)
+
+    def hard(z, T, w):
+        return tempered_cross_entropy(z, torch.tensor([2, 0, 1]), T, w, label_smoothing=0.1)
+
+    for loss, inputs in ((soft, (z, q, T, w)), (hard, (z, T, w))):
+        assert torch.autograd.gradcheck(loss, inputs)
+        assert torch.autograd.gradgradcheck(loss, inputs)
+
+
+def test_third_derivative_is_that_of_the_reference():
+    y = torch.tensor([1, 0])
+    z = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    v = torch.randn(2, 3, dtype=torch.float64)
+    results = []
+    for impl in IMPLS:
+        first = grad_of(tempered_cross_entropy(z, y, 0.8, impl=impl) ** 2, z, create_graph=True)[0]
+        second = grad_of((first * v).sum(), z, create_graph=True)[0]
+        results.append(grad_of((second * v).sum(), z)[0])
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_hessian_vector_product(impl):
+    (z, y), v, T = batch(), torch.randn(6, 10, dtype=torch.float64), 3.0
+    first = grad_of(tempered_cross_entropy(z, y, T, reduction="sum", impl=impl), z, create_graph=True)[0]
+    second = grad_of((first * v).sum(), z)[0]
+    p = (z.detach() / T).softmax(1)
+    torch.testing.assert_close(second, (p * v - p * (p * v).sum(1, keepdim=True)) / T**2)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_function_of_the_loss_has_the_right_second_derivative(impl):
+    """grad_loss depends on the logits too: that path must be counted once."""
+    z, y = batch()
+    assert torch.autograd.gradgradcheck(lambda z: tempered_cross_entropy(z, y, 2.0, impl=impl).square(), (z,))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_grad_loss_of_any_value_and_stride(impl):
+    z, y = batch()
+    rows = tempered_cross_entropy(z, y, 2.0, reduction="none", impl=impl)
+    unit = grad_of(tempered_cross_entropy(z, y, 2.0, reduction="sum", impl=impl), z)[0]
+    wide = torch.randn(12, dtype=torch.float64)
+    for g in (wide[:6], wide[::2], wide[:1].expand(6), torch.zeros(6).double()):
+        torch.testing.assert_close(grad_of(rows, z, grad_outputs=g, retain_graph=True)[0], unit * g[:, None])
+    mean = tempered_cross_entropy(z, y, 2.0, impl=impl)
+    torch.testing.assert_close(grad_of(mean * -65536.0, z)[0], unit * -65536 / 6)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_small_half_precision_gradient_is_scaled_before_it_is_rounded(impl):
+    """At T = 1000 the mean's gradient is below float16's range; a loss scale must bring it back whole."""
+    z, y = batch(256, 1000, torch.float16)
+    scaled = grad_of(tempered_cross_entropy(z, y, 1000.0, impl=impl) * 2**20, z)[0]
+    exact = z.detach().double().requires_grad_()
+    true = grad_of(tempered_cross_entropy(exact, y, 1000.0) * 2**20, exact)[0]
+    assert true.abs().max() * 2**-20 < torch.finfo(torch.float16).smallest_normal
+    torch.testing.assert_close(scaled.double(), true, rtol=1e-3, atol=2**-24)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_logits_survive_and_a_second_backward_repeats_the_first(impl):
+    z, y = batch()
+    before = z.detach().clone()
+    loss = tempered_cross_entropy(z, y, 2.0, impl=impl)
+    first = grad_of(loss, z, retain_graph=True)[0].clone()
+    assert torch.equal(grad_of(loss, z)[0], first)
+    assert torch.equal(z.detach(), before)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_logits_without_gradient(impl):
+    z, y = batch()
+    T = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    frozen = tempered_cross_entropy(z.detach(), y, T, impl=impl)
+    assert torch.equal(grad_of(frozen, T)[0], grad_of(tempered_cross_entropy(z, y, T, impl=impl), T)[0])
+    with torch.no_grad():
+        assert torch.equal(tempered_cross_entropy(z, y, T, impl=impl), frozen)
+
+
+# ---- memory layouts ----
+
+
+def _layouts(z):
+    yield z.contiguous()
+    yield z.contiguous(memory_format=torch.channels_last)
+    yield z.permute(2, 1, 3, 0).contiguous().permute(3, 1, 0, 2)  # d1, d2 do not merge into one dimension
+    yield torch.stack([z, z], -1)[..., 0]
+
+
+def test_image_layouts_give_the_same_figures():
+    z, y = torch.randn(3, 37, 4, 5), torch.randint(37, (3, 4, 5))
+    for dtype in suite.DTYPES:
+        rows = z.to(dtype).movedim(1, -1).reshape(-1, 37).contiguous().requires_grad_()
+        loss = tempered_cross_entropy(rows, y.flatten(), 2.0, reduction="none", impl="native")
+        grad = grad_of(loss.sum(), rows)[0].reshape(3, 4, 5, 37).movedim(-1, 1)
+        for view in _layouts(z.to(dtype)):
+            view.requires_grad_()
+            got = tempered_cross_entropy(view, y, 2.0, reduction="none", impl="native")
+            assert torch.equal(got.flatten(), loss)
+            assert torch.equal(grad_of(got.sum(), view)[0], grad)
+
+
+def test_expanded_logits():
+    z, y = torch.randn(1, 9, dtype=torch.float64).requires_grad_(), torch.randint(9, (5,))
+    ours, theirs = (f(z.expand(5, 9), y) for f in (tempered_cross_entropy, F.cross_entropy))
+    torch.testing.assert_close(grad_of(ours, z), grad_of(theirs, z))
+
+
+def test_offsets_beyond_32_bits():
+    stride = 2**31 + 64
+    store = torch.empty(stride + 8, dtype=torch.bfloat16)  # 4 GiB of addresses, of which two pages are touched
+    z = store.as_strided((2, 8), (stride, 1))
+    z.copy_(torch.randn(2, 8))
+    y = torch.tensor([3, 5])
+    for view in (z, z.unsqueeze(0).transpose(1, 2)):  # the row stride as a stride of N, and of D
+        target = y if view.dim() == 2 else y[None]
+        view = view.detach().requires_grad_()
+        compact = view.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
+        far, near = (tempered_cross_entropy(v, target, impl="native") for v in (view, compact))
+        assert torch.equal(far, near)
+        assert torch.equal(grad_of(far, view)[0], grad_of(near, compact)[0])
+
+
+# ---- rows that are not finite ----
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("c", [3, 100])
+def test_a_bad_row_stays_alone(impl, c):
+    good, _ = batch(7, c, torch.float32)
+    y = torch.tensor([0, 1, 2, 0, 1, 2, 0])
+    z = good.detach().clone()
+    z[1, 0], z[2, 2], z[3] = nan, inf, -inf
+    z[4], y[4] = nan, -100
+    z.requires_grad_()
+    rows = tempered_cross_entropy(z, y, 2.0, reduction="none", impl=impl)
+    expected = tempered_cross_entropy(good, y, 2.0, reduction="none", impl=impl)
+    grad, expected_grad = grad_of(rows.sum(), z)[0], grad_of(expected.sum(), good)[0]
+    assert rows[1:4].isnan().all() and grad[1:4].isnan().all()
+    assert rows[4] == 0 and (grad[4] == 0).all()
+    rest = [0, 5, 6]
+    assert torch.equal(rows[rest], expected[rest]) and torch.equal(grad[rest], expected_grad[rest])
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("c", [5, 70])
+def test_minus_infinity_is_a_class_without_probability(impl, c):
+    z = torch.full((3, c), -inf)
+    z[0, 1], z[1, -2:], z[2, 2] = 3.0, torch.tensor([1.0, 2.0]), 1.0
+    y = torch.tensor([1, c - 1, 0])
+    z.requires_grad_()
+    ours, theirs = (f(z, y, reduction="none") for f in (
+        lambda *a, **o: tempered_cross_entropy(*a, **o, impl=impl), F.cross_entropy))
+    torch.testing.assert_close(ours, theirs)
+    assert ours[0] == 0 and ours[2] == inf
+    torch.testing.assert_close(grad_of(ours[:2].sum(), z), grad_of(theirs[:2].sum(), z))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_one_class(impl):
+    z, y = torch.randn(4, 1, requires_grad=True), torch.zeros(4, dtype=torch.long)
+    loss = tempered_cross_entropy(z, y, 1e-2, impl=impl)
+    assert loss == 0 and (grad_of(loss, z)[0] == 0).all()
+
+
+# ---- statistics ----
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("shape", [(7,), (9, 100), (3, 10, 2, 2)], ids=str)
+def test_stats(impl, shape):
+    T = 2.5
+    z = (3 * torch.randn(shape)).double().requires_grad_()
+    y = torch.randint(7, shape[:1] + shape[2:] if len(shape) > 1 else ())
+    if y.dim():
+        y.view(-1)[1] = -100
+    loss, stats = tempered_cross_entropy(z, y, T, return_stats=True, impl=impl)
+    assert torch.equal(loss, tempered_cross_entropy(z, y, T, impl=impl))
+    rows = z.detach().movedim(1, -1) if z.dim() > 1 else z.detach()
+    p = (rows / T).softmax(-1)
+    expected = RowStats(
+        logsumexp=(rows / T).logsumexp(-1),
+        max_prob=p.amax(-1),
+        entropy=torch.special.entr(p).sum(-1),
+        sum_z=rows.sum(-1),
+        sum_z2=rows.square().sum(-1),
+        target_rank=torch.where(y < 0, -1, (rows > rows.gather(-1, y.clamp(min=0)[..., None])).sum(-1)),
+    )
+    for name, got, want in zip(RowStats._fields, stats, expected, strict=True):
+        assert not got.requires_grad, name
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
+    if z.dim() == 2:
+        top = rows.topk(5, dim=1).indices
+        assert torch.equal((stats.target_rank < 5)[y >= 0], (top == y[:, None]).any(1)[y >= 0])
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_stats_with_masked_classes_and_nan(impl):
+    z = torch.tensor([[1.0, -inf, 2.0], [nan, 0.0, 1.0]])
+    _, stats = tempered_cross_entropy(z, torch.tensor([0, 1]), 2.0, return_stats=True, impl=impl)
+    p = torch.tensor([1.0, 2.0]).div(2).softmax(0)
+    torch.testing.assert_close(stats.entropy[0], torch.special.entr(p).sum())
+    assert stats.target_rank[0] == 1
+    assert stats.entropy[1].isnan() and stats.logsumexp[1].isnan() and stats.max_prob[1].isnan()
+
+
+def test_stats_of_probability_targets_rank_the_most_probable_class():
+    z, q = torch.randn(4, 6), torch.rand(4, 6)
+    _, stats = tempered_cross_entropy(z, q, return_stats=True)
+    _, hard = tempered_cross_entropy(z, q.argmax(1), return_stats=True)
+    assert torch.equal(stats.target_rank, hard.target_rank)
+
+
+# ---- bad input ----
+
+Z, Y = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_label_out_of_range_is_named_with_its_position(impl):
+    with pytest.raises(IndexError, match=r"target: expected labels in \[0, 3\) or ignore_index=-100, got 3 at position 2"):
+        tempered_cross_entropy(Z, torch.tensor([0, 1, 3, -1]), impl=impl)
+    with pytest.raises(IndexError, match=r"got -1 at position \(1, 1\)"):
+        tempered_cross_entropy(torch.randn(2, 3, 2), torch.tensor([[0, 1], [-100, -1]]), impl=impl)
+    with pytest.raises(IndexError, match=r"got 2\d{9}$"):
+        tempered_cross_entropy(Z[0], torch.tensor(2**31 + 1), impl=impl)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("bad", [0.0, -1.0, nan, inf])
+def test_a_bad_temperature_is_named(impl, bad):
+    with pytest.raises(ValueError, match="T: expected a finite temperature > 0, got"):
+        tempered_cross_entropy(Z, Y, bad, impl=impl)
+    with pytest.raises(ValueError, match="T: expected finite temperatures > 0, got"):
+        tempered_cross_entropy(Z, Y, torch.tensor(bad), impl=impl)
+    with pytest.raises(ValueError, match="for sample 2"):
+        tempered_cross_entropy(Z, Y, torch.tensor([1.0, 1.0, bad, 1.0]), impl=impl)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((Z.long(), Y), TypeError, "input: expected logits in float64"),
+        ((Z[0, 0], Y[0]), ValueError, "input: expected logits .* got a 0-d tensor"),
+        ((Z[:, :0], Y), ValueError, "input: expected at least one class"),
+        ((Z, Y[:3]), ValueError, r"target: expected class indices of shape \[4\].* got \[3\]"),
+        ((Z, Y.bool()), TypeError, "target: expected integer class indices"),
+        ((Z, Y.float()), ValueError, "target: expected class probabilities shaped like input"),
+        ((Z, [0, 1, 2, 0]), TypeError, "target: expected a tensor, got list"),
+        ((Z, Y, "1"), TypeError, "T: expected a float or a tensor, got str"),
+        ((Z, Y, torch.tensor(1)), TypeError, "T: expected a floating-point tensor"),
+        ((Z, Y, torch.ones(3)), ValueError, r"T: .* one value per sample \[4\], got shape \[3\]"),
+        ((Z, Y, torch.ones(4, 3)), ValueError, "T: expected a float"),
+        ((Z[0], Y[0], torch.ones(1)), ValueError, "T: .* unbatched"),
+        ((Z, Y, 1.0, torch.ones(4)), ValueError, r"weight: expected one value per class \[3\]"),
+        ((Z, Y, 1.0, torch.ones(3).long()), TypeError, "weight: expected a floating-point tensor"),
+        ((Z, Y, 1.0, None, -100, "avg"), ValueError, "reduction: expected one of none, mean, sum"),
+        ((Z, Y, 1.0, None, -100, "mean", 1.5), ValueError, r"label_smoothing: expected a number in \[0, 1\]"),
+        ((Z, Z.softmax(1), 1.0, None, 1), ValueError, "ignore_index: expected none with class-probability"),
+        ((Z, Y.to("meta")), ValueError, "target: expected a tensor on cpu"),
+    ],
+    ids=lambda x: "",
+)
+def test_errors_name_the_argument(arguments, error, message):
+    with pytest.raises(error, match=message):
+        tempered_cross_entropy(*arguments)
+
+
+def test_impl_is_never_replaced_silently():
+    with pytest.raises(RuntimeError, match="impl='native'"):
+        tempered_cross_entropy(Z, Z.softmax(1), impl="native")
+    with pytest.raises(RuntimeError, match="impl='triton' cannot run tempered_ce"):
+        tempered_cross_entropy(Z, Y, impl="triton")
+    with pytest.raises(ValueError, match="impl: expected one of"):
+        tempered_cross_entropy(Z, Y, impl="cuda")
+
+
+# ---- torch's machinery ----
+
+
+def test_opcheck():
+    z, y = batch(4, 5, torch.float32)
+    T = torch.tensor(0.7, requires_grad=True)
+    y[1] = -100
+    for reduction, temperature, stats in (("mean", T, False), ("none", torch.rand(4) + 1, True), ("sum", None, False)):
+        arguments = (z, y, 1.5, temperature, torch.rand(5), -100, reduction, 0.1, stats, "native")
+        opcheck(torch.ops.fastrank.tempered_ce.default, arguments)
+        loss, rows, denominator = torch.ops.fastrank.tempered_ce(*arguments)
+        grad_loss = torch.randn_like(loss).requires_grad_()
+        opcheck(
+            torch.ops.fastrank.tempered_ce_backward.default,
+            (grad_loss, z, y, rows, denominator, 1.5, temperature, arguments[4], -100, reduction, 0.1, "native"),
+        )
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "reduction": "none", "return_stats": True}], ids=str)
+def test_compiles_as_one_graph(options):
+    torch._dynamo.reset()
+    z, y = batch(5, 7, torch.float32)
+    compiled = torch.compile(tempered_cross_entropy, fullgraph=True, backend="aot_eager")
+
+    def flat(result):
+        loss, stats = result if isinstance(result, tuple) and not isinstance(result, torch.Tensor) else (result, ())
+        return loss, grad_of(loss.sum(), z)[0], *stats
+
+    for T in (2.0, torch.tensor(3.0), torch.rand(5) + 1):
+        for got, want in zip(
+            flat(compiled(z, y, T, **options)), flat(tempered_cross_entropy(z, y, T, **options)), strict=True
+        ):
+            assert torch.equal(got, want)
+
+
+def test_a_temperature_that_changes_in_place_does_not_recompile():
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    z, y = batch(5, 7, torch.float32)
+    T = torch.tensor(1.0)
+    compiled = torch.compile(tempered_cross_entropy, fullgraph=True, backend=counter)
+    for value in (1.0, 10.0, 100.0):
+        T.fill_(value)
+        assert torch.equal(compiled(z, y, T), tempered_cross_entropy(z, y, value))
+    assert counter.frame_count == 1
+
+
+def test_a_compiled_reference_marks_bad_labels_with_nan():
+    """Looking at labels would break the graph: the reference, like CUDA, then makes the row NaN."""
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda z, y: tempered_cross_entropy(z, y, reduction="none", impl="reference"), fullgraph=True, backend="eager"
+    )
+    rows = compiled(Z, torch.tensor([0, 7, -100, 2]))
+    assert rows.isnan().tolist() == [False, True, False, False] and rows[2] == 0
+
+
+def test_bounded_number_of_torch_operations():
+    """A training step's loss is two operators of ours plus a fixed handful of torch's, whatever the batch."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Count(TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.calls += 1
+            return func(*args, **(kwargs or {}))
+
+    tempered_cross_entropy(*batch())  # which backend to use is decided once
+    counts = []
+    for n, c in ((2, 3), (300, 1000)):
+        z, y = batch(n, c, torch.float32)
+        with Count() as count:
+            tempered_cross_entropy(z, y, 2.0).backward()
+        counts.append(count.calls)
+    assert counts[0] == counts[1] <= 5
+
+
+def test_reference_runs_without_the_core(monkeypatch):
+    from fastrank.kernels import tempered_ce
+
+    monkeypatch.setattr(tempered_ce, "_chosen", {("cpu", None): "reference"})
+    z, y = batch()
+    assert torch.equal(tempered_cross_entropy(z, y, 2.0), reference.tempered_cross_entropy(z, y, 2.0))

@@ -1,0 +1,113 @@
+"""The tempered cross-entropy as an `Op` of the conformity suite: cases, and the rounding bound each may use up.
+
+Outputs: the unreduced loss, the gradient of the logits for a given grad_loss, and the gradient of a T per sample.
+
+The bound. With eps of the accumulator, X_j = (max z - z_j) / T: subtraction, reciprocal and product put at most
+2 eps X_j on x_j, so 2 eps X_j + 2 eps (the exponential) on e_j, relatively. Summing C of them in W lanes adds at most
+C / W + W roundings of eps / 2. Hence p_j is right to eps (2 X_j + A), A = C / 2W + W / 2 + 2 sum_i p_i X_i + 8, and
+loss and gradients follow by their formulas, term by term in absolute value. The gradient is then rounded once to the
+logits' dtype; probabilities below about the smallest normal number of the accumulator may be 0. For float64 the "truth" is the reference in float64 too, which subtracts, like the
+kernel, numbers as large as X_j, but three times (x_j, lse of the others, their difference): there the bound is fourfold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from conformity import Op, odd_strides
+from fastrank.kernels import backend
+from fastrank.kernels.tempered_ce import reference, tempered_cross_entropy
+
+ACC = {torch.float64: torch.float64}
+LANE_BYTES = {"scalar": 16, "avx2": 32, "avx512": 64}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Logits [n, c] (3 times standard normal, plus `offset`) behind `strides`, temperatures around `T`."""
+
+    n: int
+    c: int
+    dtype: torch.dtype = torch.float32
+    T: float = 1.0
+    strides: str = "contiguous"
+    offset: float = 0.0
+    label_smoothing: float = 0.0
+    weighted: bool = False
+    ignored: bool = True
+
+
+def build(case: Case) -> tuple:
+    """(logits, target, T [n], weight or None, grad_loss [n], label_smoothing)."""
+    generator = torch.Generator().manual_seed(case.n * 100003 + case.c)
+    acc = ACC.get(case.dtype, torch.float32)
+    logits = (3 * torch.randn(case.n, case.c, generator=generator) * max(1.0, case.T) + case.offset).to(case.dtype)
+    target = torch.randint(case.c, (case.n,), generator=generator)
+    if case.ignored and case.n > 2:
+        target[1] = -100
+    T = (case.T * (0.5 + torch.rand(case.n, generator=generator))).to(acc)
+    weight = (0.5 + torch.rand(case.c, generator=generator)).to(acc) if case.weighted else None
+    grad_loss = torch.randn(case.n, generator=generator).to(acc)
+    return odd_strides(logits, case.strides), target, T, weight, grad_loss, case.label_smoothing
+
+
+def _outputs(loss_of, logits, target, T, weight, grad_loss, label_smoothing):
+    logits, T = logits.detach().requires_grad_(), T.detach().requires_grad_()
+    loss = loss_of(logits, target, T, weight=weight, reduction="none", label_smoothing=label_smoothing)
+    return loss.detach(), *torch.autograd.grad(loss, (logits, T), grad_loss)
+
+
+def run(impl: str, *inputs):
+    return _outputs(lambda *args, **options: tempered_cross_entropy(*args, **options, impl=impl), *inputs)
+
+
+def _reference(*inputs):
+    return _outputs(reference.tempered_cross_entropy, *inputs)
+
+
+def band(case: Case, truth) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The docstring's bound for each output."""
+    logits, target, T, weight, grad_loss, smoothing = build(case)
+    eps = torch.finfo(ACC.get(case.dtype, torch.float32)).eps * (4 if case.dtype == torch.float64 else 1)
+    tiny = torch.finfo(ACC.get(case.dtype, torch.float32)).tiny
+    z, T, g = logits.double(), T.double(), grad_loss.double().abs()
+    used = (target != -100).double()
+    y = target.clamp(min=0)
+    x = (z - z.amax(1, keepdim=True)) / T[:, None]
+    p, X = x.softmax(1), -x
+    X_y, is_target = X.gather(1, y[:, None])[:, 0], torch.arange(case.c) == y[:, None]
+    w = torch.ones(case.c, dtype=torch.float64) if weight is None else weight.double()
+    hard, soft, W = (1 - smoothing) * w[y] * used, smoothing / case.c * used, w.sum()
+
+    core = backend.core()
+    lanes = LANE_BYTES[core.isa if core else "scalar"] * 8 // torch.finfo(ACC.get(case.dtype, torch.float32)).bits
+    mean_X, mean_X2 = (p * X).sum(1), (p * X.square()).sum(1)
+    A = case.c / (2 * lanes) + lanes / 2 + 2 * mean_X + 8
+    loss = hard * (2 * X_y + A) + soft * (W * A + (w * X).sum(1) * (2 + A))
+    others = p * ~is_target
+    without_y, others_X = others.sum(1), (others * X).sum(1)
+    # What the formula adds up, times the relative error of each: at the target it is the sum of the others.
+    parts = torch.where(
+        is_target,
+        (hard * (2 * others_X + without_y * A))[:, None],
+        hard[:, None] * p * (2 * X + A[:, None]),
+    ) + soft[:, None] * (W * p + w) * (2 * X + A[:, None])
+    scale = g / T
+    rounding = torch.finfo(case.dtype)
+    # Triton's interpreter truncates to bfloat16, where its compiler rounds to nearest.
+    ulps = 1.0 if backend.interpreting() and case.dtype == torch.bfloat16 else 0.5
+    grad = (
+        eps * scale[:, None] * parts
+        + (ulps * rounding.eps * truth[1].double().abs() + rounding.smallest_normal * rounding.eps)
+        + 2 * tiny * (1 + scale[:, None] * w.max())
+    )
+    moment = hard * (2 * mean_X2 + A * (mean_X + X_y * without_y))
+    moment = moment + soft * (2 * W * mean_X2 + A * (W * mean_X + (w * X).sum(1)))
+    return eps * loss, grad, eps * scale * moment + 2 * tiny * scale * (hard + soft * W) * (X.sum(1) + X_y)
+
+
+OP = Op(name="tempered_ce", impls=("native", "triton"), run=run, reference=_reference, band=band, build=build)
+
+SHAPES = [(0, 10), (1, 1), (1, 1000), *((7, c) for c in (1, 2, 10, 94, 1000, 1025)), (256, 10), (256, 94), (2, 21841)]
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
