@@ -13,8 +13,11 @@ try:
 except ImportError:
     sys.exit("fastrank: the command line needs typer and rich; pip install 'fastrank[train,report]'")
 
+#: Options that take several values at once.
+SEVERAL = ("--temperature", "--milestones", "--layers", "--model-kwarg")
+
 app = typer.Typer(
-    name="fastrank", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    name="fastrank", add_completion=False, pretty_exceptions_enable=False,
     rich_markup_mode="markdown", help="Per-step spectral tracking of network training.",
 )  # fmt: skip
 
@@ -42,35 +45,45 @@ def train(
     weight_decay: Annotated[float | None, typer.Option()] = None,
     schedule: Annotated[str | None, typer.Option(help="constant, steps or cosine.")] = None,
     warmup_epochs: Annotated[float | None, typer.Option(help="Linear warm-up.")] = None,
+    milestones: Annotated[
+        list[int] | None,
+        typer.Option(help="Epochs at which the schedule `steps` lowers the rate: --milestones 80 120."),
+    ] = None,
+    gamma: Annotated[float | None, typer.Option(help="Factor at each milestone.")] = None,
     augment: Annotated[str | None, typer.Option(help="none, cifar or imagenet.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Pixels; the data set's own if left out.")] = None,
     samples_per_class: Annotated[int | None, typer.Option(help="Limits the training split.")] = None,
     model_kwarg: Annotated[
-        list[str] | None, typer.Option(help="key=value for the model's constructor; may be given again.")
+        list[str] | None, typer.Option(help="key=value for the model's constructor, one or more.")
     ] = None,
     track: Annotated[str | None, typer.Option(help="off, light, default or full.")] = None,
-    layers: Annotated[list[str] | None, typer.Option(help="Globs over module names; may be given again.")] = None,
+    layers: Annotated[list[str] | None, typer.Option(help="Globs over module names, one or more.")] = None,
     every: Annotated[int | None, typer.Option(help="Track every so many steps.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue interrupted runs from their checkpoints.")] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     workers: Annotated[int, typer.Option(help="Data loading processes, for data on disk.")] = 0,
 ) -> None:
     """Train at one or more temperatures, tracking spectra at every step.
 
     Example: `fastrank train --model resnet18 --data glyphs --temperature 1 100 --epochs 10 --out runs/mine`
     """
-    from fastrank.train import TrainConfig, parse_kwargs, preset_fields, print_summary, train_all
+    from fastrank.train import Interrupted, TrainConfig, parse_kwargs, preset_fields, print_summary, train_all
 
     named = {
         "model": model, "data": data, "epochs": epochs, "seed": seed, "batch_size": batch_size, "optimizer": optimizer,
         "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "schedule": schedule,
-        "warmup_epochs": warmup_epochs, "augment": augment, "image_size": image_size,
+        "warmup_epochs": warmup_epochs, "milestones": tuple(milestones) if milestones else None, "gamma": gamma,
+        "augment": augment, "image_size": image_size,
         "samples_per_class": samples_per_class, "track": track, "every": every,
         "layers": tuple(layers) if layers else None, "model_kwargs": parse_kwargs(model_kwarg) if model_kwarg else None,
     }  # fmt: skip
     fields = (preset_fields(preset) if preset else {}) | {k: v for k, v in named.items() if v is not None}
     configs = [TrainConfig(**fields, temperature=T) for T in (temperature or [1.0])]
-    print_summary(train_all(configs, out, resume=resume, device=device, workers=workers))
+    try:
+        print_summary(train_all(configs, out, resume=resume, device=device, workers=workers))
+    except Interrupted as stop:
+        typer.echo(f"fastrank: {stop}", err=True)
+        raise typer.Exit(130) from None
 
 
 @app.command()
@@ -116,25 +129,31 @@ def doctor() -> None:
 
 def main() -> None:
     """Run the command line: a user's mistake is one line and exit code 2, Ctrl-C is 130, a bug shows its traceback."""
+    arguments = _spread(sys.argv[1:] or ["--help"], SEVERAL)
     try:
-        app(args=_spread(sys.argv[1:], "--temperature"))
+        sys.exit(app(args=arguments, standalone_mode=False))
     except (InputError, OSError) as error:
         typer.echo(f"fastrank: {_one_line(error)}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # what typer says of a wrong option or command
+            raise
+        typer.echo(f"fastrank: {_one_line(error.format_message())} (see --help)", err=True)
+        sys.exit(2)
 
 
-def _spread(arguments: list[str], option: str) -> list[str]:
-    """`--option 1 100` as `--option 1 --option 100`, which is the only form that click knows."""
-    spread, following = [], 0
+def _spread(arguments: list[str], options: tuple[str, ...]) -> list[str]:
+    """`--option 1 100` as `--option 1 --option 100`, which is the only form that typer knows, for each of `options`."""
+    spread, option, values = [], None, 0
     for argument in arguments:
         if argument.startswith("-") and not _is_number(argument):
-            following = 0 if argument != option else 1
-        elif following:
-            following += 1
-        if following > 2:
-            spread.append(option)
+            option, values = (argument if argument in options else None), 0
+        elif option:
+            values += 1
+            if values > 1:
+                spread.append(option)
         spread.append(argument)
     return spread
 
@@ -147,7 +166,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: Exception | str) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split())

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fastrank import RunWriter, TemperedCE, load_run, watch
+from fastrank.capture import select_layers
 from fastrank.errors import InputError
 from fastrank.record.schema import DATABASE
 from fastrank.train.checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
@@ -36,7 +37,7 @@ class Result:
     evaluation: dict[str, Any]
 
 
-class Interrupted(KeyboardInterrupt):
+class Interrupted(Exception):
     """Ctrl-C or SIGTERM: the run is saved at the step that the message names."""
 
 
@@ -81,6 +82,8 @@ def train(config: TrainConfig, path: Path, resume: bool, device: torch.device, w
     data = load_data(config)
     per_epoch = steps_per_epoch(data.train, config.batch_size)
     model = build_model(config.model, data.classes, data.channels, data.image_size, config.model_kwargs).to(device)
+    if config.track != "off":
+        select_layers(model, config.layers)  # a wrong glob is said before the directory is made
     optimizer = _optimizer(config, model)
     criterion = TemperedCE(T=config.temperature)
     with ExitStack() as stack:
