@@ -28,7 +28,7 @@ def doctor() -> dict[str, str]:
         "python": f"{platform.python_version()} ({sys.executable})",
         "torch": f"{torch.__version__}, numpy {numpy.__version__}, triton {_version('triton')}",
         "platform": f"{platform.platform()}, {os.cpu_count()} CPUs",
-        "threads": f"{torch.get_num_threads()} (torch.get_num_threads), used by the native core too",
+        "threads": _threads(),
         "C++ compiler": _compiler(),
         "nvcc": _nvcc(),
         "GPU": _gpu(),
@@ -50,6 +50,12 @@ def describe() -> str:
     findings = doctor()
     width = max(map(len, findings))
     return "\n".join(f"{subject:<{width}}  {finding}" for subject, finding in findings.items())
+
+
+def _threads() -> str:
+    policy = os.environ.get("OMP_WAIT_POLICY")
+    advice = "" if policy else " -> export OMP_WAIT_POLICY=PASSIVE if other processes share the cores"
+    return f"{torch.get_num_threads()} by torch and the native core, OMP_WAIT_POLICY {policy or 'unset'}{advice}"
 
 
 def _problem(status: backend.Status) -> str:

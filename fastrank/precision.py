@@ -1,4 +1,4 @@
-"""Matrix products of a measurement run in the precision of their inputs, whatever the training around them allows."""
+"""How a measurement computes, whatever the training around it allows: full precision, and one thread where small."""
 
 from __future__ import annotations
 
@@ -25,3 +25,21 @@ def full_precision(device: torch.device):
             yield
         finally:
             backend.fp32_precision = allowed
+
+
+@contextmanager
+def one_thread():
+    """Small factorisations run on the calling thread alone; torch's own number of threads is restored after.
+
+    A QR or eigenproblem of a few hundred rows is a long chain of tiny parallel regions. Shared by two threads it is
+    no faster on idle cores, and several times slower where another process holds one of them.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

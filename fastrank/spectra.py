@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from fastrank.errors import InputError
-from fastrank.kernels.gram import gram_accumulate_, gram_dual
+from fastrank.kernels.gram import depth, gram_accumulate_, gram_dual
+from fastrank.precision import one_thread
 
 #: Unit roundoff of float64.
 U64 = torch.finfo(torch.float64).eps / 2
@@ -134,7 +135,9 @@ def spectrum_of_gram(
         return Spectrum(empty, empty, G.new_zeros(()), n, d, dtype, centered, "gram64")
     if not bool(G.isfinite().all()):
         return _nan_spectrum(n, d, dtype, centered, G.device, "non-finite values in the matrix")
-    eigenvalues = torch.linalg.eigvalsh(G).flip(0)[:size].clamp_min(0)
+    with one_thread():
+        eigenvalues = torch.linalg.eigvalsh(G)
+    eigenvalues = eigenvalues.flip(0)[:size].clamp_min(0)
     error = torch.as_tensor(gram_error, dtype=torch.float64, device=G.device) + EIGH * k * U64 * eigenvalues[0]
     sigma = eigenvalues.sqrt()
     down = sigma - (eigenvalues - error).clamp_min(0).sqrt()
@@ -275,16 +278,15 @@ def _gram_spectrum(A: Tensor, centered: bool) -> Spectrum:
         shift_error = 2 * U64 * float(X.norm())
         X = X - X.mean(0)
     if n < d:
-        G, length = gram_dual(X), d
+        G, roundings = gram_dual(X), depth(d, n, X.dtype, "exact", X.device.type)
     else:
-        G, length = X.new_zeros(d, d, dtype=torch.float64), n
+        G, roundings = X.new_zeros(d, d, dtype=torch.float64), depth(n, d, X.dtype, "exact", X.device.type)
         gram_accumulate_(G, X.new_zeros(d, dtype=torch.float64), X)
         G = G.tril() + G.tril(-1).T
-    # |E_ij| <= gamma * sum |x_ki x_kj|, hence ||E||_2 <= gamma * ||X||_F^2 = gamma * trace(G).
-    trace = G.diagonal().sum()
-    steps = length + (1 if X.dtype == torch.float64 else 0)
-    gamma = steps * U64 / (1 - steps * U64)
-    error = gamma * trace + shift_error * (2 * trace.sqrt() + shift_error)
+    # ||E||_2 <= c * ||X||_F^2, proven in kernels/gram/bound.py; the trace itself carries the same relative error.
+    c = roundings.factor(extra=1)
+    trace = G.diagonal().sum() / (1 - c)
+    error = c * trace + roundings.tiny * n * d + shift_error * (2 * trace.sqrt() + shift_error)
     return spectrum_of_gram(G, n=n, d=d, dtype=A.dtype, centered=centered, gram_error=error)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastrank.errors import InputError
-from fastrank.precision import full_precision
+from fastrank.precision import full_precision, one_thread
 
 #: Columns of the iterated block beyond k. A block without them stalls at sin 0.04-0.2 on drifting weights.
 OVERSAMPLE = 12
@@ -92,7 +92,7 @@ def top_svd(A, k: int = 15, state=None, *, seed: int = 0):
     A = A.detach()
     A = A if A.dtype in (torch.float32, torch.float64) else A.float()
     k, q = min(k, n, d), min(k + OVERSAMPLE, n, d)
-    with full_precision(A.device):
+    with full_precision(A.device), one_thread():
         return _top_svd(A, k, q, state, state.seed if state is not None else seed)
 
 
