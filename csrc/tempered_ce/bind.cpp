@@ -37,16 +37,17 @@ Kernel backward_kernel() {
   return isa_scalar::cross_entropy_backward;
 }
 
-void over_rows(Kernel kernel, const CrossEntropy& op, bool needs_scratch, int threads) {
+void over_rows(Kernel kernel, const CrossEntropy& op, int threads) {
   const int64_t rows = op.row_count();
   const int64_t per_task = std::max<int64_t>(1, kTaskElements / op.c / kTileRows) * kTileRows;
   const int64_t step = op.c >= kTaskElements ? 1 : per_task;
   const int64_t acc = op.dtype == Dtype::f64 ? 8 : 4;
+  const int64_t scratch_rows = op.stride_c != 1 || (op.grad && op.grad_stride_c != 1) ? kTileRows : op.grad ? 1 : 0;
   if (rows * op.c <= kSerialElements) threads = 1;
   parallel_for((rows + step - 1) / step, threads, [&](int64_t task) {
     const int64_t begin = task * step, end = std::min(rows, begin + step);
     std::unique_ptr<char[]> scratch;
-    if (needs_scratch) scratch.reset(new char[std::min<int64_t>(kTileRows, end - begin) * op.c * acc]);
+    if (scratch_rows) scratch.reset(new char[std::min(scratch_rows, end - begin) * op.c * acc]);
     kernel(op, begin, end, scratch.get());
   });
 }
@@ -73,16 +74,27 @@ Fault first_fault_any(const CrossEntropy& op) {
   return op.dtype == Dtype::f64 ? first_fault<double>(op) : first_fault<float>(op);
 }
 
-// Sums rows in order and in double, so that the number of threads changes nothing.
-template <class A> void reduce(const CrossEntropy& op, bool mean, void* result, void* denominator) {
-  double loss = 0, weight = 0;
-  for (int64_t r = 0; r < op.row_count(); ++r) {
-    if (op.target[r] == op.ignore_index) continue;
-    loss += static_cast<const A*>(op.loss)[r];
-    weight += op.weight ? static_cast<const A*>(op.weight)[op.target[r]] : A(1);
-  }
-  *static_cast<A*>(result) = static_cast<A>(mean ? loss / weight : loss);
-  *static_cast<A*>(denominator) = static_cast<A>(mean ? weight : 1);
+// What a mean divides by: the weights of the rows that count.
+template <class A> double used_weight(const CrossEntropy& op) {
+  double weight = 0;
+  for (int64_t r = 0; r < op.row_count(); ++r)
+    if (op.target[r] != op.ignore_index) weight += op.weight ? static_cast<const A*>(op.weight)[op.target[r]] : A(1);
+  return weight;
+}
+
+// Forward into `result`. Rows are summed in order and in double, so that the number of threads changes nothing.
+template <class A> void run_forward(CrossEntropy& op, int reduction, void* result, void* denominator, int threads) {
+  const double divisor = reduction == 1 ? used_weight<A>(op) : 1;
+  *static_cast<A*>(denominator) = static_cast<A>(divisor);
+  op.grad_scale = 1 / static_cast<double>(*static_cast<A*>(denominator));
+  std::unique_ptr<A[]> unreduced;
+  if (reduction != 0) unreduced.reset(new A[op.row_count()]);
+  op.loss = reduction != 0 ? unreduced.get() : result;
+  over_rows(forward_kernel(), op, threads);
+  if (reduction == 0) return;
+  double loss = 0;
+  for (int64_t r = 0; r < op.row_count(); ++r) loss += unreduced[r];
+  *static_cast<A*>(result) = static_cast<A>(loss / divisor);
 }
 
 template <class A> double total(const A* values, int64_t count) {
@@ -118,6 +130,13 @@ CrossEntropy describe(int dtype, uintptr_t logits, py::tuple sizes, py::tuple st
   return op;
 }
 
+void set_grad(CrossEntropy& op, uintptr_t grad, py::tuple strides) {
+  op.grad = address(grad);
+  op.grad_stride_n = strides[0].cast<int64_t>();
+  op.grad_stride_c = op.c == 1 ? 1 : strides[1].cast<int64_t>();
+  op.grad_stride_d = strides[2].cast<int64_t>();
+}
+
 py::tuple answer(Fault fault) { return py::make_tuple(static_cast<int>(fault.kind), fault.at); }
 
 }  // namespace
@@ -128,28 +147,23 @@ void bind_tempered_ce(py::module_& m) {
       [](int dtype, uintptr_t logits, py::tuple sizes, py::tuple strides, uintptr_t target, int64_t ignore_index,
          uintptr_t weight, double smoothing, uintptr_t temperature, int64_t temperature_stride,
          double temperature_value, uintptr_t rows, bool stats, uintptr_t loss, int reduction, uintptr_t denominator,
-         int threads) {
+         uintptr_t grad, py::tuple grad_strides, int threads) {
         CrossEntropy op = describe(dtype, logits, sizes, strides, target, ignore_index, weight, smoothing,
                                    temperature, temperature_stride, temperature_value, rows);
         op.stats = stats;
+        if (grad) set_grad(op, grad, grad_strides);
         Fault fault;
         {
           py::gil_scoped_release release;
           fault = first_fault_any(op);
-          if (fault.kind == Fault::none) {
-            const bool wide = op.dtype == Dtype::f64;
-            std::unique_ptr<char[]> unreduced;
-            if (reduction != 0) unreduced.reset(new char[op.row_count() * (wide ? 8 : 4)]);
-            op.loss = reduction != 0 ? unreduced.get() : address(loss);
-            over_rows(forward_kernel(), op, op.stride_c != 1, threads);
-            if (reduction != 0)
-              (wide ? reduce<double> : reduce<float>)(op, reduction == 1, address(loss), address(denominator));
-          }
+          if (fault.kind == Fault::none)
+            (op.dtype == Dtype::f64 ? run_forward<double> : run_forward<float>)(op, reduction, address(loss),
+                                                                                address(denominator), threads);
         }
         return answer(fault);
       },
       "(fault kind, row) with kind 0 none, 1 a label outside [0, C), 2 a temperature that is not finite and > 0.\n"
-      "reduction: 0 none (loss: [N * D]), 1 mean, 2 sum (loss: one value); denominator: what the\nmean divides by, 1 for a sum, untouched for none.");
+      "reduction: 0 none (loss: [N * D]), 1 mean, 2 sum (loss: one value); denominator: what the\nmean divides by, else 1. grad: 0, or where to write the gradient for grad_loss = 1 (without smoothing).");
   m.def(
       "tempered_ce_backward",
       [](int dtype, uintptr_t logits, py::tuple sizes, py::tuple strides, uintptr_t target, int64_t ignore_index,
@@ -162,16 +176,12 @@ void bind_tempered_ce(py::module_& m) {
         op.grad_loss_stride = grad_loss_stride;
         op.grad_scale = 1 / (op.dtype == Dtype::f64 ? *static_cast<const double*>(address(denominator))
                                                     : *static_cast<const float*>(address(denominator)));
-        op.grad = address(grad);
-        op.grad_stride_n = grad_strides[0].cast<int64_t>();
-        op.grad_stride_c = op.c == 1 ? 1 : grad_strides[1].cast<int64_t>();
-        op.grad_stride_d = grad_strides[2].cast<int64_t>();
+        set_grad(op, grad, grad_strides);
         Fault fault;
         {
           py::gil_scoped_release release;
           fault = first_fault_any(op);
-          if (fault.kind == Fault::none)
-            over_rows(backward_kernel(), op, op.stride_c != 1 || op.grad_stride_c != 1, threads);
+          if (fault.kind == Fault::none) over_rows(backward_kernel(), op, threads);
         }
         return answer(fault);
       },

@@ -46,8 +46,8 @@ struct CrossEntropy {
   void* loss;                            // forward: [R] of acc, before reduction; 0 where ignored
   const void* grad_loss;                 // backward: acc, one per row at stride grad_loss_stride
   int64_t grad_loss_stride;
-  double grad_scale;                     // backward: 1 / denominator of the mean
-  void* grad;                            // backward: [n, c, d] of dtype
+  double grad_scale;                     // 1 / denominator of the mean, in acc's precision
+  void* grad;                            // [n, c, d] of dtype; forward: null, or (no smoothing) for grad_loss = 1
   int64_t grad_stride_n, grad_stride_c, grad_stride_d;
 
   int64_t row_count() const { return n * d; }
@@ -56,8 +56,8 @@ struct CrossEntropy {
 // Rows gathered at a time where a row's logits are not adjacent in memory.
 constexpr int kTileRows = 16;
 
-// Rows [begin, end). `scratch` holds kTileRows * c of acc; it is used (and may be null otherwise) where logits or
-// gradient have stride_c != 1.
+// Rows [begin, end). `scratch` holds kTileRows * c of acc where logits or gradient have stride_c != 1, otherwise c of
+// acc where a forward pass writes a gradient; else it may be null.
 #define FASTRANK_DECLARE(isa)                                                                      \
   namespace isa_##isa {                                                                            \
   void cross_entropy_forward(const CrossEntropy& op, int64_t begin, int64_t end, void* scratch);  \

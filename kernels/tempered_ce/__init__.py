@@ -69,12 +69,21 @@ def tempered_cross_entropy(
             validate.values(target, T, input.shape[min(1, input.dim() - 1)], ignore_index)
         loss = reference.tempered_cross_entropy(input, target, T, weight, ignore_index, reduction, label_smoothing)
         return (loss, reference.row_stats(input, target, T, ignore_index)) if return_stats else loss
+    # On the CPU a training step's gradient comes out of the forward pass (see register.py).
+    with_grad = (
+        chosen == "native"
+        and reduction != "none"
+        and not label_smoothing
+        and input.requires_grad
+        and torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+    )
     temperature = None
     if isinstance(T, Tensor):
         T, temperature = 1.0, T if T.device == input.device else T.to(input.device, non_blocking=True)
-    loss, rows, _denominator = register.tempered_ce(
+    loss, rows, _denominator, _grad = register.tempered_ce(
         input, target.long(), float(T), temperature, weight, ignore_index, reduction, label_smoothing,
-        return_stats, chosen,
+        return_stats, with_grad, chosen,
     )  # fmt: skip
     return (loss, layout.stats_of(rows, target.shape)) if return_stats else loss
 

@@ -29,13 +29,23 @@ def as_ncd(x: Tensor) -> Tensor | None:
         return None
 
 
-def outputs(logits: Tensor, target: Tensor, reduction: str, stats: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Uninitialised (loss, rows) and a denominator of 1 for a forward pass to fill."""
+def outputs(
+    logits: Tensor, target: Tensor, reduction: str, stats: bool, with_grad: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(loss, rows, denominator, grad) for a forward pass to fill: uninitialised but for the denominator, which is 1.
+
+    `grad` is empty unless `with_grad`, and where the kernels could not write it in place.
+    """
     acc = accumulator(logits.dtype)
     planes = len(STATE) + (len(RowStats._fields) if stats else 0)
     loss = torch.empty(target.shape if reduction == "none" else (), dtype=acc, device=logits.device)
     rows = torch.empty((planes, target.numel()), dtype=acc, device=logits.device)
-    return loss, rows, torch.ones((), dtype=acc, device=logits.device)
+    denominator = torch.ones((), dtype=acc, device=logits.device)
+    if with_grad:
+        grad = torch.empty_like(logits)
+        if as_ncd(grad) is not None:
+            return loss, rows, denominator, grad
+    return loss, rows, denominator, logits.new_empty(0)
 
 
 def stats_of(rows: Tensor, shape: torch.Size) -> RowStats:

@@ -22,16 +22,25 @@ def forward(
     reduction: str,
     label_smoothing: float,
     stats: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, rows, denominator) as `register.py` defines them."""
-    loss, rows, denominator = layout.outputs(logits, target, reduction, stats)
+    with_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(loss, rows, denominator, grad) as `register.py` defines them."""
+    loss, rows, denominator, grad = layout.outputs(logits, target, reduction, stats, with_grad)
+    out = layout.as_ncd(grad) if grad.numel() else None
     problem, alive = _describe(logits, target, T, temperature, weight, ignore_index, label_smoothing, rows)
     fault = backend.core().tempered_ce_forward(
-        *problem, stats, loss.data_ptr(), _REDUCTIONS[reduction], denominator.data_ptr(), backend.threads()
+        *problem,
+        stats,
+        loss.data_ptr(),
+        _REDUCTIONS[reduction],
+        denominator.data_ptr(),
+        0 if out is None else out.data_ptr(),
+        () if out is None else out.stride(),
+        backend.threads(),
     )
     _raise(fault, target, temperature, logits, ignore_index)
     del alive
-    return loss, rows, denominator
+    return loss, rows, denominator, grad
 
 
 def backward(

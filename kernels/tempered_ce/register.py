@@ -11,11 +11,13 @@ from fastrank.kernels.tempered_ce import layout, native, reference
 from torch import Tensor
 
 # loss: reduced as asked, in the accumulator's dtype. rows: see layout.STATE. denominator: what the mean divided by,
-# else 1. `temperature` ([] or [N]) overrides `T`; `impl` names the kernel: native or triton.
+# else 1. grad: with `with_grad` (native, reduced, without label smoothing) the logits' gradient for grad_loss = 1, out
+# of the same pass; else empty. `temperature` ([] or [N]) overrides `T`; `impl` names the kernel: native or triton.
 torch.library.define(
     "fastrank::tempered_ce",
     "(Tensor logits, Tensor target, float T, Tensor? temperature, Tensor? weight, int ignore_index, str reduction,"
-    " float label_smoothing, bool stats, str impl) -> (Tensor loss, Tensor rows, Tensor denominator)",
+    " float label_smoothing, bool stats, bool with_grad, str impl)"
+    " -> (Tensor loss, Tensor rows, Tensor denominator, Tensor grad)",
 )
 # The gradients of the loss, times grad_loss, for the logits and for `temperature` (empty where that is None).
 torch.library.define(
@@ -35,9 +37,9 @@ def _kernels(impl: str):
 
 
 @torch.library.impl("fastrank::tempered_ce", ("cpu", "cuda"))
-def _forward(logits, target, T, temperature, weight, ignore_index, reduction, label_smoothing, stats, impl):
+def _forward(logits, target, T, temperature, weight, ignore_index, reduction, label_smoothing, stats, with_grad, impl):
     return _kernels(impl).forward(
-        logits, target, T, temperature, weight, ignore_index, reduction, label_smoothing, stats
+        logits, target, T, temperature, weight, ignore_index, reduction, label_smoothing, stats, with_grad
     )
 
 
@@ -66,8 +68,10 @@ def _temperature_grad(grad_loss: Tensor, target: Tensor, rows: Tensor, denominat
 
 
 @torch.library.register_fake("fastrank::tempered_ce")
-def _forward_fake(logits, target, T, temperature, weight, ignore_index, reduction, label_smoothing, stats, impl):
-    return layout.outputs(logits, target, reduction, stats)
+def _forward_fake(
+    logits, target, T, temperature, weight, ignore_index, reduction, label_smoothing, stats, with_grad, impl
+):
+    return layout.outputs(logits, target, reduction, stats, with_grad)
 
 
 @torch.library.register_fake("fastrank::tempered_ce_backward")
@@ -79,20 +83,27 @@ def _backward_fake(
 
 
 def _save_forward(ctx, inputs, output):
-    logits, target, T, temperature, weight, ignore_index, reduction, label_smoothing, _stats, impl = inputs
-    _loss, rows, denominator = output
+    logits, target, T, temperature, weight, ignore_index, reduction, label_smoothing, _stats, _with_grad, impl = inputs
+    _loss, rows, denominator, grad = output
     ctx.save_for_backward(logits, target, rows, denominator, temperature, weight)
-    ctx.mark_non_differentiable(rows, denominator)
+    ctx.mark_non_differentiable(rows, denominator, grad)
+    ctx.ready = grad if grad.numel() else None
     ctx.set_materialize_grads(False)
     ctx.options = (T, ignore_index, reduction, label_smoothing, impl)
 
 
-def _grad_of_loss(ctx, grad_loss, _grad_rows, _grad_denominator):
-    nothing = (None,) * 10
+def _grad_of_loss(ctx, grad_loss, *_of_other_outputs):
+    nothing = (None,) * 11
     if grad_loss is None:
         return nothing
     logits, target, rows, denominator, temperature, weight = ctx.saved_tensors
     T, ignore_index, reduction, label_smoothing, impl = ctx.options
+    # The forward pass may have left the gradient for grad_loss = 1. It is given away, so once only: whoever gets it may
+    # write into it. (A subclass of Tensor here is a tracer's, without a value.)
+    ready, ctx.ready = ctx.ready, None
+    if ready is not None and type(grad_loss) is Tensor and not torch.is_grad_enabled() and grad_loss.item() == 1:
+        grad_temperature = _temperature_grad(grad_loss, target, rows, denominator, temperature)
+        return (ready, None, None, None if temperature is None else grad_temperature, *nothing[4:])
     grad, grad_temperature = torch.ops.fastrank.tempered_ce_backward(
         grad_loss, logits, target, rows, denominator, T, temperature, weight,
         ignore_index, reduction, label_smoothing, impl,

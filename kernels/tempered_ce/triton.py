@@ -221,9 +221,10 @@ def forward(
     reduction: str,
     label_smoothing: float,
     stats: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, rows, denominator) as `register.py` defines them."""
-    loss, rows, denominator = layout.outputs(logits, target, reduction, stats)
+    with_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(loss, rows, denominator, grad) as `register.py` defines them; `with_grad` must be False."""
+    loss, rows, denominator, grad = layout.outputs(logits, target, reduction, stats, with_grad)
     view = _view(logits)
     target = target.contiguous()
     temperature, weight, weight_sum = _parameters(rows, T, temperature, weight, label_smoothing)
@@ -248,7 +249,7 @@ def forward(
                 HAS_WEIGHT=weight is not None, MEAN=reduction == "mean", ACC=acc,
                 BLOCK=REDUCE_BLOCK, num_warps=REDUCE_WARPS,
             )  # fmt: skip
-    return loss, rows, denominator
+    return loss, rows, denominator, grad
 
 
 def backward(

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from conformity import check
 from fastrank.kernels import backend
-from fastrank.kernels.tempered_ce import RowStats, reference, tempered_cross_entropy
+from fastrank.kernels.tempered_ce import RowStats, layout, reference, tempered_cross_entropy
 from torch.library import opcheck
 
 IMPLS = ("reference", "native")
@@ -25,6 +25,14 @@ def _seed():
 
 def batch(n=6, c=10, dtype=torch.float64, scale=3.0):
     return (scale * torch.randn(n, c)).to(dtype).requires_grad_(), torch.randint(c, (n,))
+
+
+def _layouts(z):
+    """Images [N, C, H, W] in four memory layouts; in the third H and W do not merge into one dimension."""
+    yield z.contiguous().clone()
+    yield z.contiguous(memory_format=torch.channels_last)
+    yield z.permute(2, 1, 3, 0).contiguous().permute(3, 1, 0, 2)
+    yield torch.stack([z, z], -1)[..., 0]
 
 
 def grad_of(loss, *inputs, **options):
@@ -322,6 +330,32 @@ def test_logits_survive_and_a_second_backward_repeats_the_first(impl):
     assert torch.equal(z.detach(), before)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("dtype", suite.DTYPES, ids=str)
+def test_the_gradient_from_the_forward_pass_is_the_backward_kernels(dtype, reduction):
+    """Only the first backward with grad_loss = 1 takes it; it then belongs to the caller, who may overwrite it."""
+    weight, T = torch.rand(37) + 0.5, torch.rand(3) + 0.5
+    y = torch.randint(37, (3, 4, 5))
+    y[0, 1, 2] = -100
+    views = [(z, y) for z in _layouts(torch.randn(3, 37, 4, 5).to(dtype)) if layout.as_ncd(z) is not None]
+    assert len(views) == 3
+    views += [(torch.randn(3, c).to(dtype), torch.randint(c, (3,))) for c in (1, 2, 16, 37, 1000)]
+    for z, target in views:
+        z.requires_grad_()
+        w = weight if z.shape[1] == 37 else None
+        loss = tempered_cross_entropy(z, target, T, w, reduction=reduction, impl="native")
+        assert loss.grad_fn.ready is not None
+        first = grad_of(loss, z, retain_graph=True)[0]
+        kept = first.clone()
+        first.fill_(nan)
+        assert loss.grad_fn.ready is None
+        assert torch.equal(grad_of(loss, z, retain_graph=True)[0], kept)
+        twice = grad_of(tempered_cross_entropy(z, target, T, w, reduction=reduction, impl="native") * 2, z)[0]
+        # Doubling commutes with rounding but for subnormal numbers.
+        subnormal = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+        torch.testing.assert_close(twice, kept * 2, rtol=0, atol=2 * subnormal)
+
+
 @pytest.mark.parametrize("impl", IMPLS)
 def test_logits_without_gradient(impl):
     z, y = batch()
@@ -333,13 +367,6 @@ def test_logits_without_gradient(impl):
 
 
 # ---- memory layouts ----
-
-
-def _layouts(z):
-    yield z.contiguous()
-    yield z.contiguous(memory_format=torch.channels_last)
-    yield z.permute(2, 1, 3, 0).contiguous().permute(3, 1, 0, 2)  # d1, d2 do not merge into one dimension
-    yield torch.stack([z, z], -1)[..., 0]
 
 
 def test_image_layouts_give_the_same_figures():
@@ -538,14 +565,17 @@ def test_opcheck():
     z, y = batch(4, 5, torch.float32)
     T = torch.tensor(0.7, requires_grad=True)
     y[1] = -100
-    for reduction, temperature, stats in (("mean", T, False), ("none", torch.rand(4) + 1, True), ("sum", None, False)):
-        arguments = (z, y, 1.5, temperature, torch.rand(5), -100, reduction, 0.1, stats, "native")
+    for reduction, temperature, stats, smoothing in (
+        ("mean", T, False, 0.0), ("none", torch.rand(4) + 1, True, 0.1), ("sum", None, False, 0.0)
+    ):  # fmt: skip
+        with_grad = reduction != "none"
+        arguments = (z, y, 1.5, temperature, torch.rand(5), -100, reduction, smoothing, stats, with_grad, "native")
         opcheck(torch.ops.fastrank.tempered_ce.default, arguments)
-        loss, rows, denominator = torch.ops.fastrank.tempered_ce(*arguments)
+        loss, rows, denominator, _ = torch.ops.fastrank.tempered_ce(*arguments)
         grad_loss = torch.randn_like(loss).requires_grad_()
         opcheck(
             torch.ops.fastrank.tempered_ce_backward.default,
-            (grad_loss, z, y, rows, denominator, 1.5, temperature, arguments[4], -100, reduction, 0.1, "native"),
+            (grad_loss, z, y, rows, denominator, 1.5, temperature, arguments[4], -100, reduction, smoothing, "native"),
         )
 
 
