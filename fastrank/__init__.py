@@ -1,34 +1,56 @@
 """fastrank: per-step spectral tracking of network training, nearly free, with error bounds."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
 
-from fastrank.diagnosis import doctor
-from fastrank.errors import InputError
-from fastrank.gram import GramState
-from fastrank.loss import TemperedCE, tempered_cross_entropy
-from fastrank.metrics.alignment import Alignment, alignment
-from fastrank.record import Run, RunWriter, load_run
-from fastrank.spectra import RankEstimate, Spectrum, matrix_rank, spectrum
-from fastrank.subspace import SubspaceState, top_svd
-from fastrank.watcher import Watcher, watch
+#: Public name -> the module that defines it. Loaded at first use, so that the command line answers without torch and
+#: can still choose how torch's threads wait.
+_HOME = {
+    "Alignment": "metrics.alignment",
+    "GramState": "gram",
+    "InputError": "errors",
+    "RankEstimate": "spectra",
+    "Run": "record",
+    "RunWriter": "record",
+    "Spectrum": "spectra",
+    "SubspaceState": "subspace",
+    "TemperedCE": "loss",
+    "Watcher": "watcher",
+    "alignment": "metrics.alignment",
+    "doctor": "diagnosis",
+    "load_run": "record",
+    "matrix_rank": "spectra",
+    "spectrum": "spectra",
+    "tempered_cross_entropy": "loss",
+    "top_svd": "subspace",
+    "watch": "watcher",
+}
 
-__all__ = [
-    "Alignment",
-    "GramState",
-    "InputError",
-    "RankEstimate",
-    "Run",
-    "RunWriter",
-    "Spectrum",
-    "SubspaceState",
-    "TemperedCE",
-    "Watcher",
-    "alignment",
-    "doctor",
-    "load_run",
-    "matrix_rank",
-    "spectrum",
-    "tempered_cross_entropy",
-    "top_svd",
-    "watch",
-]
+__all__ = sorted(_HOME)
+
+if TYPE_CHECKING:
+    from fastrank.diagnosis import doctor
+    from fastrank.errors import InputError
+    from fastrank.gram import GramState
+    from fastrank.loss import TemperedCE, tempered_cross_entropy
+    from fastrank.metrics.alignment import Alignment, alignment
+    from fastrank.record import Run, RunWriter, load_run
+    from fastrank.spectra import RankEstimate, Spectrum, matrix_rank, spectrum
+    from fastrank.subspace import SubspaceState, top_svd
+    from fastrank.watcher import Watcher, watch
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'fastrank' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"fastrank.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
