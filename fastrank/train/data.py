@@ -129,6 +129,8 @@ def _folder(config: TrainConfig, root: Path) -> Data:
     if _classes(train) != _classes(test):
         odd = sorted(set(_classes(train)) ^ set(_classes(test)))
         raise InputError("data", f"the same classes in {paths['train']} and {paths['test']}", f"{odd[:3]} in only one")
+    if len(_classes(train)) < 2:
+        raise InputError("data", f"at least two classes in {paths['train']}", sorted(_classes(train)))
     image_dataset = require("timm.data", "data").ImageDataset
     chosen = _choose(_labels(train), config.samples_per_class)
     return Data(

@@ -116,7 +116,7 @@ def train(config: TrainConfig, path: Path, resume: bool, device: torch.device, w
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                watcher.step(logits, labels, loss=loss, lr=lr, epoch=epoch)
+                watcher.step(logits, labels, loss=loss.detach(), lr=lr, epoch=epoch)
                 step += 1
                 bar.step(float(loss.detach()) if shown else None, watcher.latest)
                 if last:

@@ -36,7 +36,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # not shrink with the gradient, which T=100 makes a hundred times smaller while the logits are small.
     "demo": {
         "model": "resnet10t", "model_kwargs": {"channels": [16, 32, 64, 128], "stem_width": 16}, "data": "glyphs",
-        "image_size": 24, "samples_per_class": 50, "optimizer": "adamw", "lr": 0.01, "weight_decay": 0.0,
+        "image_size": 24, "samples_per_class": 50, "optimizer": "adamw", "lr": 0.02, "weight_decay": 0.0,
         "epochs": 15, "batch_size": 128, "schedule": "cosine", "warmup_epochs": 1.0,
     },
 }  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastrank.train.extras import require
 
@@ -26,8 +26,7 @@ class Progress:
         rich = require("rich.progress", "the progress bar")
         self._epochs, self._steps_per_epoch = steps // steps_per_epoch, steps_per_epoch
         self._bar = rich.Progress(
-            rich.TextColumn("{task.description}"),
-            rich.BarColumn(bar_width=16),
+            rich.BarColumn(bar_width=8),
             rich.TextColumn("{task.fields[figures]}"),
             rich.TimeRemainingColumn(compact=True),
             transient=True,
@@ -39,6 +38,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if self._live:
+            self._bar.console.print(self._name, highlight=False, markup=False)
             self._bar.start()
         return self
 
@@ -53,21 +53,24 @@ class Progress:
         for key, value in {"loss": loss, **{k: figures.get(k) for k in ("train/accuracy", "cost/share")}}.items():
             if value is not None and math.isfinite(value):
                 self._means[key] = value if key not in self._means else self._mean(key, value)
-        text = f"epoch {-(-self._done // self._steps_per_epoch)}/{self._epochs} {self._text(figures)}"
+        text = f"{-(-self._done // self._steps_per_epoch)}/{self._epochs} {self._text(figures)}"
         self._bar.update(self._task, completed=self._done, figures=text)
         if not self._live and self._done % self._steps_per_epoch == 0:
-            print(f"{self._name} {text}", flush=True)
+            print(f"{self._name} epoch {text}", flush=True)
 
     def _mean(self, key: str, value: float) -> float:
         return self._means[key] + NEWEST * (value - self._means[key])
 
     def _text(self, figures: Mapping[str, float]) -> str:
-        shown = [f"loss {self._means.get('loss', math.nan):.3f}", f"acc {_percent(self._means.get('train/accuracy'))}"]
+        shown = [
+            f"loss {self._means.get('loss', math.nan):.3f}",
+            f"acc {_percent(self._means.get('train/accuracy'), 0)}",
+        ]
         if "logits/rank" in figures:
             shown.append(f"rank {figures['logits/rank']:.0f}")
-            shown.append(f"norm {figures['logits/norm']:.3g}")
+            shown.append(f"norm {figures['logits/norm']:.2g}")
         if "cost/share" in self._means:
-            shown.append(f"tracking +{_percent(self._means['cost/share'])}")
+            shown.append(f"tracking +{_percent(self._means['cost/share'], 0)}")
         return " ".join(shown)
 
 
@@ -75,9 +78,10 @@ def print_summary(results: Sequence[Result]) -> None:
     """One row a run: temperature, accuracies, solution rank with its interval, logits norm, overhead, directory."""
     console = require("rich.console", "the summary").Console()
     table = require("rich.table", "the summary").Table(
-        caption="whole splits, evaluation mode; tracking: time added to a training step"
+        box=require("rich.box", "the summary").SIMPLE_HEAD,
+        caption="accuracy and rank over whole splits; tracking: time added to a training step",
     )
-    for column in ("T", "train acc", "test acc", "solution rank", "logits norm", "norm / T", "tracking"):
+    for column in ("T", "train", "test", "solution rank", "logits norm", "norm / T", "tracking"):
         table.add_column(column, justify="right", no_wrap=True)
     for result in results:
         found = result.evaluation
@@ -95,5 +99,5 @@ def print_summary(results: Sequence[Result]) -> None:
         console.print(str(result.path), soft_wrap=True, highlight=False, markup=False)
 
 
-def _percent(share: Any) -> str:
-    return "-" if share is None else f"{100 * share:.1f} %"
+def _percent(share: float | None, digits: int = 1) -> str:
+    return "-" if share is None else f"{100 * share:.{digits}f} %"
