@@ -4,8 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_OUT ?= runs/demo
 
-# Threads that wait for each other sleep instead of spinning: no slower on idle cores, and 10 times faster where
-# another process wants one of them.
+# As the command line does for itself (fastrank/cli.py): waiting threads sleep instead of spinning.
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo test install bench lint clean
