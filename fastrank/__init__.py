@@ -30,7 +30,26 @@ _HOME = {
     "watch": "watcher",
 }
 
-__all__ = sorted(_HOME)
+__all__ = [
+    "Alignment",
+    "GramState",
+    "InputError",
+    "RankEstimate",
+    "Run",
+    "RunWriter",
+    "Spectrum",
+    "SubspaceState",
+    "TemperedCE",
+    "Watcher",
+    "alignment",
+    "doctor",
+    "load_run",
+    "matrix_rank",
+    "spectrum",
+    "tempered_cross_entropy",
+    "top_svd",
+    "watch",
+]
 
 if TYPE_CHECKING:
     from fastrank.diagnosis import doctor
