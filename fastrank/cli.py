@@ -136,7 +136,7 @@ def main() -> None:
     arguments = _spread(sys.argv[1:] or ["--help"], SEVERAL)
     try:
         sys.exit(app(args=arguments, standalone_mode=False))
-    except (InputError, OSError) as error:
+    except (InputError, ImportError, OSError) as error:
         typer.echo(f"fastrank: {_one_line(error)}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -13,10 +13,8 @@ import numpy
 import torch
 
 from fastrank import __version__
+from fastrank.extras import EXTRAS
 from fastrank.kernels import backend
-
-#: Extra -> a distribution that it brings and that the package uses.
-EXTRAS = {"train": ("timm", "torchvision", "scikit-learn", "rich", "typer"), "report": ("plotly", "pandas", "pyarrow")}
 
 
 def doctor() -> dict[str, str]:
@@ -37,8 +35,8 @@ def doctor() -> dict[str, str]:
         "triton": "live" + (f" ({triton.reason})" if triton.reason else "") if triton.available else _problem(triton),
         "CPU tensors": "native C++" if core else "torch reference (slower, same figures)",
     }
-    for extra, names in EXTRAS.items():
-        missing = [name for name in names if _version(name) == "missing"]
+    for extra, packages in EXTRAS.items():
+        missing = [name for name in packages.values() if _version(name) == "missing"]
         findings[f"extra [{extra}]"] = (
             f"missing {', '.join(missing)} -> pip install 'fastrank[{extra}]'" if missing else "complete"
         )

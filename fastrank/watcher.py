@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 import warnings
@@ -99,6 +100,8 @@ class Watcher:
         self._reasons: dict[str, str] = {}
         self._spent: dict[str, float] = defaultdict(float)
         self._tracked_steps = 0
+        if not self._owns_log:
+            self._explain("watch", json.dumps(self.config))
         self._begin()
 
     def __enter__(self) -> Watcher:
@@ -263,6 +266,8 @@ class Watcher:
 
     def _write(self, step: int, scalars: dict[str, float | Tensor]) -> float:
         """One copy to the host and one transaction, whose seconds are returned."""
+        if largest := [v for key, v in self._values.items() if key.startswith("align/") and key.endswith("/max")]:
+            self._values["align/mean_max"] = torch.stack(largest).double().mean()
         self._values |= {f"train/{name}": torch.as_tensor(value).detach().double() for name, value in scalars.items()}
         start = time.perf_counter()
         flat = [v.reshape(-1).double() for v in (*self._values.values(), *self._arrays.values())]

@@ -63,7 +63,8 @@ def test_train_several_temperatures_then_report_and_export(fastrank, tmp_path):
         assert run.status == "finished" and run.config["temperature"] == T and run.config["layers"] == ["1", "3"]
         assert run.config["model_kwargs"] == {"depth": 1, "width": 16}
         row = next(line.split() for line in text.splitlines() if line.split()[:1] == [str(T)])
-        assert str(run.evaluation["solution_rank"]) in row and f"{100 * run.evaluation['train_accuracy']:.1f}" in row
+        rank, accuracy = run.evaluation["solution_rank"]["rank"], run.evaluation["train_accuracy"]
+        assert str(rank) in row and f"{100 * accuracy:.1f}" in row
         assert f"{path}\n" in text
     code, text, _ = fastrank("report", *runs, "--out", tmp_path / "report.html")
     assert code == 0 and Path(text.strip()) == tmp_path / "report.html" and (tmp_path / "report.html").stat().st_size

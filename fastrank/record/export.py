@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fastrank.errors import InputError
-from fastrank.record.extras import require
+from fastrank.extras import require
 from fastrank.record.reader import Run, load_run
 
 FORMATS = ("csv", "parquet")

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastrank.errors import InputError
-from fastrank.record.extras import require
+from fastrank.extras import require
 from fastrank.record.schema import APPLICATION_ID, DATABASE, LOCK, SCHEMA_VERSION, Layout, read_only, split_key
 
 

@@ -114,9 +114,9 @@ const DEFINITIONS = {
   "cost/step_ms": { label: "whole step", text: "", source: "" },
   "train/lr": { label: "Learning rate", text: "", source: "" },
   "cost/share": {
-    label: "Share of the step",
+    label: "Tracking over the rest of the step",
     percent: true,
-    text: "Tracking time as a share of the step, as the run recorded it. The table gives the whole run's.",
+    text: "Tracking time over the rest of the step: 100 % means that tracking doubles it. The table gives the whole run's.",
     source: "",
   },
 };

@@ -9,11 +9,20 @@ function mapRows(run, kind, metric) {
   return { ...map, rows: map.metrics[metric].map((row) => fill(row, map.steps.length)) };
 }
 
+// The rank, unless nearly every value of it is the same, as where all batches are smaller than what they span.
+function startingMetric(metrics) {
+  const rows = RUNS.flatMap((run) => mapRows(run, state.kind, "rank")?.rows ?? []);
+  const values = rows.flat().filter((value) => value !== null);
+  const largest = values.reduce((a, b) => Math.max(a, b), 0);
+  const flat = values.filter((value) => value === largest).length > 0.95 * values.length;
+  return flat && metrics.includes("effective_rank") ? "effective_rank" : metrics[0];
+}
+
 function drawMap() {
   const kinds = union(RUNS.map((run) => Object.keys(run.maps))).filter((kind) => kind !== "align");
   if (!kinds.includes(state.kind)) state.kind = kinds[0];
   const metrics = union(RUNS.map((run) => Object.keys(run.maps[state.kind]?.metrics ?? {})));
-  if (!metrics.includes(state.metric)) state.metric = metrics[0];
+  if (!metrics.includes(state.metric)) state.metric = startingMetric(metrics);
   const controls = byId("map-controls");
   controls.hidden = !kinds.length;
   if (!kinds.length) return facets(byId("map-facets"), shown(), () => null);
@@ -122,7 +131,7 @@ function drawSigma() {
   if (!kinds.includes(state.vectorKind)) state.vectorKind = kinds[0];
   const kind = state.vectorKind;
   const layers = union(RUNS.map((run) => run.vectors[kind]?.layers ?? []));
-  if (!layers.includes(state.vector)) state.vector = layers[Math.floor(0.7 * layers.length)];
+  if (!layers.includes(state.vector)) state.vector = layers.at(-1);
   const controls = byId("sigma-controls");
   controls.hidden = !kinds.length;
   if (kinds.length)

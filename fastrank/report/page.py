@@ -11,8 +11,8 @@ from pathlib import Path
 from string import Template
 
 from fastrank.errors import InputError
+from fastrank.extras import require
 from fastrank.record import load_run
-from fastrank.record.extras import require
 from fastrank.report.content import page_content
 
 HERE = Path(__file__).parent

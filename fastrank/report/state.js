@@ -15,7 +15,7 @@ for (const run of RUNS) {
 const state = {
   hidden: new Set(),
   kind: "act",
-  metric: "rank",
+  metric: null, // chosen by what the runs show, see startingMetric
   relative: "no",
   vectorKind: "act",
   vector: null,

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastrank.train.extras import require
+from fastrank.extras import require
 
 Transform = Callable[[Any], Tensor]
 

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from fastrank.errors import InputError
+from fastrank.extras import require
 from fastrank.train import glyphs
 from fastrank.train.augment import augmented_transform, plain_transform
 from fastrank.train.config import TrainConfig
-from fastrank.train.extras import require
 from fastrank.train.names import closest
 from fastrank.train.splits import IndexedSplit, Split, StreamedSplit
 

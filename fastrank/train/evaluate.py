@@ -30,11 +30,10 @@ def evaluate_run(model: nn.Module, data: Data, T: float, device: torch.device, w
     return {
         "train_accuracy": train_accuracy,
         "test_accuracy": test_accuracy,
-        "solution_rank": int(rank),
-        "solution_rank_lo": rank.lo,
-        "solution_rank_hi": rank.hi,
-        "solution_rank_definition": rank.definition,
-        "samples": logits.n,
+        "solution_rank": {
+            "rank": int(rank), "lo": rank.lo, "hi": rank.hi, "tol": rank.tol, "definition": rank.definition,
+            "samples": logits.n,
+        },
         "logits_norm": norm,
         "logits_norm_over_T": norm / T,
         "logits_sigma": spectrum.sigma.tolist(),

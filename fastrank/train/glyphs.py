@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from fastrank.errors import InputError
-from fastrank.train.extras import require
+from fastrank.extras import require
 
 CHARACTERS = "".join(map(chr, range(33, 127)))
 SPLITS = {"train": 0, "test": 1}

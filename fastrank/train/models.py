@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from fastrank.errors import InputError
-from fastrank.train.extras import require
+from fastrank.extras import require
 from fastrank.train.names import closest
 
 Builder = Callable[..., nn.Module]

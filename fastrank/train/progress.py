@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from fastrank.train.extras import require
+from fastrank.extras import require
 
 if TYPE_CHECKING:
     from fastrank.train.loop import Result
@@ -89,7 +89,7 @@ def print_summary(results: Sequence[Result]) -> None:
             f"{result.config.temperature:g}",
             _percent(found["train_accuracy"]),
             _percent(found["test_accuracy"]),
-            f"{found['solution_rank']} [{found['solution_rank_lo']}, {found['solution_rank_hi']}]",
+            "{rank} [{lo}, {hi}]".format(**found["solution_rank"]),
             f"{found['logits_norm']:.4g}",
             f"{found['logits_norm_over_T']:.4g}",
             "off" if found["overhead"] is None else f"+{_percent(found['overhead'])}",

@@ -89,7 +89,8 @@ def test_evaluation_equals_plain_torch(whole):
     with torch.no_grad():
         logits, test_logits = model(data.train.tensors[0]), model(data.test.tensors[0])
     found = whole.evaluation
-    assert found["solution_rank_lo"] <= int(torch.linalg.matrix_rank(logits)) <= found["solution_rank_hi"]
+    rank = found["solution_rank"]
+    assert rank["lo"] <= int(torch.linalg.matrix_rank(logits)) <= rank["hi"]
     # Batches of another size change float32 convolutions by a few roundings of the largest logit.
     assert found["logits_norm"] == pytest.approx(float(logits.double().norm()), rel=1e-5)
     assert found["logits_norm_over_T"] == pytest.approx(found["logits_norm"] / 10)
