@@ -38,8 +38,10 @@ def find_nvcc() -> str | None:
     return os.environ.get("CUDACXX") or shutil.which("nvcc") or shutil.which(str(Path(home) / "bin" / "nvcc"))
 
 
-def write_report(**facts) -> None:
-    REPORT.write_text(json.dumps(facts, indent=1) + "\n")
+def write_report(*folders: Path, **facts) -> None:
+    """Into the source tree, where an editable install looks, and into `folders` on their way into a wheel."""
+    for folder in (REPORT.parent, *folders):
+        (folder / REPORT.name).write_text(json.dumps(facts, indent=1) + "\n")
 
 
 class CMakeBuild(build_ext):
@@ -61,6 +63,7 @@ class CMakeBuild(build_ext):
                 print(f"fastrank: {cuda_error}; building for the CPU only", file=sys.stderr)
             else:
                 write_report(
+                    Path(self.get_ext_fullpath(ext.name)).parent,
                     native=True,
                     cuda=attempt is not None,
                     requested_cuda=request,
