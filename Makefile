@@ -29,6 +29,7 @@ install: $(VENV)/.installed
 
 # Reinstalled when what is built or depended on changes; Python sources are used in place.
 $(VENV)/.installed: pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f)
+	@echo "Installing into $(VENV): torch and its companions are about 6 GB, then the native core is compiled."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,report,dev]'

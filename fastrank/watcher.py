@@ -37,11 +37,30 @@ KINDS = PRESETS["default"][0]
 
 
 class Watcher:
-    """Measures a model while it trains; made by `fastrank.watch`, used as a context manager.
+    """Measures a model while it trains.
+
+        with fastrank.watch(model, log="runs/a") as w:
+            ...
+            w.step(target=y, loss=loss)
 
     At every step on schedule the figures describe one state of the network: the weights, activations and logits of
     the last training-mode forward, and the gradients that its backward left. Training is not touched: no random
     state, no tensor of the model, no autograd graph.
+
+    Args:
+        model: any torch.nn.Module; the hooks are removed when the context ends.
+        layers: shell globs over `named_modules()` names (wrappers' prefixes stripped); see `capture.select_layers`.
+        every: track each `every`-th step; the hooks return at once on the others.
+        metrics: "light" (activations, logits), "default" (and weights, gradients, alignment), "full" (every figure of
+            a spectrum), or a list of kinds among act, logits, weight, grad, align.
+        log: a directory for a new run database, a sink with `log_step(step, scalars, arrays)` (a RunWriter), or None.
+        seed: of every subsample and draw; the global generators are not touched.
+        T: the loss's temperature, for the rank after the softmax; a 0-d tensor may change from step to step.
+        mode: activations as "flatten" [B, features] (at most 10,000, a seeded subset), "channels" or "pool".
+        config: stored with a run that `log` opens.
+
+    Raises:
+        InputError: a glob that matches nothing, an unknown metric, every < 1, T <= 0, or a directory with a run in it.
 
     Attributes:
         latest: {key: float}, the scalars of the last tracked step.
@@ -323,34 +342,8 @@ class Watcher:
                 self.log.note(self._step, key, reason)
 
 
-def watch(
-    model: nn.Module,
-    layers: str | Iterable[str] = "*",
-    every: int = 1,
-    metrics: str | Iterable[str] = "default",
-    log: Any = None,
-    seed: int = 0,
-    *,
-    T: float | Tensor = 1.0,
-    mode: str = "flatten",
-    config: dict | None = None,
-) -> Watcher:
-    """Watch `model` while it trains: `with fastrank.watch(model, log="runs/a") as w: ...; w.step(target=y, loss=loss)`.
-
-    Args:
-        layers: shell globs over `named_modules()` names (wrappers' prefixes stripped); see `capture.select_layers`.
-        every: track each `every`-th step; the hooks return at once on the others.
-        metrics: "light" (activations, logits), "default" (and weights, gradients, alignment), "full" (every figure of
-            a spectrum), or a list of kinds among act, logits, weight, grad, align.
-        log: a directory for a new run database, a sink with `log_step(step, scalars, arrays)` (a RunWriter), or None.
-        seed: of every subsample and draw; the global generators are not touched.
-        T: the loss's temperature, for the rank after the softmax; a 0-d tensor may change from step to step.
-        mode: activations as "flatten" [B, features] (at most 10,000, a seeded subset), "channels" or "pool".
-        config: stored with a run that `log` opens.
-    Raises:
-        InputError: a glob that matches nothing, an unknown metric, every < 1, T <= 0, or a directory with a run in it.
-    """
-    return Watcher(model, layers, every, metrics, log, seed, T=T, mode=mode, config=config)
+#: The public name, for what reads as an action: `with fastrank.watch(model) as w`.
+watch = Watcher
 
 
 def _parse_metrics(metrics: str | Iterable[str]) -> tuple[frozenset[str], tuple[str, ...]]:
