@@ -1,6 +1,6 @@
 """What tracking adds to a training step: tracked and untracked steps take turns in one process.
 
-    python benchmarks/bench_tracking.py --model resnet18 --image 32 --batch 128
+python benchmarks/bench_tracking.py --model resnet18 --image 32 --batch 128
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ def main() -> None:
     for preset in ("light", "default"):
         untracked, tracked, cost = measure(args, preset)
         ratio = statistics.median(tracked) / statistics.median(untracked) - 1
-        print(f"{args.model} {args.image} px, batch {args.batch}, metrics={preset}: untracked {spread(untracked)}, "
-              f"tracked {spread(tracked)}, tracking adds {ratio:+.0%}")
+        print(
+            f"{args.model} {args.image} px, batch {args.batch}, metrics={preset}: untracked {spread(untracked)}, "
+            f"tracked {spread(tracked)}, tracking adds {ratio:+.0%}"
+        )
         print("  ms per step: " + ", ".join(f"{kind} {ms:.1f}" for kind, ms in cost.items() if kind != "share"))
 
 

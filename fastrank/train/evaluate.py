@@ -31,7 +31,11 @@ def evaluate_run(model: nn.Module, data: Data, T: float, device: torch.device, w
         "train_accuracy": train_accuracy,
         "test_accuracy": test_accuracy,
         "solution_rank": {
-            "rank": int(rank), "lo": rank.lo, "hi": rank.hi, "tol": rank.tol, "definition": rank.definition,
+            "rank": int(rank),
+            "lo": rank.lo,
+            "hi": rank.hi,
+            "tol": rank.tol,
+            "definition": rank.definition,
             "samples": logits.n,
         },
         "logits_norm": norm,

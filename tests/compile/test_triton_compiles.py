@@ -50,9 +50,7 @@ def compiled(kernel, architecture, dtype, warps, constants):
 def resources(binary, folder) -> dict[str, int]:
     path = folder / "kernel.cubin"
     path.write_bytes(binary.asm["cubin"])
-    text = subprocess.run(
-        [CUOBJDUMP, "--dump-resource-usage", path], capture_output=True, text=True, check=True
-    ).stdout
+    text = subprocess.run([CUOBJDUMP, "--dump-resource-usage", path], capture_output=True, text=True, check=True).stdout
     return {name: int(value) for name, value in re.findall(r"\b([A-Z]+):(\d+)", text)}
 
 
