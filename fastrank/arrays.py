@@ -38,6 +38,21 @@ def as_tensor(name: str, x: Any) -> Tensor:
         raise InputError(name, "an array of numbers", f"{type(x).__name__} ({error})") from error
 
 
+def as_matrix(name: str, A: Any) -> Tensor:
+    """A detached matrix [n, d] of real floating-point numbers, sharing A's memory where that is possible.
+
+    Raises:
+        InputError: A is not an array, not a dense matrix, or not float64, float32, bfloat16 or float16.
+    """
+    A = as_tensor(name, A).detach()
+    if A.ndim != 2 or A.layout != torch.strided or A.device.type == "meta":
+        what = "a sparse tensor" if A.layout != torch.strided else f"shape {tuple(A.shape)} on {A.device.type}"
+        raise InputError(name, "a dense matrix [n, d]", what)
+    if A.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        raise InputError(name, "float64, float32, bfloat16 or float16", str(A.dtype).removeprefix("torch."))
+    return A
+
+
 def channel_views(x: Tensor) -> Iterator[Tensor]:
     """x [B, C, *spatial] as channel views [B, C, S], none of them a copy.
 

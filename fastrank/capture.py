@@ -27,7 +27,7 @@ MODES = ("flatten", "channels", "pool")
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
-Emit = Callable[[str, str, Tensor], None]
+Emit = Callable[[str, str, Callable[[], Tensor]], None]
 
 
 def clean_name(name: str) -> str:
@@ -63,7 +63,9 @@ def select_layers(model: nn.Module, layers: str | Iterable[str] = "*") -> list[L
     Raises:
         InputError: a glob that matches nothing.
     """
-    patterns = [layers] if isinstance(layers, str) else list(layers)
+    patterns = [layers] if isinstance(layers, str) else layers
+    if not isinstance(patterns, list | tuple) or not patterns or not all(isinstance(p, str) for p in patterns):
+        raise InputError("layers", "a glob or a list of globs", repr(layers))
     modules = {clean_name(name): module for name, module in model.named_modules() if clean_name(name)}
     chosen: dict[str, Layer] = {}
     for pattern in patterns:
@@ -83,10 +85,24 @@ def select_layers(model: nn.Module, layers: str | Iterable[str] = "*") -> list[L
     return [chosen[name] for name in modules if name in chosen]
 
 
+class Hook:
+    """A forward hook that stays behind: a copy or a pickle of a watched model holds hooks that do nothing."""
+
+    def __init__(self, call: Callable[..., None] | None = None) -> None:
+        self._call = call
+
+    def __call__(self, *args: object) -> None:
+        if self._call is not None:
+            self._call(*args)
+
+    def __reduce__(self) -> tuple:
+        return Hook, ()
+
+
 class Capture:
     """Hooks on `layers` that call `emit(kind, name, matrix)` at every training-mode forward while `armed`.
 
-    The matrix is a view or a sampled copy of live data: `emit` must take from it what it needs before it returns. A
+    `matrix()` gives a view or a sampled copy of live data: `emit` must take what it needs before it returns. A
     module that runs several times in one forward emits under `name`, `name#2`, ... Hooks of modules in evaluation
     mode, and all hooks while not armed, return at once. `attach` sets the hooks, `detach` removes every one.
     """
@@ -120,22 +136,22 @@ class Capture:
         if not (wants_input or (layer.output and "act" in self._kinds)):
             return
 
-        def hook(module: nn.Module, args: tuple, output: object) -> None:
+        def hook(module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
             if not self.armed or not module.training:
                 return
             run = self._runs[layer.name] = self._runs.get(layer.name, 0) + 1
             name = layer.name if run == 1 else f"{layer.name}#{run}"
+            weight, x = trained_weight(module), first_tensor((args, kwargs))
             with torch.no_grad():
-                if wants_input and "weight" in self._kinds and run == 1:
-                    self._emit("weight", name, weight_matrix(module.weight))
-                if wants_input and "input" in self._kinds and args and isinstance(args[0], Tensor):
-                    self._emit("input", name, self._input(module, args[0].detach(), name))
+                if wants_input and "weight" in self._kinds and run == 1 and weight is not None:
+                    self._emit("weight", name, lambda: weight_matrix(weight))
+                if wants_input and "input" in self._kinds and weight is not None and x is not None:
+                    self._emit("input", name, lambda: self._input(module, x.detach(), name))
                 tensor = first_tensor(output)
                 if layer.output and "act" in self._kinds and tensor is not None:
-                    X = as_matrix(tensor.detach(), self._mode)
-                    self._emit("act", name, self._features(X, name))
+                    self._emit("act", name, lambda: self._features(as_matrix(tensor.detach(), self._mode), name))
 
-        yield layer.module.register_forward_hook(hook)
+        yield layer.module.register_forward_hook(Hook(hook), with_kwargs=True)
 
     def begin_step(self, step: int) -> None:
         """Number the step: it seeds which rows of the inputs are drawn."""
@@ -215,6 +231,19 @@ def as_matrix(x: Tensor, mode: str) -> Tensor:
     if mode == "channels":
         return channels_last.flatten(0, -2)
     return channels_last.flatten(1, -2).mean(1)
+
+
+def trained_weight(module: nn.Module) -> Tensor | None:
+    """The parameter behind `module.weight`, which holds its gradient; None where several make it up (weight_norm).
+
+    A parametrized weight is never read itself: that computes it anew, and a spectral norm or a dropout would move on.
+    """
+    if (parameter := module._parameters.get("weight")) is not None:
+        return parameter
+    parametrizations = module._modules.get("parametrizations")
+    if parametrizations is not None and "weight" in parametrizations:
+        return getattr(parametrizations["weight"], "original", None)
+    return module._parameters.get("weight_orig")
 
 
 def weight_matrix(weight: Tensor) -> Tensor:

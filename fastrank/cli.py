@@ -28,38 +28,40 @@ def train(
     temperature: Annotated[
         list[float] | None, typer.Option(help="Softmax temperatures, one run each: --temperature 1 100.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="A timm model, or mlp, vgg19, resnet18_cifar, ...")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A timm model, or mlp, vgg19, resnet18_cifar, ... (resnet18)")
+    ] = None,
     data: Annotated[
-        str | None, typer.Option(help="digits, glyphs, or folder:/path (ImageFolder, tar, WebDataset).")
+        str | None, typer.Option(help="digits, glyphs, or folder:/path (ImageFolder, tar, WebDataset) (glyphs).")
     ] = None,
     out: Annotated[Path, typer.Option(help="Directory that the run directories go to.")] = Path("runs"),
     preset: Annotated[
         str | None,
         typer.Option(help="Named hyperparameters: demo, paper-resnet, paper-vgg, paper-mlp, paper-imagenet."),
     ] = None,
-    epochs: Annotated[int | None, typer.Option()] = None,
-    seed: Annotated[int | None, typer.Option()] = None,
-    batch_size: Annotated[int | None, typer.Option()] = None,
-    optimizer: Annotated[str | None, typer.Option(help="sgd, adam or adamw.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    momentum: Annotated[float | None, typer.Option(help="SGD's.")] = None,
-    weight_decay: Annotated[float | None, typer.Option()] = None,
-    schedule: Annotated[str | None, typer.Option(help="constant, steps or cosine.")] = None,
-    warmup_epochs: Annotated[float | None, typer.Option(help="Linear warm-up.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data (10).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, data order and sampling (0).")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples per step (128).")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd, adam or adamw (sgd).")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate (0.1).")] = None,
+    momentum: Annotated[float | None, typer.Option(help="SGD's (0.9).")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="L2, or AdamW's decoupled (1e-4).")] = None,
+    schedule: Annotated[str | None, typer.Option(help="constant, steps or cosine (cosine).")] = None,
+    warmup_epochs: Annotated[float | None, typer.Option(help="Linear warm-up (0).")] = None,
     milestones: Annotated[
         list[int] | None,
         typer.Option(help="Epochs at which the schedule `steps` lowers the rate: --milestones 80 120."),
     ] = None,
     gamma: Annotated[float | None, typer.Option(help="Factor at each milestone.")] = None,
-    augment: Annotated[str | None, typer.Option(help="none, cifar or imagenet.")] = None,
+    augment: Annotated[str | None, typer.Option(help="none, cifar or imagenet (none).")] = None,
     image_size: Annotated[int | None, typer.Option(help="Pixels; the data set's own if left out.")] = None,
     samples_per_class: Annotated[int | None, typer.Option(help="Limits the training split.")] = None,
     model_kwarg: Annotated[
         list[str] | None, typer.Option(help="key=value for the model's constructor, one or more.")
     ] = None,
-    track: Annotated[str | None, typer.Option(help="off, light, default or full.")] = None,
+    track: Annotated[str | None, typer.Option(help="off, light, default or full (default).")] = None,
     layers: Annotated[list[str] | None, typer.Option(help="Globs over module names, one or more.")] = None,
-    every: Annotated[int | None, typer.Option(help="Track every so many steps.")] = None,
+    every: Annotated[int | None, typer.Option(help="Track every so many steps (1).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue interrupted runs from their checkpoints.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     workers: Annotated[int, typer.Option(help="Data loading processes, for data on disk.")] = 0,

@@ -15,6 +15,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from fastrank.arrays import as_matrix
 from fastrank.errors import InputError
 from fastrank.kernels.gram import depth, gram_accumulate_, gram_dual
 from fastrank.precision import one_thread
@@ -150,7 +151,7 @@ def spectrum(A: Tensor, centered: bool = ...) -> Spectrum: ...
 @overload
 def spectrum(A: Sequence[Tensor], centered: bool = ...) -> list[Spectrum]: ...
 def spectrum(A, centered=False):
-    """All singular values of A [n, d] (rows are samples), with their bounds; a list gives a list.
+    """All singular values of A [n, d] (rows are samples; torch, NumPy or CuPy), with their bounds; a list gives a list.
 
     float32, bfloat16 and float16 go through the smaller Gram matrix in float64; float64 goes through a direct SVD,
     because a Gram matrix halves its digits. `centered=True` removes the column means first. Non-finite input gives
@@ -159,10 +160,9 @@ def spectrum(A, centered=False):
     Raises:
         InputError: A is not a floating-point matrix.
     """
-    if not isinstance(A, Tensor):
+    if isinstance(A, list | tuple):
         return [spectrum(member, centered) for member in A]
-    _require_matrix("A", A)
-    A = A.detach()
+    A = as_matrix("A", A)
     if A.dtype == torch.float64:
         return _svd_spectrum(A, centered)
     return _gram_spectrum(A, centered)
@@ -180,8 +180,8 @@ def matrix_rank(A, rtol: float | None = None, atol: float | None = None):
         InputError: a negative tolerance; or a Spectrum asked at a tolerance below its floor, which it cannot answer.
     """
     for name, value in (("rtol", rtol), ("atol", atol)):
-        if value is not None and not (math.isfinite(value) and value >= 0):
-            raise InputError(name, "a finite number >= 0", value)
+        if value is not None and not (isinstance(value, int | float) and 0 <= value < math.inf):
+            raise InputError(name, "a finite number >= 0", repr(value))
     if isinstance(A, Spectrum):
         estimate = estimate_rank(A, rtol, atol)
         if not A.reason and estimate.tol < A.floor * float(A.sigma[0] if len(A.sigma) else 0):
@@ -192,12 +192,13 @@ def matrix_rank(A, rtol: float | None = None, atol: float | None = None):
                 "pass the matrix itself, or a spectrum from exact accumulation",
             )
         return estimate
-    if not isinstance(A, Tensor):
+    if isinstance(A, list | tuple):
         return [matrix_rank(member, rtol, atol) for member in A]
+    A = as_matrix("A", A)
     estimate = estimate_rank(spectrum(A), rtol, atol)
     if estimate.exact or A.dtype == torch.float64 or estimate.reason:
         return estimate
-    return estimate_rank(_svd_spectrum(A.detach(), centered=False), rtol, atol)
+    return estimate_rank(_svd_spectrum(A, centered=False), rtol, atol)
 
 
 def rank_counts(s: Spectrum, rtol: float | None = None, atol: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -314,13 +315,6 @@ def _svd_spectrum(A: Tensor, centered: bool) -> Spectrum:
 def _nan_spectrum(n: int, d: int, dtype: torch.dtype, centered: bool, device: torch.device, reason: str) -> Spectrum:
     nan = torch.full((min(n, d),), math.nan, dtype=torch.float64, device=device)
     return Spectrum(nan, nan, nan.new_full((), math.nan), n, d, dtype, centered, "none", reason)
-
-
-def _require_matrix(name: str, A: Tensor) -> None:
-    if A.ndim != 2:
-        raise InputError(name, "a matrix [n, d]", f"shape {tuple(A.shape)}")
-    if not A.is_floating_point():
-        raise InputError(name, "float64, float32, bfloat16 or float16", _name(A.dtype))
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastrank.arrays import as_matrix
 from fastrank.errors import InputError
 from fastrank.precision import full_precision, one_thread
 
@@ -77,19 +78,19 @@ def top_svd(A, k: int = 15, state=None, *, seed: int = 0):
     Raises:
         InputError: A is not a floating-point matrix, k < 1, or `state` belongs to another d.
     """
-    if not isinstance(A, Tensor):
+    if isinstance(A, list | tuple):
         states = [None] * len(A) if state is None else state
         if len(states) != len(A):
             raise InputError("state", f"a list of {len(A)} states, one per matrix", f"{len(states)}")
         return [top_svd(member, k, old, seed=seed) for member, old in zip(A, states, strict=True)]
-    if A.ndim != 2 or not A.is_floating_point():
-        raise InputError("A", "a floating-point matrix [n, d]", f"{A.dtype} of shape {tuple(A.shape)}")
-    if k < 1:
-        raise InputError("k", "at least 1", k)
+    A = as_matrix("A", A)
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise InputError("k", "a whole number >= 1", repr(k))
+    if state is not None and not isinstance(state, SubspaceState):
+        raise InputError("state", "a SubspaceState or None", type(state).__name__)
     n, d = A.shape
     if state is not None and state.block.shape[0] != d:
         raise InputError("state", f"one of a matrix with d = {d}", f"d = {state.block.shape[0]}")
-    A = A.detach()
     A = A if A.dtype in (torch.float32, torch.float64) else A.float()
     k, q = min(k, n, d), min(k + OVERSAMPLE, n, d)
     with full_precision(A.device), one_thread():
@@ -139,8 +140,10 @@ def _exact(A: Tensor, k: int, q: int) -> _Ritz | None:
     if not bool(G.isfinite().all()):
         return None
     _, vectors = torch.linalg.eigh(G)
-    top = vectors.flip(1)[:, :q].to(A.dtype)
-    return _iterate(A, top if tall else A.T @ top, k, passes=1)
+    top = vectors.flip(1)[:, :q]
+    # Orthonormal before it meets A again: A.T @ top is of A's scale, and A times that could leave float32's range.
+    top = top if tall else torch.linalg.qr(X.T @ top)[0]
+    return _iterate(A, top.to(A.dtype), k, passes=1)
 
 
 def _iterate(A: Tensor, V: Tensor, k: int, passes: int) -> _Ritz | None:

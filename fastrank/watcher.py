@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from os import PathLike
 from typing import Any
@@ -15,7 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastrank.capture import INPUT_ROWS, MAX_FEATURES, Capture, first_tensor, select_layers, weight_matrix
+from fastrank.capture import (
+    INPUT_ROWS,
+    MAX_FEATURES,
+    Capture,
+    Hook,
+    first_tensor,
+    select_layers,
+    trained_weight,
+    weight_matrix,
+)
 from fastrank.errors import InputError
 from fastrank.metrics import OF_SPECTRUM
 from fastrank.metrics.alignment import alignment
@@ -83,9 +92,11 @@ class Watcher:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise InputError("model", "a torch.nn.Module", type(model).__name__)
-        if not (isinstance(every, int) and every >= 1):
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise InputError("every", "a whole number of steps >= 1", repr(every))
-        if not math.isfinite(float(T)) or not float(T) > 0:
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise InputError("seed", "a whole number", repr(seed))
+        if not 0 < _number("T", T) < math.inf:
             raise InputError("T", "a temperature > 0", float(T))
         self._kinds, self._figures = _parse_metrics(metrics)
         self._every, self._T, self._seed = every, T, seed
@@ -107,8 +118,8 @@ class Watcher:
         # Hooks come last: a mistake in any argument leaves the model as it was.
         self._capture.attach()
         self._root = [
-            model.register_forward_pre_hook(lambda *_: self._capture.begin_forward()),
-            model.register_forward_hook(self._on_output),
+            model.register_forward_pre_hook(Hook(lambda *_: self._capture.begin_forward())),
+            model.register_forward_hook(Hook(self._on_output)),
         ]
         self.latest: dict[str, float] = {}
         self._step = 0
@@ -160,6 +171,10 @@ class Watcher:
             target: [N] class indices; gives `train/accuracy`.
             scalars: further figures to record under `train/`, such as loss=..., lr=....
         """
+        scalars = {name: _number(name, value) for name, value in scalars.items()}
+        logits = self._output if logits is None else logits
+        if logits is not None and target is not None:
+            _check_target(target, logits)
         step, self._step = self._step, self._step + 1
         log_seconds = 0.0
         if self._capture.armed:
@@ -167,7 +182,6 @@ class Watcher:
                 if "grad" in self._kinds:
                     self._measure_gradients()
             with self._timed("logits"):
-                logits = self._output if logits is None else logits.detach()
                 if logits is not None and logits.ndim >= 2:
                     self._measure_logits(logits, target)
             log_seconds = self._write(step, scalars)
@@ -210,17 +224,17 @@ class Watcher:
             tensor = first_tensor(output)
             self._output = None if tensor is None else tensor.detach()
 
-    def _on_source(self, kind: str, name: str, X: Tensor) -> None:
+    def _on_source(self, kind: str, name: str, matrix: Callable[[], Tensor]) -> None:
         if kind in self._kinds:
             with self._timed(kind), self._guarded(f"{kind}/{name}") as enabled:
                 if enabled:
-                    self._measure_spectrum(f"{kind}/{name}", spectrum(X))
+                    self._measure_spectrum(f"{kind}/{name}", spectrum(matrix()))
         if "align" in self._kinds and kind != "act":
             with self._timed("align"), self._guarded(f"align/{name}") as enabled:
                 if enabled and kind == "weight":
-                    self._weights[name] = self._warm(X, self._weights.get(name))
+                    self._weights[name] = self._warm(matrix(), self._weights.get(name))
                 elif enabled:
-                    self._measure_alignment(name, X)
+                    self._measure_alignment(name, matrix())
 
     def _measure_spectrum(self, key: str, s: Spectrum) -> None:
         if s.reason:
@@ -257,12 +271,17 @@ class Watcher:
 
     def _measure_gradients(self) -> None:
         for layer in self._layers:
-            if layer.weight and layer.module.weight.grad is not None:
-                with self._guarded(f"grad/{layer.name}") as enabled:
+            if not layer.weight:
+                continue
+            key, weight = f"grad/{layer.name}", trained_weight(layer.module)
+            if weight is None:
+                self._explain(key, "no single parameter behind the weight")
+            elif weight.grad is not None:
+                with self._guarded(key) as enabled:
                     if enabled:
-                        self._measure_spectrum(f"grad/{layer.name}", spectrum(weight_matrix(layer.module.weight.grad)))
-            elif layer.weight and layer.module.weight.requires_grad:
-                self._explain(f"grad/{layer.name}", "no gradient at step(); call it before zero_grad()")
+                        self._measure_spectrum(key, spectrum(weight_matrix(weight.grad)))
+            elif weight.requires_grad:
+                self._explain(key, "no gradient at step(); call it before zero_grad()")
 
     def _measure_logits(self, logits: Tensor, target: Tensor | None) -> None:
         """Rank and norm of the logits [N, C] before the softmax, and rank after it at the loss's temperature."""
@@ -280,20 +299,20 @@ class Watcher:
                 self._arrays |= {"logits/sigma": before.sigma[:TOP], "logits/softmax_sigma": after.sigma[:TOP]}
                 if before.reason:
                     self._explain("logits", before.reason)
-                if target is not None and target.ndim == logits.ndim - 1:
+                if target is not None:
                     self._values["train/accuracy"] = (logits.argmax(1) == target).double().mean()
 
-    def _write(self, step: int, scalars: dict[str, float | Tensor]) -> float:
+    def _write(self, step: int, scalars: dict[str, Tensor]) -> float:
         """One copy to the host and one transaction, whose seconds are returned."""
         if largest := [v for key, v in self._values.items() if key.startswith("align/") and key.endswith("/max")]:
             self._values["align/mean_max"] = torch.stack(largest).double().mean()
-        self._values |= {f"train/{name}": torch.as_tensor(value).detach().double() for name, value in scalars.items()}
+        self._values |= {f"train/{name}": value.double() for name, value in scalars.items()}
         start = time.perf_counter()
         flat = [v.reshape(-1).double() for v in (*self._values.values(), *self._arrays.values())]
         device = next((v.device for v in flat if v.device.type != "cpu"), torch.device("cpu"))
         host = torch.cat([v.to(device) for v in flat]).cpu() if flat else torch.empty(0, dtype=torch.float64)
-        values = dict(zip(self._values, host.tolist(), strict=False))
-        arrays, position = {}, len(values)
+        position = len(self._values)
+        values, arrays = dict(zip(self._values, host[:position].tolist(), strict=True)), {}
         for key, array in self._arrays.items():
             arrays[key] = host[position : position + array.numel()].reshape(array.shape).numpy()
             position += array.numel()
@@ -351,15 +370,34 @@ def _parse_metrics(metrics: str | Iterable[str]) -> tuple[frozenset[str], tuple[
         if metrics not in PRESETS:
             raise InputError("metrics", f"{', '.join(PRESETS)} or a list of {', '.join(sorted(KINDS))}", repr(metrics))
         return PRESETS[metrics]
+    if not isinstance(metrics, Iterable):
+        raise InputError("metrics", f"{', '.join(PRESETS)} or a list of kinds", repr(metrics))
     kinds = frozenset(metrics)
     if not kinds or kinds - KINDS:
         raise InputError("metrics", f"some of {', '.join(sorted(KINDS))}", sorted(kinds - KINDS) or "none")
     return kinds, BASIC
 
 
+def _number(name: str, value: Any) -> Tensor:
+    """A number or a tensor of one element as a 0-d tensor, on whatever device it is."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return value.detach().reshape(())
+    if isinstance(value, int | float):
+        return torch.tensor(float(value), dtype=torch.float64)
+    got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+    raise InputError(name, "one number", got)
+
+
+def _check_target(target: Any, logits: Tensor) -> None:
+    shape = (logits.shape[0], *logits.shape[2:])
+    if not isinstance(target, Tensor) or target.is_floating_point() or target.shape != shape:
+        got = f"{target.dtype} {tuple(target.shape)}" if isinstance(target, Tensor) else type(target).__name__
+        raise InputError("target", f"class indices of shape {tuple(shape)}", got, "leave it out for other targets")
+
+
 def _open_log(log: Any, config: dict) -> tuple[Any, bool]:
     if log is None or hasattr(log, "log_step"):
         return log, False
-    if isinstance(log, str | PathLike):
+    if isinstance(log, str | PathLike) and str(log):
         return RunWriter(log, config), True
-    raise InputError("log", "a path, a sink with log_step(step, scalars, arrays), or None", type(log).__name__)
+    raise InputError("log", "a path, a sink with log_step(step, scalars, arrays), or None", repr(log))

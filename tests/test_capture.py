@@ -91,7 +91,7 @@ def record(model, layers="*", kinds=("act", "weight", "input"), **options):
     seen = {}
     capture = Capture(
         select_layers(model, layers),
-        lambda kind, name, X: seen.__setitem__((kind, name), X.clone()),
+        lambda kind, name, X: seen.__setitem__((kind, name), X().clone()),
         kinds=frozenset(kinds),
         **options,
     )

@@ -137,6 +137,12 @@ def test_empty_matrices_have_rank_zero(shape):
     assert (int(r), r.lo, r.hi) == (0, 0, 0)
 
 
+def test_numpy_arrays_are_matrices_too():
+    A = torch.randn(30, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(spectrum(A.numpy()).sigma, spectrum(A).sigma)
+    assert int(matrix_rank([A.numpy(), A[:5]])[1]) == 5
+
+
 def test_the_curve_holds_the_count_at_every_tolerance():
     s = spectrum(planted(80, 20, torch.logspace(0, -3, 20, dtype=torch.float64))[0])
     rtol, rank = s.rank_curve()
@@ -149,7 +155,11 @@ def test_the_curve_holds_the_count_at_every_tolerance():
     [
         ("A", lambda: matrix_rank(torch.randn(3))),
         ("A", lambda: spectrum(torch.ones(3, 3, dtype=torch.int64))),
+        ("A", lambda: matrix_rank("abc")),
+        ("A", lambda: matrix_rank(torch.eye(3).to_sparse())),
+        ("A", lambda: spectrum(None)),
         ("rtol", lambda: matrix_rank(torch.eye(3), rtol=-1.0)),
+        ("atol", lambda: matrix_rank(torch.eye(3), atol="a")),
         ("atol", lambda: matrix_rank(torch.eye(3), atol=math.nan)),
     ],
 )

@@ -124,6 +124,20 @@ def test_surrounding_precision_settings_do_not_reach_the_measurement():
     assert torch.equal(plain.S, inside.S)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e30])
+@pytest.mark.parametrize("shape", [(20, 50), (50, 20)])
+def test_scale_does_not_matter(shape, scale):
+    A = decaying(*shape)
+    plain, scaled = top_svd(A), top_svd(A * scale)
+    assert not scaled.reason
+    assert torch.allclose(scaled.S / scale, plain.S, rtol=1e-5)
+
+
+def test_a_zero_matrix_aligns_with_nothing():
+    result = alignment(torch.zeros(5, 7), torch.randn(6, 7), k=3)
+    assert math.isnan(result.max) and "zero" in result.reason
+
+
 def test_state_survives_a_state_dict():
     A = decaying(40, 60)
     state = top_svd(A)
@@ -150,7 +164,10 @@ def test_alignment_of_planted_vectors():
     ("argument", "call"),
     [
         ("A", lambda: top_svd(torch.randn(3))),
+        ("A", lambda: top_svd("abc")),
         ("k", lambda: top_svd(torch.eye(3), k=0)),
+        ("k", lambda: top_svd(torch.eye(3), k=1.5)),
+        ("state", lambda: top_svd(torch.eye(3), state="x")),
         ("state", lambda: top_svd(torch.eye(3), state=top_svd(torch.eye(4)))),
         ("state", lambda: top_svd([torch.eye(3)], state=[])),
         ("A", lambda: alignment(torch.randn(4, 5), torch.randn(4, 6))),

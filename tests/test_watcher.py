@@ -267,6 +267,14 @@ def test_cost_adds_up():
         ("layers", {"layers": "conv*"}),
         ("mode", {"mode": "rows"}),
         ("log", {"log": 3}),
+        ("log", {"log": ""}),
+        ("T", {"T": "hot"}),
+        ("T", {"T": torch.ones(2)}),
+        ("layers", {"layers": []}),
+        ("layers", {"layers": None}),
+        ("seed", {"seed": 1.5}),
+        ("every", {"every": True}),
+        ("metrics", {"metrics": 5}),
     ],
 )
 def test_bad_arguments_are_named_and_leave_no_hook(argument, options):
@@ -274,3 +282,74 @@ def test_bad_arguments_are_named_and_leave_no_hook(argument, options):
     with pytest.raises(InputError, match=rf"^{argument}: expected .*, got "):
         fastrank.watch(model, **options)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_parametrized_weights_are_left_alone_and_their_gradient_is_measured():
+    def net():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(8, 6)), nn.ReLU(), nn.Linear(6, 12))
+
+    def run(model, w=None):
+        opt = torch.optim.SGD(model.parameters(), lr=0.1)
+        for step in range(3):
+            g = torch.Generator().manual_seed(step)
+            opt.zero_grad()
+            model(torch.randn(9, 8, generator=g)).square().mean().backward()
+            opt.step()
+            if w:
+                w.step()
+
+    plain, watched, sink = net(), net(), Sink()
+    run(plain)
+    with fastrank.watch(watched, log=sink) as w:
+        run(watched, w)
+    for a, b in zip(plain.state_dict().values(), watched.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert sink[-1][1]["grad/0/rank"] == 6
+
+
+def test_copies_and_pickles_of_a_watched_model_carry_no_watching(tmp_path):
+    model = small_net()
+    with fastrank.watch(model, log=tmp_path / "run", metrics="light") as w:
+        logits = model(batch(0)[0])
+        clone = copy.deepcopy(model)
+        torch.save(model, tmp_path / "model.pt")
+        clone(batch(1)[0])
+        w.step()
+    assert w.latest["logits/norm"] == pytest.approx(float(logits.detach().norm()), rel=1e-6)
+
+
+def test_inputs_passed_by_keyword_are_aligned():
+    class Keyword(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(7, 5)
+
+        def forward(self, x):
+            return self.fc(input=x)
+
+    model = Keyword()
+    with fastrank.watch(model) as w:
+        model(torch.randn(9, 7))
+        w.step()
+    assert 0 < w.latest["align/fc/max"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("argument", "arguments"),
+    [
+        ("loss", {"loss": torch.ones(8)}),
+        ("loss", {"loss": None}),
+        ("target", {"target": torch.zeros(7, dtype=torch.long)}),
+        ("target", {"target": torch.zeros(20, 12)}),
+        ("target", {"target": [1] * 20}),
+    ],
+)
+def test_bad_arguments_of_a_step_are_named(argument, arguments):
+    model = small_net()
+    with fastrank.watch(model, metrics="light") as w:
+        model(batch(0)[0])
+        with pytest.raises(InputError, match=rf"^{argument}: expected .*, got "):
+            w.step(**arguments)
+        w.step(target=batch(0)[1], loss=torch.tensor([2.5]))
+    assert w.latest["train/loss"] == 2.5 and "logits/rank" in w.latest

@@ -43,14 +43,23 @@ def alignment(W: SubspaceState | Tensor, A: SubspaceState | Tensor, k: int = 15)
     d = W.Vh.shape[1]
     if A.Vh.shape[1] != d:
         raise InputError("A", f"{d} features, as W has", f"{A.Vh.shape[1]}")
-    w, a = min(k, W.k), min(k, A.k)
+    # A zero singular value has no direction of its own; NaN counts as none either.
+    w, a = (min(k, int((side.S > 0).sum())) for side in (W, A))
     with full_precision(W.Vh.device):
         cosines = (W.Vh[:w] @ A.Vh[:a].T.to(W.Vh)).abs().clamp_max(1.0)
     errors = (W.vector_error[:w, None] + A.vector_error[None, :a].to(W.Vh)).clamp_max(1.0)
     reason = W.reason or A.reason
     if not cosines.numel():
         nan = cosines.new_full((), math.nan)
-        return Alignment(cosines, errors, nan, nan, nan, math.nan, reason or "an empty matrix")
+        return Alignment(
+            cosines,
+            errors,
+            nan,
+            nan,
+            nan,
+            math.nan,
+            reason or "a matrix without a direction: all its singular values are zero",
+        )
     best = cosines.flatten().argmax()
     chance = min(1.0, math.sqrt(2 * math.log(max(w * a, 2)) / d))
     return Alignment(

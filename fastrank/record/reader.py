@@ -156,8 +156,10 @@ def load_run(path: str | os.PathLike) -> Run:
     path = Path(path)
     database = path / DATABASE
     if not database.is_file():
-        what = "a directory without run.db" if path.is_dir() else "a file" if path.exists() else "nothing"
-        raise InputError("path", "a run directory", f"{path}, which is {what}")
+        what = "a directory without run.db" if path.is_dir() else "a file" if path.exists() else "missing"
+        runs = sorted(run.parent.name for run in path.glob(f"*/{DATABASE}"))
+        cure = f"it holds runs: {path}/{runs[0]}" + ", ..." * (len(runs) > 1) if runs else ""
+        raise InputError("path", "a run directory", f"{path}, which is {what}", cure)
     live = _has_writer(path)  # asked first: a run that ends while it is read is then finished, not interrupted
     with _reading(path), closing(read_only(database)) as db:
         _check_header(db, path)

@@ -42,7 +42,7 @@ def load_checkpoint(run: Path) -> dict[str, Any] | None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        got = f"{path}, which cannot be read ({str(error).splitlines()[0]})"
+        got = f"{path}, which is damaged or not a checkpoint ({type(error).__name__})"
         raise InputError("checkpoint", "a file that fastrank wrote", got, "delete the run's directory") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError("checkpoint", f"a file of format {FORMAT}", f"{path} of another", "delete the run's directory")

@@ -49,12 +49,14 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         positive = "a finite number > 0"
-        _check("temperature", positive, self.temperature, math.isfinite(self.temperature) and self.temperature > 0)
+        _check("temperature", "a number > 0 (1e-6 .. 1e6)", self.temperature, 1e-6 <= self.temperature <= 1e6)
         _check("lr", positive, self.lr, math.isfinite(self.lr) and self.lr > 0)
         _check("momentum", "a number in [0, 1)", self.momentum, 0 <= self.momentum < 1)
         _check("weight_decay", "a finite number >= 0", self.weight_decay, 0 <= self.weight_decay < math.inf)
         _check("gamma", "a number in (0, 1]", self.gamma, 0 < self.gamma <= 1)
-        for name in ("epochs", "batch_size", "every"):
+        # Batch normalisation cannot train on one sample, and one row has no spectrum to speak of.
+        _check("batch_size", "a whole number >= 2", self.batch_size, self.batch_size >= 2)
+        for name in ("epochs", "every"):
             _check(name, "a whole number >= 1", getattr(self, name), getattr(self, name) >= 1)
         for name in ("image_size", "samples_per_class"):
             value = getattr(self, name)
