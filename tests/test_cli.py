@@ -115,8 +115,8 @@ def test_options_go_before_the_preset(fastrank, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("train --temperature -1", r"temperature: expected a finite number > 0, got -1\.0"),
-        ("train --temperature 1 nan", r"temperature: expected a finite number > 0, got nan"),
+        ("train --temperature -1", r"temperature: expected a number > 0 .*, got -1\.0"),
+        ("train --temperature 1 nan", r"temperature: expected a number > 0 .*, got nan"),
         ("train --temperature hot", r"Invalid value for '--temperature'"),
         ("train --temperature 1 1", r"temperature: expected values that differ"),
         ("train --model resnet19", r"model: expected .* got 'resnet19'; did you mean .*resnet18"),

@@ -361,7 +361,7 @@ def test_damaged_arrays_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("path", "got"), [("none", "nothing"), ("file", "a file"), (".", "a directory without run.db")]
+    ("path", "got"), [("none", "missing"), ("file", "a file"), (".", "a directory without run.db")]
 )
 def test_what_is_no_run(tmp_path, path, got):
     (tmp_path / "file").touch()

@@ -75,7 +75,7 @@ def test_a_run_records_every_step_and_its_evaluation(whole):
     assert {"train/loss", "train/accuracy", "train/lr", "logits/rank", "act/layer4.0.act2/rank"} <= set(loaded.keys)
     assert loaded.config["temperature"] == 10.0 and loaded.config["model_kwargs"] == CONFIG.model_kwargs
     assert loaded.evaluation == whole.evaluation
-    assert whole.evaluation["samples"] == 80 and whole.evaluation["overhead"] > 0
+    assert whole.evaluation["solution_rank"]["samples"] == 80 and whole.evaluation["overhead"] > 0
 
 
 def test_evaluation_equals_plain_torch(whole):
