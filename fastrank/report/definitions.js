@@ -9,7 +9,7 @@ const DEFINITIONS = {
     label: "rank",
     text:
       "Numerical rank: the number of σᵢ > tol, with tol = max(atol, rtol·σ₁) and by default " +
-      "rtol = max(n, d)·eps. [lo, hi] counts the same at tol plus and minus the proven error bound of the σᵢ.",
+      "rtol = max(n, d)·eps. [lo, hi] counts the same at tol plus and minus the error bound of the σᵢ.",
     source: `${PAPER}, sec. 3.1; tolerance of torch.linalg.matrix_rank`,
   },
   effective_rank: {
