@@ -1,0 +1,47 @@
+"""Every kernel compiled from source under AddressSanitizer (with UndefinedBehaviorSanitizer) and ThreadSanitizer.
+
+The first checks bounds and alignment of every access, against red zones around every buffer, shared arrays included;
+the second, that no two CUDA threads touch the same memory, one of them writing, without a barrier or an atomic between
+them. That each of them does see such a mistake is in the table of mutants.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from emulate import toolchain
+from emulate.gram_cases import DTYPES, Case, run
+
+MISSING = {name: toolchain.missing() or toolchain.missing(name) for name in ("address", "thread")}
+
+
+@pytest.fixture(params=["address", "thread"])
+def sanitizer(request) -> str:
+    if MISSING[request.param]:
+        pytest.skip(MISSING[request.param])
+    return request.param
+
+
+ADDRESS = [
+    *(Case(n, d, dtype, fast) for n, d in [(1, 1), (17, 65)] for dtype in DTYPES for fast in (False, True)),
+    *(Case(35, 17, torch.bfloat16, layout=x, pixels=7) for x in ("columns", "gaps", "images", "channels_last")),
+    *(Case(2049, 3, torch.float32, fast, ldc=1) for fast in (False, True)),
+    *(Case(n, n, torch.float64, mirror=True, summed=False) for n in (1, 33, 64)),
+]
+#: ThreadSanitizer judges the order of accesses, not luck: one schedule and few blocks say what there is to say.
+THREAD = [
+    Case(33, 65, torch.bfloat16),
+    Case(2049, 3, torch.float32, fast=True),
+    Case(33, 33, torch.float64, mirror=True, summed=False),
+]
+
+
+def test_gram(builds, tmp_path, sanitizer):
+    cases, schedules = (ADDRESS, ("lockstep", "random:1")) if sanitizer == "address" else (THREAD, ("warps",))
+    assert [c.text for c in run(builds.program("gram", sanitizer), cases, schedules, tmp_path, sanitizer)] == []
+
+
+def test_tensor(builds, sanitizer):
+    schedules = ("warps", "random:1+early") if sanitizer == "address" else ("warps",)
+    ended = toolchain.run(builds.program("tensor", sanitizer), *schedules, sanitizer=sanitizer)
+    assert ended.returncode == 0, ended.stdout + ended.stderr[-3000:]
