@@ -1,7 +1,7 @@
-"""Every kernel compiled from source under AddressSanitizer (with UndefinedBehaviorSanitizer) and ThreadSanitizer.
+"""Every kernel compiled from source under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
 
-The first checks bounds and alignment of every access, against red zones around every buffer, shared arrays included;
-the second, that no two CUDA threads touch the same memory, one of them writing, without a barrier or an atomic between
+The first two check bounds and alignment of every access, against red zones around every buffer, shared arrays included;
+the third, that no two CUDA threads touch the same memory, one of them writing, without a barrier or an atomic between
 them. That each of them does see such a mistake is in the table of mutants.
 """
 
@@ -12,14 +12,10 @@ import torch
 from emulate import toolchain
 from emulate.gram_cases import DTYPES, Case, run
 
-MISSING = {name: toolchain.missing() or toolchain.missing(name) for name in ("address", "thread")}
 
-
-@pytest.fixture(params=["address", "thread"])
-def sanitizer(request) -> str:
-    if MISSING[request.param]:
-        pytest.skip(MISSING[request.param])
-    return request.param
+def needs(sanitizer: str) -> None:
+    if reason := toolchain.missing() or toolchain.missing(sanitizer):
+        pytest.skip(reason)
 
 
 ADDRESS = [
@@ -36,12 +32,22 @@ THREAD = [
 ]
 
 
-def test_gram(builds, tmp_path, sanitizer):
-    cases, schedules = (ADDRESS, ("lockstep", "random:1")) if sanitizer == "address" else (THREAD, ("warps",))
+@pytest.mark.parametrize(
+    ("sanitizer", "cases", "schedules"),
+    [("address,undefined", ADDRESS, ("lockstep", "random:1")), ("thread", THREAD, ("warps",))],
+    ids=["address,undefined", "thread"],
+)
+def test_gram(builds, tmp_path, sanitizer, cases, schedules):
+    needs(sanitizer)
     assert [c.text for c in run(builds.program("gram", sanitizer), cases, schedules, tmp_path, sanitizer)] == []
 
 
-def test_tensor(builds, sanitizer):
-    schedules = ("warps", "random:1+early") if sanitizer == "address" else ("warps",)
+@pytest.mark.parametrize(
+    ("sanitizer", "schedules"),
+    [("address", ("warps", "random:1+early")), ("thread", ("warps",))],
+    ids=["address", "thread"],
+)
+def test_tensor(builds, sanitizer, schedules):
+    needs(sanitizer)
     ended = toolchain.run(builds.program("tensor", sanitizer), *schedules, sanitizer=sanitizer)
     assert ended.returncode == 0, ended.stdout + ended.stderr[-3000:]

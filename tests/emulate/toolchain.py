@@ -23,7 +23,8 @@ WARNINGS = ("-Wall", "-Wextra", "-Wno-unknown-pragmas")
 
 SANITIZERS = {
     "": (),
-    "address": ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+    "address": ("-fsanitize=address",),
+    "address,undefined": ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
     "thread": ("-fsanitize=thread",),
 }
 
