@@ -157,7 +157,7 @@ def host(seconds: float = 0.3) -> Device:
     """This machine's CPU with torch's threads, by measurement: a copy of 64 MiB and square products of 1024.
 
     There is no data sheet for what a process gets of a shared machine. Each figure is the best of several runs within
-    about `seconds`; "bf16_tensor" is what a bf16 product reaches, "sfu" a sixteenth of fp32 (an exponential costs that).
+    about `seconds`; "bf16_tensor" is what a bf16 product reaches, "sfu" a sixteenth of fp32 (an exponential).
     """
     source = torch.empty(16 << 20, dtype=torch.float32).fill_(1.0)
     copy = torch.empty_like(source)

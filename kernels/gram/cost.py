@@ -74,9 +74,10 @@ def accumulate(
         own = _add(own, {"fp64": triangle * -(-n // FAST_BLOCK)})
     issued = _issued(cut, fast, total)
     staged = n * d * cut.tile_rows  # numbers that the tiles' loads ask for
-    shifts = sum(16 * _valid(cut, i) + (0 if i == j else 16 * _valid(cut, j)) for i, j in _tiles(cut)) if shift else 0
+    # Sixteen threads of a block keep the shift of a column, for its two panels (one and the same on the diagonal).
+    shifts = 16 * d * (cut.tile_rows + 1) * cut.splits if shift else 0
     read, result = n * d * itemsize + (d * _F64 if shift else 0), (triangle + columns) * _F64
-    requested = staged * itemsize + cut.splits * shifts * _F64
+    requested = staged * itemsize + shifts * _F64
     if cut.splits == 1:
         return (Launch("gram_tiles", read + result, result, own, issued, requested + result, cut.tiles),)
     written = cut.splits * (cut.tiles * TILE * TILE + (cut.tile_rows * TILE if total else 0)) * _F64
@@ -108,18 +109,10 @@ def _issued(cut: Cut, fast: bool, total: bool) -> dict[str, int]:
     products = 2 * cut.tiles * TILE * TILE * cut.padded_rows
     sums = cut.tile_rows * TILE * cut.padded_rows if total else 0
     staged = cut.rows * cut.columns * cut.tile_rows
-    flushes = cut.rows // FAST_BLOCK if fast else 0
+    flushes = cut.padded_rows // FAST_BLOCK if fast else 0
     # Every thread adds its block once more at the end, also where nothing is left in it.
     moved = cut.tiles * TILE * TILE * (flushes + cut.splits)
     return _add({"fp32" if fast else "fp64": products}, {"fp64": staged + sums + moved})
-
-
-def _tiles(cut: Cut):
-    return ((i, j) for i in range(cut.tile_rows) for j in range(i + 1))
-
-
-def _valid(cut: Cut, tile: int) -> int:
-    return min(TILE, cut.columns - TILE * tile)
 
 
 def _add(a: dict[str, int], b: dict[str, int]) -> dict[str, int]:
