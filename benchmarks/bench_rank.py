@@ -1,7 +1,7 @@
 """Spectra, ranks and top singular vectors, against torch.linalg, SciPy and scikit-learn.
 
-A spectrum is held to the float64 singular values within its own bound, a rank to its own interval, the top of a spectrum
-(15 triplets) to its residuals. Randomised peers promise nothing: their error is shown and not judged.
+A spectrum is held to the float64 singular values within its own bound, a rank to its own interval, the top 15 triplets
+to their residuals. Randomised peers promise nothing: their error is shown and not judged.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What tracking adds to a training step: the same network trained untracked, tracked, and measured by hand in hooks.
 
-Every contender trains a copy of its own, from the same weights on the same batch. The baseline is the untracked step, so
+Every contender trains a copy of its own, from the same weights on the same batch. The baseline is the untracked step:
 a speed of 0.80x means that tracking adds a quarter. `torch.linalg in hooks` measures the ranks of activations and
 logits, which is what `light` does, the way one would write it.
 """

@@ -1,4 +1,4 @@
-"""What the cost model predicts of each kernel beside what the device takes: `python benchmarks/predict.py DEVICE [JSON]`.
+"""What the cost model predicts of each kernel, and what the device takes: `python benchmarks/predict.py DEVICE [JSON]`.
 
 On CUDA the profiler gives every kernel's own time. On the CPU, which the model does not describe, the whole call is set
 against the model's roofline on measured peaks, only to try this file.
@@ -75,7 +75,12 @@ def model_of(device: str) -> Device:
     import machine
 
     peaks, properties = machine.peaks(device), torch.cuda.get_device_properties(device)
-    flops = {"fp32": peaks["fp32"], "fp64": peaks["fp64"], "fp64_tensor": peaks["fp64"], "bf16_tensor": peaks["bf16_tensor"]}
+    flops = {
+        "fp32": peaks["fp32"],
+        "fp64": peaks["fp64"],
+        "fp64_tensor": peaks["fp64"],
+        "bf16_tensor": peaks["bf16_tensor"],
+    }
     return Device(
         name, peaks["copy"], flops | {"sfu": peaks["fp32"] / 16}, cost.LAUNCH, properties.total_memory,
         properties.L2_cache_size, properties.multi_processor_count, "measured here: copy and matrix products",
@@ -110,7 +115,14 @@ def _row(case: str, kernel: str, seconds: float | None, launches: list[Launch], 
     predicted = cost.predict(launches, model) - len(launches) * model.launch  # a kernel's own time has no launch in it
     bound = cost.limiter(launches[0], model)
     roof = cost.roofline(launches, model)
-    return {"case": case, "kernel": kernel, "bound": bound, "roofline": roof, "predicted": predicted, "measured": seconds}
+    return {
+        "case": case,
+        "kernel": kernel,
+        "bound": bound,
+        "roofline": roof,
+        "predicted": predicted,
+        "measured": seconds,
+    }
 
 
 def _wall(run: Callable[[], object]) -> float:
@@ -124,7 +136,7 @@ def _wall(run: Callable[[], object]) -> float:
 
 
 def main(device: str, path: str | None = None) -> int:
-    """Exit code 1 where a kernel of the model was not found among those that ran: the model is then not of this code."""
+    """Exit code 1 where a kernel of the model is not among those that ran: then it is not a model of this code."""
     rows = compare(device)
     if path:
         Path(path).write_text(json.dumps({"model": model_of(device).name, "kernels": rows}) + "\n")

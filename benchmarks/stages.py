@@ -64,7 +64,9 @@ def run_all(stages: Iterable[Stage], folder: Path, total: float, echo=print) -> 
         if stage.skip:
             verdict = Verdict(stage.name, stage.about, "skipped", stage.skip)
         elif left < 1:
-            verdict = Verdict(stage.name, stage.about, "fail", f"not run: the {total:.0f} s of the whole check were over")
+            verdict = Verdict(
+                stage.name, stage.about, "fail", f"not run: the {total:.0f} s of the whole check were over"
+            )
         else:
             verdict = run_stage(stage, folder, min(stage.limit, left))
         verdicts.append(verdict)

@@ -148,7 +148,7 @@ def bench(
     plots: Annotated[Path | None, typer.Option(help="A directory for one roofline picture per benchmark.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="Name the benchmarks and their cases, and stop.")] = False,
     gpu_check: Annotated[
-        bool, typer.Option("--gpu-check", help="The whole verdict on a GPU, under 10 minutes: tests, sanitizer, timings.")
+        bool, typer.Option("--gpu-check", help="The whole verdict on a GPU: tests, sanitizer, timings; 10 minutes.")
     ] = False,
 ) -> None:
     """Time this package against torch, scipy and others, checking every answer in the same run.
@@ -158,7 +158,7 @@ def bench(
     from fastrank.checkout import benchmark_module
 
     if gpu_check:
-        raise typer.Exit(benchmark_module("gpu_check").run(device=device))
+        raise typer.Exit(benchmark_module("gpu_check").run(device, echo=typer.echo))
     runner = benchmark_module("runner")
     if list_:
         typer.echo(runner.listing())
