@@ -69,7 +69,7 @@ def prepare(case: Loss, device: str) -> Problem:
         name: Contender(
             run=partial(step, loss_of, inputs, target, case.backward), error=truth.error,
             budget=truth.budget(fused=name == "fastrank"), ours=name == "fastrank", launches=launches,
-            slow=name == "torch.compile",
+            slow=name == "torch.compile", compiles=name == "torch.compile",
         )
         for name, loss_of in losses(case, device).items()
     }  # fmt: skip

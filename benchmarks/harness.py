@@ -50,6 +50,7 @@ class Contender:
         ours: whether it is this package's.
         launches: what the cost model says of it (`fastrank.kernels.cost.Launch`), empty where it says nothing.
         slow: left out by --quick.
+        compiles: its first call compiles, which is no part of its time.
     """
 
     run: Callable[[], Any]
@@ -58,6 +59,7 @@ class Contender:
     ours: bool = False
     launches: tuple = ()
     slow: bool = False
+    compiles: bool = False
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,8 @@ def _check(contender: Contender, device: str) -> tuple[Outcome, float]:
         for unit, count in launch.flops.items():
             outcome.flops[unit] = outcome.flops.get(unit, 0) + count
     try:
+        if contender.compiles:
+            contender.run()
         for _ in range(2):
             start = time.perf_counter()
             result = contender.run()

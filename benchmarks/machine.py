@@ -86,6 +86,11 @@ def peaks(device: str, seconds: float = 0.3) -> dict[str, float]:
     return found
 
 
+def higher(first: dict[str, float], second: dict[str, float]) -> dict[str, float]:
+    """Of two measurements of the peaks: what other work took from one of them it may have left in the other."""
+    return {name: max(rate, second[name]) for name, rate in first.items()}
+
+
 def slug(device: str) -> str:
     """The device's name as a file name: NVIDIA-H100-80GB-HBM3, or the processor's."""
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _cpu_model()
