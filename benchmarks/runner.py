@@ -56,9 +56,8 @@ def run(
     before = results.read(against) if against else None
     if save and not save.replace("-", "").replace("_", "").replace(".", "").isalnum():
         raise InputError("save", "a name of letters, digits, '.', '-' and '_'", repr(save))
-    if threads is not None:
-        if threads < 1:
-            raise InputError("threads", "a whole number >= 1", threads)
+    if threads is not None and threads < 1:
+        raise InputError("threads", "a whole number >= 1", threads)
     if seconds is not None and not seconds > 0:
         raise InputError("seconds", "a number > 0", seconds)
     if not any(_runs(c, device, quick, case) for benchmark in chosen for c in benchmark.cases):
