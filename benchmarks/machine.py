@@ -21,8 +21,8 @@ from fastrank.kernels import backend
 import fastrank
 from fastrank.record.environment import git_state
 
-#: Bytes of the copied buffer: beyond any last-level cache, and within a core's L2.
-COPY_BYTES, CACHED_BYTES = 512 << 20, 512 << 10
+#: Bytes of the copied buffer: beyond any last-level cache; and within a core's L2, or a GPU's.
+COPY_BYTES, CACHED_BYTES = 512 << 20, {"cpu": 512 << 10, "cuda": 8 << 20}
 #: Side of the multiplied matrices, by device.
 GEMM_SIDE = {"cpu": 1024, "cuda": 8192}
 
@@ -73,7 +73,7 @@ def summary(facts: dict) -> str:
 def peaks(device: str, seconds: float = 0.3) -> dict[str, float]:
     """Best of several tries: bytes/s of a copy (read + written), from memory and cached; FLOP/s of a product."""
     kind = torch.device(device).type
-    found = {"copy": _copy(COPY_BYTES, device, seconds), "copy_cached": _copy(CACHED_BYTES, device, seconds)}
+    found = {"copy": _copy(COPY_BYTES, device, seconds), "copy_cached": _copy(CACHED_BYTES[kind], device, seconds)}
     units = {"fp32": torch.float32, "fp64": torch.float64}
     if kind == "cuda":
         units["bf16_tensor"] = torch.bfloat16

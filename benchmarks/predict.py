@@ -106,8 +106,11 @@ def kernel_times(run: Callable[[], object]) -> dict[str, float]:
 
 
 def _find(measured: dict[str, float], kernel: str) -> float | None:
-    """The time of the kernel whose profiled name (with template arguments, or Triton's suffix) contains ours."""
-    found = [seconds for name, seconds in measured.items() if kernel in name]
+    """The time of the kernel whose profiled name (with template arguments, or Triton's suffix) contains ours.
+
+    torch has kernels of such names too, in its own namespace. None where nothing or more than one thing matches.
+    """
+    found = [seconds for name, seconds in measured.items() if kernel in name and "at::" not in name]
     return found[0] if len(found) == 1 else None
 
 

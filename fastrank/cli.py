@@ -158,6 +158,8 @@ def bench(
     from fastrank.checkout import benchmark_module
 
     if gpu_check:
+        if names:
+            raise InputError("names", "none with --gpu-check, which runs them all", ", ".join(names))
         raise typer.Exit(benchmark_module("gpu_check").run(device, echo=typer.echo))
     runner = benchmark_module("runner")
     if list_:
