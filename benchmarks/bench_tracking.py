@@ -81,7 +81,7 @@ class Training:
         self.optimizer.step()
 
     def error(self, result: None) -> float:
-        return 0.0  # it measures nothing
+        return float("nan")  # nothing is measured, or by torch itself
 
 
 class Tracked(Training):

@@ -88,7 +88,7 @@ def _picture(name: str, points: list[Point], benchmark: dict, document: dict, pa
 
 def _roofline(axes, points: list[Point], peaks: dict[str, float], colours: dict[str, str]) -> None:
     used = [unit for unit in ROOFS if unit in peaks and any(p.unit == unit for p in points)]
-    low = min(p.intensity for p in points) / 4
+    low = min([p.intensity for p in points] + [peaks[u] / peaks["copy"] for u in used]) / 4  # the slope is seen
     high = max([p.intensity for p in points] + [peaks[u] / peaks["copy"] for u in used]) * 6
     for unit in used:
         ridge = peaks[unit] / peaks["copy"]
@@ -101,7 +101,8 @@ def _roofline(axes, points: list[Point], peaks: dict[str, float], colours: dict[
         )  # fmt: skip
     cached = peaks["copy_cached"]
     top = max(peaks[u] for u in used)
-    axes.plot([low, top / cached], [low * cached / 1e9, top / 1e9], color=ROOF, lw=1, ls=(0, (4, 3)))
+    if top / cached > low:
+        axes.plot([low, top / cached], [low * cached / 1e9, top / 1e9], color=ROOF, lw=1, ls=(0, (4, 3)))
     axes.set(xscale="log", yscale="log", xlim=(low, high))
     bottom = min([p.rate for p in points] + [low * peaks["copy"]]) / 1e9 / 2
     axes.set_ylim(bottom, top / 1e9 * 2.5)
@@ -109,9 +110,11 @@ def _roofline(axes, points: list[Point], peaks: dict[str, float], colours: dict[
         # At a tenth of the way up, along the line, so that the two labels stand clear of the roofs' own.
         x = bottom * 1e9 / rate * (top / 1e9 / bottom) ** 0.32
         x = max(x, low * 1.15)
+        if x * rate > top / 3:  # no room below the roof
+            continue
         axes.annotate(
             f"{text}, {rate / 1e9:,.0f} GB/s", (x, x * rate / 1e9), (0, 5), textcoords="offset points", fontsize=8.5,
-            color=ROOF, rotation=_angle(axes), rotation_mode="anchor",
+            color=ROOF, rotation=_angle(axes), rotation_mode="anchor", in_layout=False,
         )  # fmt: skip
     titles = list(dict.fromkeys(p.case for p in points))
     for p in points:
@@ -144,7 +147,6 @@ def _shares(axes, points: list[Point], benchmark: dict, colours: dict[str, str])
     labels, y = [], 0.0
     for number, title in enumerate(titles, 1):
         case = benchmark["cases"][title]
-        baseline = case["results"][case["baseline"]]
         group = [p for p in points if p.case == title]
         for p in group:
             share = p.rate / p.roof
@@ -152,9 +154,8 @@ def _shares(axes, points: list[Point], benchmark: dict, colours: dict[str, str])
             speed = case["results"][p.contender]["speed"]
             text = f"{share:.0%}" + (f"   {speed['median']:.1f}x of {case['baseline']}" if speed else "")
             theirs = 0.0
-            if baseline["seconds"]:
-                seconds = case["results"][p.contender]["seconds"]["median"]
-                theirs = share * seconds / baseline["seconds"]["median"]
+            if speed:
+                theirs = share / speed["median"]
                 axes.plot([theirs, theirs], [y - 0.39, y + 0.39], color=INK, lw=1.6)
             axes.annotate(
                 text, (max(share, theirs), y), (5, 0), textcoords="offset points", va="center", fontsize=8, color=INK,

@@ -82,7 +82,17 @@ def run(
     document["peaks"] = peaks = machine.higher(peaks, machine.peaks(device, span))
     rates = ", ".join(f"{name} {rate / 1e9:.0f} {_unit(name)}" for name, rate in peaks.items())
     echo(f"\n{time.perf_counter() - start:.0f} s; this machine's peaks, measured before and after: {rates}")
-    return _conclude(document, json, save, before, plots, echo)
+    changes = []
+    if before:
+
+        def again(name: str, title: str) -> dict:
+            echo(f"\n{title} got worse: once more")
+            entry = run_one(load(name), device, quick, seconds, title, echo)
+            return entry["cases"][title]
+
+        changes = comparison.confirm(before, document, again)
+        echo("\nagainst the run of " + before["date"] + "\n" + comparison.report(changes, before, document))
+    return _conclude(document, changes, json, save, plots, echo)
 
 
 def load(name: str) -> Benchmark:
@@ -152,7 +162,7 @@ def failures(document: dict) -> list[str]:
     ]
 
 
-def _conclude(document: dict, json: Path | None, save: str | None, before: dict | None, plots, echo) -> int:
+def _conclude(document: dict, changes: list, json: Path | None, save: str | None, plots: Path | None, echo) -> int:
     if json:
         echo(f"results: {results.write(document, json)}")
     if save:
@@ -165,12 +175,7 @@ def _conclude(document: dict, json: Path | None, save: str | None, before: dict 
     failed = failures(document)
     for line in failed:
         echo(f"FAILED {line}")
-    worse = []
-    if before:
-        changes = comparison.compare(before, document)
-        worse = comparison.regressions(changes)
-        echo("\nagainst the run of " + before["date"] + "\n" + comparison.report(changes, before, document))
-    return 1 if failed or worse else 0
+    return 1 if failed or comparison.regressions(changes) else 0
 
 
 def _device(device: str) -> str:

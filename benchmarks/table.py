@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from harness import Outcome, Spread
 
 
@@ -23,7 +25,7 @@ def table(outcomes: dict[str, Outcome]) -> str:
         line += f"{_times(speed.median):>8}  {_range(speed, _times):>15}" if speed else f"{'':8}  {'':15}"
         if walls:
             line += f"  {_ms(outcome.wall.median) if outcome.wall else '':>9}"
-        line += f"  {outcome.error:8.1e}"
+        line += f"  {outcome.error:8.1e}" if math.isfinite(outcome.error) else f"  {'':8}"
         rates = achieved(outcome)
         line += f"  {rates[0] / 1e9:6.1f}  {rates[1] / 1e9:8.1f}" if rates else ""
         lines.append(line.rstrip())

@@ -90,9 +90,9 @@ def test_save_against_and_plots(tiny):
             result["speed"] = {key: 1000 * value for key, value in result["speed"].items()}
     faster = results.write(run, tiny / "faster.json")
     assert runner.run(["gram"], against=str(faster), echo=lines.append, **options) == 1
-    assert "regression" in lines[-1] and lines[-1].endswith(
-        "0 of 6 ratios unchanged (within 10%, or within their spread)"
-    )
+    told = next(line for line in reversed(lines) if "against the run of" in line)
+    assert sum("got worse: once more" in line for line in lines) == 2 * 3
+    assert "regression" in told and told.endswith("0 of 6 ratios unchanged (within 10%, or within their spread)")
 
 
 def test_every_benchmark_keeps_the_shape(monkeypatch):

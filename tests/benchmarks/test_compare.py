@@ -3,7 +3,7 @@
 import copy
 
 import pytest
-from compare import CHANGE, compare, regressions, report
+from compare import CHANGE, CONFIRMATIONS, compare, confirm, regressions, report
 
 
 def spread(median, width=0.02):
@@ -55,3 +55,16 @@ def test_the_report_names_what_moved_and_what_differs():
     assert "gram: a case, fastrank  2.00x (1.96 .. 2.04) -> 1.00x (0.98 .. 1.02)  -50%" in text
     same = report(compare(before, copy.deepcopy(before)), before, before)
     assert same.startswith("1 of 1 ratios unchanged")
+
+
+@pytest.mark.parametrize(("again", "verdict", "measured"), [(1.5, "regression", CONFIRMATIONS), (2.0, "same", 1)])
+def test_a_regression_must_be_there_each_time_it_is_measured(again, verdict, measured):
+    before, after, asked = run(spread(2.0)), run(spread(1.4)), []
+
+    def measure_again(name, title):
+        asked.append((name, title))
+        return run(spread(again))["benchmarks"][name]["cases"][title]
+
+    (change,) = confirm(before, after, measure_again)
+    assert change.verdict == verdict and asked == [("gram", "a case")] * measured
+    assert change.after["median"] == again  # the better of the measurements stands
