@@ -154,7 +154,7 @@ def _bound(moved: float, work: dict[str, float], device: Device) -> float:
 
 
 def host(seconds: float = 0.3) -> Device:
-    """This machine's CPU with torch's threads, by measurement: a copy of 64 MiB and square products of 1024.
+    """This machine's CPU with torch's threads, by measurement: a copy of 64 MiB, square products of 1024, a sum of 16.
 
     There is no data sheet for what a process gets of a shared machine. Each figure is the best of several runs within
     about `seconds`; "bf16_tensor" is what a bf16 product reaches, "sfu" a sixteenth of fp32 (an exponential).
@@ -168,8 +168,10 @@ def host(seconds: float = 0.3) -> Device:
         out = torch.empty_like(A)
         rates[unit] = 2 * size**3 / _best(lambda A=A, out=out: torch.mm(A, A, out=out), seconds / 4)
     rates |= {"fp64_tensor": rates["fp64"], "sfu": rates["fp32"] / 16}
+    small = torch.ones(16)
+    launch = _best(lambda: small + small, seconds / 10)
     return Device(
-        "CPU", bandwidth, rates, 2e-6, 0, 0, torch.get_num_threads(),
+        "CPU", bandwidth, rates, launch, 0, 0, torch.get_num_threads(),
         f"measured here: copy, and matrix products of {size}, {torch.get_num_threads()} threads",
     )  # fmt: skip
 
