@@ -27,7 +27,7 @@ TILES = (
     Tile(max_classes=16, rows=64, classes=16, warps=4),
     Tile(max_classes=128, rows=8, classes=128, warps=4),
     Tile(max_classes=1024, rows=2, classes=1024, warps=4),
-    Tile(max_classes=float("inf"), rows=1, classes=4096, warps=8),
+    Tile(max_classes=float("inf"), rows=1, classes=2048, warps=4),
 )
 
 #: Rows a step of the one program that sums the rows' losses: a batch of this size is one load deep.
