@@ -32,8 +32,7 @@ class Op:
 
     def live_impls(self, device: str = "cpu") -> list[str]:
         """The implementations that can run in this process on `device`."""
-        probe = torch.empty(0, device=device)
-        return [impl for impl in self.impls if not backend._problem(probe, impl, self.impls)]
+        return [impl for impl in self.impls if not backend.problem(self.name, device, impl)]
 
 
 def check(op: Op, impl: str, case: Any, device: str = "cpu") -> None:
