@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -161,22 +161,23 @@ def host(seconds: float = 0.3) -> Device:
     """
     source = torch.empty(16 << 20, dtype=torch.float32).fill_(1.0)
     copy = torch.empty_like(source)
-    bandwidth = 2 * source.nbytes / _best(lambda: copy.copy_(source), seconds / 4)
+    bandwidth = 2 * source.nbytes / best(lambda: copy.copy_(source), seconds / 4)
     size, rates = 1024, {}
     for unit, dtype in (("fp32", torch.float32), ("fp64", torch.float64), ("bf16_tensor", torch.bfloat16)):
         A = torch.ones(size, size, dtype=dtype)
         out = torch.empty_like(A)
-        rates[unit] = 2 * size**3 / _best(lambda A=A, out=out: torch.mm(A, A, out=out), seconds / 4)
+        rates[unit] = 2 * size**3 / best(lambda A=A, out=out: torch.mm(A, A, out=out), seconds / 4)
     rates |= {"fp64_tensor": rates["fp64"], "sfu": rates["fp32"] / 16}
     small = torch.ones(16)
-    launch = _best(lambda: small + small, seconds / 10)
+    launch = best(lambda: small + small, seconds / 10)
     return Device(
         "CPU", bandwidth, rates, launch, 0, 0, torch.get_num_threads(),
         f"measured here: copy, and matrix products of {size}, {torch.get_num_threads()} threads",
     )  # fmt: skip
 
 
-def _best(run, seconds: float) -> float:
+def best(run: Callable[[], object], seconds: float) -> float:
+    """Seconds of the fastest of the runs that fit into about `seconds`, after one to warm up."""
     run()
     best, deadline = math.inf, time.perf_counter() + seconds
     while time.perf_counter() < deadline or best == math.inf:

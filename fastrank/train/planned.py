@@ -11,7 +11,8 @@ import torch
 
 from fastrank.errors import InputError
 from fastrank.extras import require
-from fastrank.plan import LIBRARY_SHARE, Cost, Plan, Work, cuts, plan
+from fastrank.plan import Cost, Plan, cuts, plan
+from fastrank.tracking_cost import LIBRARY_SHARE, Work
 from fastrank.train.models import build_model
 
 #: Layers that the table shows; the rest are one line (JSON has them all).
