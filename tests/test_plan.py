@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -180,3 +181,40 @@ def test_budget(text, share):
     assert parse_budget(text) == pytest.approx(share)
     with pytest.raises(InputError, match="budget"):
         parse_budget("-" + text)
+
+
+@pytest.fixture
+def fastrank(monkeypatch, capsys):
+    """Runs one command in this process: (exit code, stdout, stderr)."""
+    cli = pytest.importorskip("fastrank.cli")
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["fastrank", *arguments])
+        with pytest.raises(SystemExit) as exit:
+            cli.main()
+        captured = capsys.readouterr()
+        return exit.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+def test_the_example_of_the_help_runs(fastrank):
+    from fastrank import cli
+
+    example = re.search(r"`fastrank (plan .*)`", cli.plan.__doc__)[1]
+    code, text, error = fastrank(*example.split())
+    assert (code, error) == (0, "")
+    assert text.startswith("resnet50, batch 256, 224 px, track default: a prediction, nothing was run\nH100 SXM")
+    # 49 activations, 54 weights, gradients and inputs, logits before and after the softmax.
+    assert re.search(r"a tracked step +267 ", text) and "budget 5 %: over it" in text
+
+
+def test_a_mistake_is_one_line_and_exit_code_2(fastrank):
+    for arguments, message in (
+        ("--device h1000", "device: expected one of cpu, a100"),
+        ("--model resnet19", "model: expected"),
+        ("--budget much", "budget: expected a share of a training step such as 5%, got 'much'"),
+        ("--image 1 --model vit_base_patch16_224", "image_size: expected"),
+    ):
+        code, text, error = fastrank("plan", *arguments.split())
+        assert code == 2 and text == "" and error.startswith(f"fastrank: {message}") and error.count("\n") == 1
