@@ -97,7 +97,7 @@ def _resources() -> str:
     lines += [f"| {name} | {claim.registers}, {claim.blocks} |" for name, claim in rest.items()]
     archs = ", ".join(f"sm_{arch}" for arch in MULTIPROCESSORS)
     checked = (
-        f"Nothing spills, uses a stack or local memory: the CUDA kernels and the loss with every option are compiled for "
+        f"Nothing spills or uses local memory: the CUDA kernels and the loss with every option are compiled for "
         f"{archs}, the loss's other variants for sm_90 and, where registers are many, sm_89."
     )
     return "\n".join([*lines, "", checked, ""])
