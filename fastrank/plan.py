@@ -231,13 +231,15 @@ def cuts(found: Plan, budget: float) -> list[Cut]:
     if 0 < len(light) < len(found.works):
         options.append(_cadence(found, budget, light, 'metrics="light"', ()))
     for noun, key in (("metrics", lambda w: w.kind), ("layers", lambda w: w.layer)):
-        groups = found.by(key)
-        dear = sorted(groups, key=lambda name: -found.cost(groups[name]).ms)
-        kept, dropped = dict(groups), []
-        while len(kept) > 1 and found.share([w for works in kept.values() for w in works]) > budget:
+        # Logits are always measured.
+        always = [work for work in found.works if work.kind == "logits"]
+        kept = {name: works for name, works in found.by(key).items() if works[0].kind != "logits"}
+        dear = sorted(kept, key=lambda name: -found.cost(kept[name]).ms)
+        dropped: list[str] = []
+        while len(kept) > 1 and found.share([*always, *(w for works in kept.values() for w in works)]) > budget:
             dropped.append(dear[len(dropped)])
             kept.pop(dropped[-1])
-        works = [w for members in kept.values() for w in members]
+        works = [*always, *(w for members in kept.values() for w in members)]
         options.append(_cadence(found, budget, works, f"leave out {noun}", tuple(dropped)))
     return options
 
