@@ -102,7 +102,7 @@ DEVICES: dict[str, Device] = {
         fp32=67, fp64=34, fp64_tensor=67, bf16_tensor=989.5,
     ),
     # NVIDIA HGX B200 data sheet, an eighth of the eight-GPU figures (fp32 600, fp64 296 vector and tensor, bf16 36,000
-    # with sparsity; 1.44 TB); bandwidth: DGX B200 data sheet, 64 TB/s over eight. The data sheets give neither L2 nor SMs:
+    # with sparsity; 1.44 TB); bandwidth: DGX B200 data sheet, 64 TB/s over eight. They give neither L2 nor SMs:
     # 126 MB and 148 (18,944 fp32 lanes) are what others report; `l2` enters no time here, `sms` enters `predict`.
     "b200": _gpu(
         "B200", "NVIDIA HGX B200 and DGX B200 data sheets, per GPU", bandwidth=8.0, memory=180, l2=126, sms=148,
