@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -102,8 +102,8 @@ DEVICES: dict[str, Device] = {
         fp32=67, fp64=34, fp64_tensor=67, bf16_tensor=989.5,
     ),
     # NVIDIA HGX B200 data sheet, an eighth of the eight-GPU figures (fp32 600, fp64 296 vector and tensor, bf16 36,000
-    # with sparsity; 1.44 TB); bandwidth: DGX B200 data sheet, 64 TB/s over eight; L2: Blackwell tuning guide. SMs: 148
-    # are enabled, 18,944 fp32 lanes.
+    # with sparsity; 1.44 TB); bandwidth: DGX B200 data sheet, 64 TB/s over eight. They give neither L2 nor SMs:
+    # 126 MB and 148 (18,944 fp32 lanes) are what others report; `l2` enters no time here, `sms` enters `predict`.
     "b200": _gpu(
         "B200", "NVIDIA HGX B200 and DGX B200 data sheets, per GPU", bandwidth=8.0, memory=180, l2=126, sms=148,
         sfu=1 / 16, fp32=75, fp64=37, fp64_tensor=37, bf16_tensor=2250,
@@ -154,27 +154,30 @@ def _bound(moved: float, work: dict[str, float], device: Device) -> float:
 
 
 def host(seconds: float = 0.3) -> Device:
-    """This machine's CPU with torch's threads, by measurement: a copy of 64 MiB and square products of 1024.
+    """This machine's CPU with torch's threads, by measurement: a copy of 64 MiB, square products of 1024, a sum of 16.
 
     There is no data sheet for what a process gets of a shared machine. Each figure is the best of several runs within
     about `seconds`; "bf16_tensor" is what a bf16 product reaches, "sfu" a sixteenth of fp32 (an exponential).
     """
     source = torch.empty(16 << 20, dtype=torch.float32).fill_(1.0)
     copy = torch.empty_like(source)
-    bandwidth = 2 * source.nbytes / _best(lambda: copy.copy_(source), seconds / 4)
+    bandwidth = 2 * source.nbytes / best(lambda: copy.copy_(source), seconds / 4)
     size, rates = 1024, {}
     for unit, dtype in (("fp32", torch.float32), ("fp64", torch.float64), ("bf16_tensor", torch.bfloat16)):
         A = torch.ones(size, size, dtype=dtype)
         out = torch.empty_like(A)
-        rates[unit] = 2 * size**3 / _best(lambda A=A, out=out: torch.mm(A, A, out=out), seconds / 4)
+        rates[unit] = 2 * size**3 / best(lambda A=A, out=out: torch.mm(A, A, out=out), seconds / 4)
     rates |= {"fp64_tensor": rates["fp64"], "sfu": rates["fp32"] / 16}
+    small = torch.ones(16)
+    launch = best(lambda: small + small, seconds / 10)
     return Device(
-        "CPU", bandwidth, rates, 2e-6, 0, 0, torch.get_num_threads(),
+        "CPU", bandwidth, rates, launch, 0, 0, torch.get_num_threads(),
         f"measured here: copy, and matrix products of {size}, {torch.get_num_threads()} threads",
     )  # fmt: skip
 
 
-def _best(run, seconds: float) -> float:
+def best(run: Callable[[], object], seconds: float) -> float:
+    """Seconds of the fastest of the runs that fit into about `seconds`, after one to warm up."""
     run()
     best, deadline = math.inf, time.perf_counter() + seconds
     while time.perf_counter() < deadline or best == math.inf:
