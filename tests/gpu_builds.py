@@ -1,0 +1,234 @@
+"""Everything that is compiled for a GPU: a new kernel joins the tests of its machine code by one entry here.
+
+A Triton entry is not written down but recorded: the op is called on tensors, and what Triton's own front end would
+have compiled for that launch (types, constants, which arguments are known to be divisible by 16) is the entry.
+Compiling needs no GPU; CUDA sources need nvcc.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+try:
+    import triton
+except ImportError:
+    triton = None
+if TYPE_CHECKING:
+    from triton.compiler import CompiledKernel
+
+ROOT = Path(__file__).resolve().parents[1]
+NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+#: Under TRITON_INTERPRET=1 Triton's functions cannot be compiled.
+COMPILES_TRITON = triton is not None and os.environ.get("TRITON_INTERPRET") != "1"
+
+
+@dataclass(frozen=True)
+class TritonBuild:
+    """One Triton kernel in one shipped specialisation, as a launch on contiguous tensors compiles it."""
+
+    op: str
+    name: str
+    kernel: Any
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    warps: int
+    #: Arguments known to be divisible by 16: pointers, strides, sizes.
+    aligned: frozenset[str]
+
+    def compile(self, arch: int, hints: bool = True) -> CompiledKernel:
+        """For sm_<arch>. Without `hints` nothing is known to be divisible by 16, as for odd strides."""
+        from triton.backends.compiler import GPUTarget
+        from triton.compiler import ASTSource
+
+        attributes = {
+            (index,): [["tt.divisibility", 16]]
+            for index, name in enumerate(self.kernel.arg_names)
+            if hints and name in self.aligned
+        }
+        return triton.compile(
+            ASTSource(self.kernel, signature=self.signature, constexprs=self.constants, attrs=attributes),
+            target=GPUTarget("cuda", arch, 32),
+            options={"num_warps": self.warps},
+        )
+
+    def __str__(self) -> str:
+        return f"{self.op} {self.name}"
+
+
+@dataclass(frozen=True)
+class CudaCompiled:
+    """What nvcc made of one source: `account` is what ptxas says of each kernel, by its mangled name."""
+
+    cubin: Path
+    ptx: str
+    account: dict[str, str]
+
+
+@dataclass(frozen=True)
+class CudaBuild:
+    """One csrc/<op>/cuda.cu."""
+
+    op: str
+
+    @property
+    def source(self) -> Path:
+        return ROOT / "csrc" / self.op / "cuda.cu"
+
+    def compile(self, arch: int, folder: Path) -> CudaCompiled:
+        """For sm_<arch>, with CMakeLists.txt's options. Spilled registers are an error. `folder` takes the files."""
+        keep = folder / f"{self.op}-{arch}"
+        keep.mkdir(parents=True, exist_ok=True)
+        cubin = keep / "cuda.cubin"
+        command = [NVCC, "-std=c++17", "-O3", "-lineinfo", "-cubin", f"-arch=sm_{arch}", f"-I{ROOT / 'csrc'}"]
+        command += ["-keep", "-keep-dir", str(keep), "-Xptxas", "-v,-warn-spills,-Werror"]
+        run = subprocess.run([*command, str(self.source), "-o", str(cubin)], capture_output=True, text=True)
+        if run.returncode:
+            raise RuntimeError(f"nvcc failed on {self.source}:\n{run.stderr[-3000:]}")
+        pattern = r"Compiling entry function '(\w+)'.*?\n(.*?bytes spill.*?\n.*?Used .*?\n)"
+        return CudaCompiled(cubin, (keep / "cuda.ptx").read_text(), dict(re.findall(pattern, run.stderr, re.S)))
+
+    def __str__(self) -> str:
+        return self.op
+
+
+@cache
+def cuobjdump() -> str | None:
+    """NVIDIA's disassembler: on the path, or the one that comes with triton."""
+    if found := shutil.which("cuobjdump"):
+        return found
+    if triton is None:
+        return None
+    bundled = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return str(bundled) if bundled.exists() else None
+
+
+def instructions(cubin: Path) -> dict[str, str]:
+    """The machine code of each kernel in a cubin, by name."""
+    listing = subprocess.run([cuobjdump(), "-sass", str(cubin)], capture_output=True, text=True, check=True).stdout
+    return dict(re.findall(r"Function : (\w+)\n(.*?)(?=\n\s*\.{10,}|\Z)", listing, re.S))
+
+
+def resources(cubin: Path) -> dict[str, dict[str, int]]:
+    """Of each kernel in a cubin: REG, STACK, SHARED, LOCAL, ..."""
+    command = [cuobjdump(), "--dump-resource-usage", str(cubin)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {
+        name: {key: int(value) for key, value in re.findall(r"\b([A-Z]+):(\d+)", facts)}
+        for name, facts in re.findall(r"Function (\w+):\n(.*)", text)
+    }
+
+
+class _Recorder:
+    """Stands in for a GPU's driver while launches are recorded; there is nothing to launch on."""
+
+    def get_current_device(self) -> str:
+        return "recorded"
+
+    def get_current_stream(self, device: str) -> int:
+        return 0
+
+    def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 80, 32)
+
+
+@contextmanager
+def launches() -> Iterator[list[dict[str, Any]]]:
+    """Instead of compiling and launching, collects what Triton would have compiled, one dict a new specialisation."""
+    found: list[dict[str, Any]] = []
+
+    def record(*, fn, compile, **_):
+        kernel = fn.jit_function
+        attributes = compile["configs"][0]
+        found.append(
+            {
+                "kernel": kernel,
+                "signature": dict(compile["signature"]),
+                "constants": {kernel.arg_names[path[0]]: value for path, value in compile["constants"].items()},
+                "warps": compile["num_warps"],
+                "aligned": frozenset(
+                    kernel.arg_names[path[0]] for path, facts in attributes.items() if ["tt.divisibility", 16] in facts
+                ),
+            }
+        )
+        return True
+
+    hook = triton.knobs.runtime.jit_cache_hook
+    active = triton.runtime.driver._active
+    triton.knobs.runtime.jit_cache_hook = record
+    triton.runtime.driver.set_active(_Recorder())
+    try:
+        yield found
+    finally:
+        triton.knobs.runtime.jit_cache_hook = hook
+        triton.runtime.driver._active = active
+
+
+def _recorded(op: str, call: Callable[[], object], name: Callable[[dict[str, Any]], str]) -> list[TritonBuild]:
+    with launches() as found:
+        call()
+    return [TritonBuild(op, name(launch), **launch) for launch in found]
+
+
+#: A class count for each tile of config.py: its row stride is as aligned as users' usually are.
+TEMPERED_CE_CLASSES = (12, 128, 1000, 32000)
+_ROWS = 256
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+#: Options of `tempered_ce_launch`: "nested" is [N, C, 2]; "full" uses every option.
+_VARIANTS = (
+    *((dtype, variant) for dtype in _DTYPES for variant in ("plain", "full")),
+    ("fp32", "nested"),
+    ("fp32", "per-sample T"),
+)
+
+
+def tempered_ce_launch(classes: int, dtype: torch.dtype, variant: str, rows: int = _ROWS) -> None:
+    """Forward and backward through the launch code of kernels/tempered_ce/triton.py, on uninitialised tensors."""
+    from fastrank.kernels.tempered_ce import reference
+    from fastrank.kernels.tempered_ce import triton as kernels
+
+    nested, full = variant == "nested", variant == "full"
+    shape = (rows // 2, classes, 2) if nested else (rows, classes)
+    logits, target = torch.empty(shape, dtype=dtype), torch.zeros((shape[0], *shape[2:]), dtype=torch.int64)
+    temperature = torch.ones(shape[0]) if variant == "per-sample T" else torch.ones(()) if full else None
+    weight = torch.ones(classes) if full else None
+    smoothing = 0.1 if full else 0.0
+    loss, state, denominator, _ = kernels.forward(
+        logits, target, 1.0, temperature, weight, -100, "mean", smoothing, full, False
+    )
+    assert loss.dtype == reference.accumulator(dtype)
+    kernels.backward(loss, logits, target, state, denominator, 1.0, temperature, weight, -100, smoothing)
+
+
+def _tempered_ce() -> list[TritonBuild]:
+    builds: dict[str, TritonBuild] = {}
+    for dtype, variant in _VARIANTS:
+        for classes in TEMPERED_CE_CLASSES:
+
+            def name(launch, dtype=dtype, variant=variant):
+                constants, kernel = launch["constants"], launch["kernel"].__name__.removesuffix("_kernel")
+                if kernel == "reduce":
+                    kind = "mean" + (" weighted" if constants["HAS_WEIGHT"] else "")
+                    return f"reduce {constants['ACC']} {kind}"
+                return f"{kernel} {constants['ROWS']}x{constants['CLASSES']} {dtype} {variant}"
+
+            call = lambda c=classes, d=_DTYPES[dtype], v=variant: tempered_ce_launch(c, d, v)  # noqa: E731
+            for build in _recorded("tempered_ce", call, name):
+                builds.setdefault(build.name, build)
+    return list(builds.values())
+
+
+TRITON: tuple[TritonBuild, ...] = tuple(_tempered_ce()) if COMPILES_TRITON else ()
+CUDA: tuple[CudaBuild, ...] = (CudaBuild("gram"),)
