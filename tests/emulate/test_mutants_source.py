@@ -81,6 +81,8 @@ GRAM = (
          harmless="the padding spreads columns over banks, which is speed and not results"),
     gram("staging along rows", "along_columns = p.a.stride_column == 1", "along_columns = false",
          harmless="which thread stages which number changes only how loads coalesce"),
+    gram("shared array a row short", "T rows_of_c[kStep][kPitch];", "T rows_of_c[kStep - 1][kPitch];",
+         sanitizer="bounds"),
     gram("mirror writes the diagonal", "j < i) c[j", "j <= i) c[j",
          harmless="the diagonal is written with the value that it has"),
 )  # fmt: skip
@@ -201,7 +203,7 @@ def test_mutant(outcomes, mutant):
     if mutant.harmless:
         assert not seen, seen
     elif mutant.sanitizer:
-        word = {"address": "AddressSanitizer", "thread": "data race"}[mutant.sanitizer]
+        word = {"address": "AddressSanitizer", "bounds": "out of bounds", "thread": "data race"}[mutant.sanitizer]
         assert word in seen.get("crash", ""), f"{mutant.name}: {seen or 'not caught'}"
     else:
         assert seen, f"{mutant.name}: not caught"

@@ -1,8 +1,9 @@
 """Every kernel compiled from source under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
 
-The first two check bounds and alignment of every access, against red zones around every buffer, shared arrays included;
-the third, that no two CUDA threads touch the same memory, one of them writing, without a barrier or an atomic between
-them. That each of them does see such a mistake is in the table of mutants.
+The first checks every access against red zones around every buffer; the second the bounds of every array that is
+indexed by name (g++ puts no red zones around the shared arrays of templates), and alignment; the third, that no two
+CUDA threads touch the same memory, one of them writing, without a barrier or an atomic between them. That they do see
+such mistakes is in the table of mutants.
 """
 
 from __future__ import annotations

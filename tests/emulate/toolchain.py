@@ -25,6 +25,7 @@ SANITIZERS = {
     "": (),
     "address": ("-fsanitize=address",),
     "address,undefined": ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+    "bounds": ("-fsanitize=bounds,alignment", "-fno-sanitize-recover=all"),
     "thread": ("-fsanitize=thread",),
 }
 
