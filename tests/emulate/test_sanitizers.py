@@ -13,6 +13,15 @@ import torch
 from emulate import toolchain
 from emulate.gram_cases import DTYPES, Case, run
 
+PROGRAMS = [("gram", "address,undefined"), ("gram", "thread"), ("tensor", "address"), ("tensor", "thread")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def side_by_side(builds):
+    """Compiling is most of the time here."""
+    able = [(name, s) for name, s in PROGRAMS if not (toolchain.missing() or toolchain.missing(s))]
+    toolchain.side_by_side(lambda program: builds.program(*program), able)
+
 
 def needs(sanitizer: str) -> None:
     if reason := toolchain.missing() or toolchain.missing(sanitizer):

@@ -22,8 +22,15 @@ SCHEDULES = ("lockstep", "reverse+early", "warps", "warps-reverse+early", "rando
 
 @pytest.fixture(scope="module")
 def outcomes(builds) -> dict[str, str]:
-    # Unoptimised: many small functions that are compiled for longer than they run.
-    shim = builds.object(DRIVERS / "shim.cpp", options=("-O0", "-g0"))
+    # Unoptimised: many small functions that are compiled for longer than they run. The other programs come along.
+    shim, *_ = toolchain.side_by_side(
+        lambda build: build(),
+        [
+            lambda: builds.object(DRIVERS / "shim.cpp", options=("-O0", "-g0")),
+            lambda: builds.program("tensor"),
+            lambda: builds.program("gram"),
+        ],
+    )
     ended = toolchain.run(toolchain.link([shim], builds.folder / "shim"))
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return dict(line.split(": ", 1) for line in ended.stdout.splitlines())
