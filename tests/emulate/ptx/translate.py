@@ -69,7 +69,7 @@ def layout(module: Module, kernel: Kernel) -> tuple[dict[str, int], int, dict[st
 
 def translate(module: Module, mutants: bool = False) -> tuple[str, list[Mutant]]:
     """C++ for all kernels of the module, and the mutants it contains. Unknown opcodes are UnsupportedPtx."""
-    out = ['#include "runtime.h"']
+    out = ['#include "launch.h"']
     addresses = {}
     for n, symbol in enumerate(module.memory):
         data = ", ".join(str(b) for b in symbol.data or b"") or "0"
@@ -78,10 +78,12 @@ def translate(module: Module, mutants: bool = False) -> tuple[str, list[Mutant]]
     found: list[Mutant] = []
     for number, kernel in enumerate(module.kernels.values()):
         out.append(_kernel(module, kernel, number, addresses, found if mutants else None))
+    entries = ", ".join(_entry(module, kernel, n) for n, kernel in enumerate(module.kernels.values()))
+    out.append(f"namespace ptx {{ const Entry entries[] = {{{entries}}}; const int entry_count = {len(module.kernels)}; }}")
     register = " ".join(
         f'emulate::register_buffer(memory{n}, {s.bytes}, true, ".global {s.name}");' for n, s in enumerate(module.memory)
     )
-    out.append(f'extern "C" __attribute__((visibility("default"))) void register_symbols() {{ {register} }}')
+    out.append(f"void ptx::register_symbols() {{ {register} }}")
     return "\n".join(out) + "\n", found
 
 
@@ -114,7 +116,7 @@ def _kernel(module: Module, kernel: Kernel, number: int, memory_: dict[str, str]
             lines.append(_statement(item, context, mutants))
     report = 'throw emulate::Failure(std::string(failure.what()) + " [PTX line " + std::to_string(line) + "]");'
     lines += [f"}} catch (const emulate::Failure& failure) {{ {report} }}", "} }"]
-    return "\n".join(lines) + "\n" + _entry(kernel, number)
+    return "\n".join(lines)
 
 
 def _statement(statement: Statement, context: Context, mutants: list[Mutant] | None) -> str:
@@ -141,23 +143,8 @@ def _statement(statement: Statement, context: Context, mutants: list[Mutant] | N
     return code
 
 
-def _entry(kernel: Kernel, number: int) -> str:
-    """What run.py calls: the message of a failure, or null."""
-    threads = "block[0] * block[1] * block[2]"
-    checks = ""
-    for limit, sign, name in ((kernel.required_threads, "!=", "reqntid"), (kernel.most_threads, ">", "maxntid")):
-        if limit:
-            checks += f'if ({threads} {sign} {limit}) return "launched with a block that .{name} {limit} forbids"; '
-    return (
-        f'extern "C" __attribute__((visibility("default"))) const char* launch{number}(const unsigned* grid, '
-        "const unsigned* block, unsigned dynamic, const char* parameters, const char* schedule, "
-        "uint64_t error_seed, int mutant) {\n"
-        "static std::string message;\n"
-        f"{checks}ptx::error_seed = error_seed; ptx::mutant = mutant;\n"
-        "try {\n"
-        "emulate::current_schedule() = emulate::Schedule::parse(schedule);\n"
-        f'emulate::launch("{kernel.name}", dim3(grid[0], grid[1], grid[2]), dim3(block[0], block[1], block[2]), '
-        f"kernel{number}::kStaticShared + dynamic, [=] {{ kernel{number}::thread(parameters); }});\n"
-        "} catch (const std::exception& failure) { message = failure.what(); return message.c_str(); }\n"
-        "return nullptr; }\n"
-    )
+def _entry(module: Module, kernel: Kernel, number: int) -> str:
+    """The kernel's row in the table that launch.h reads."""
+    _, parameter_bytes, _, static = layout(module, kernel)
+    limits = f"{kernel.required_threads or 0}, {kernel.most_threads or 0}"
+    return f'{{"{kernel.name}", &kernel{number}::thread, {static}, {limits}, {parameter_bytes}}}'
