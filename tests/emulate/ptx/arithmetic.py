@@ -9,6 +9,7 @@ _COMPARISONS = {"lo": "lt", "ls": "le", "hi": "gt", "hs": "ge"}
 _FLIPPED = {"lt": "le", "le": "lt", "gt": "ge", "ge": "gt", "eq": "ne", "ne": "eq"} | {
     "ltu": "leu", "leu": "ltu", "gtu": "geu", "geu": "gtu", "equ": "neu", "neu": "equ"
 }  # fmt: skip
+_SIGNS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
 _COMPARE_NAMES = (
     "eq", "ne", "lt", "le", "gt", "ge", "lo", "ls", "hi", "hs", "equ", "neu", "ltu", "leu", "gtu", "geu", "num", "nan",
 )  # fmt: skip
@@ -18,7 +19,16 @@ def _values(i: Instruction, kind: str, first: int = 1) -> str:
     return ", ".join(i.value(n, kind) for n in range(first, len(i.operands)))
 
 
+#: The same in plain C++, for float and double rounded to nearest.
+_PLAIN = {"add": "{} + {}", "subtract": "{} - {}", "multiply": "{} * {}", "fused_multiply_add": "__builtin_fma{}({}, {}, {})"}
+
+
 def _float(i: Instruction, function: str, kind: str) -> str:
+    if kind in ("f32", "f64") and function in _PLAIN and set(i._left) <= {"rn"}:
+        values = [i.value(n, kind) for n in range(1, len(i.operands))]
+        if function == "fused_multiply_add":
+            values.insert(0, "f" if kind == "f32" else "")
+        return i.set(0, _PLAIN[function].format(*values), kind)
     mode = i.mode()
     i.done()
     return i.set(0, f"ptx::{function}<{mode}>({_values(i, kind)})")
@@ -46,7 +56,8 @@ def add(i: Instruction) -> str:
         wide = f"int64_t({i.value(1, kind)}) {'+' if name == 'add' else '-'} int64_t({i.value(2, kind)})"
         return i.set(0, f"ptx::convert<int32_t, int64_t, ptx::Mode{{.sat = true}}>({wide})")
     i.done()
-    return i.set(0, f"ptx::{name}_integer({_values(i, kind)})")
+    u = kind.replace("s", "u")  # wraps around
+    return i.set(0, f"{i.value(1, u)} {'+' if name == 'add' else '-'} {i.value(2, u)}", kind)
 
 
 @opcode("addc", "subc")
@@ -74,12 +85,12 @@ def multiply(i: Instruction) -> str:
         b = f"{TYPES[kind]}({b} + ({on}))"
     if half == "wide":
         result = kind[0] + str(16 * BYTES[kind])
-        product = f"ptx::multiply_wide<{TYPES[result]}>({a}, {b})"
+        product = f"({TYPES[result]}({a}) * {TYPES[result]}({b}))"
     else:
         result, product = kind, f"ptx::multiply_{'low' if half == 'lo' else 'high'}({a}, {b})"
     if base == "mad":
         product = f"ptx::add_integer<{TYPES[result]}>({product}, {i.value(3, result)})"
-    return i.set(0, product)
+    return i.set(0, product, result)
 
 
 @opcode("fma")
@@ -196,8 +207,12 @@ def comparison(i: Instruction, kind: str) -> str:
     if kind[0] == "b" and kind not in FLOATS and name not in ("eq", "ne"):
         raise i.refuse("bits have no order")
     ftz = str(i.flag("ftz")).lower()
-    operands = f"({i.value(1, kind)}, {i.value(2, kind)})"
+    a, b = i.value(1, kind), i.value(2, kind)
+    operands = f"({a}, {b})"
     result = f"ptx::compare<ptx::Compare::{name}, {ftz}>{operands}"
+    # C++'s own comparisons of floating-point numbers are PTX's ordered ones, but for `!=`.
+    if name in _SIGNS and ftz == "false" and (kind not in FLOATS or (kind in ("f32", "f64") and name != "ne")):
+        result = f"({a} {_SIGNS[name]} {b})"
     if name in _FLIPPED and (on := i.context.mutate("compare", f"{name} becomes {_FLIPPED[name]}")):
         result = f"(({on}) ? ptx::compare<ptx::Compare::{_FLIPPED[name]}, {ftz}>{operands} : {result})"
     return result
@@ -212,6 +227,8 @@ def setp(i: Instruction) -> str:
     sign = {"and": "&", "or": "|", "xor": "^", "": ""}[combine]
     rest = f" {sign} {i.value(3, 'pred')}" if combine else ""
     first, *second = (p.strip() for p in i.operands[0].split("|"))
+    if not second and not combine:
+        return i.set(first, condition, "pred")
     code = f"const bool t = {condition}; const bool c = t{rest}, d = !t{rest}; (void)d; {i.set(first, 'c')}"
     return f"{{ {code} {i.set(second[0], 'd') if second else ''} }}"
 
@@ -230,7 +247,7 @@ def set_value(i: Instruction) -> str:
 def selp(i: Instruction) -> str:
     kind = i.type()
     i.done()
-    return i.set(0, f"({i.value(3, 'pred')} ? {i.value(1, kind)} : {i.value(2, kind)})")
+    return i.set(0, f"({i.value(3, 'pred')} ? {i.value(1, kind)} : {i.value(2, kind)})", kind)
 
 
 @opcode("slct")
@@ -247,7 +264,7 @@ def logic(i: Instruction) -> str:
     kind = i.type()
     i.done()
     sign = {"and": "&", "or": "|", "xor": "^"}[i.statement.base]
-    return i.set(0, f"{TYPES[kind]}({i.value(1, kind)} {sign} {i.value(2, kind)})")
+    return i.set(0, f"{TYPES[kind]}({i.value(1, kind)} {sign} {i.value(2, kind)})", kind)
 
 
 @opcode("not", "cnot")
@@ -266,6 +283,10 @@ def shift(i: Instruction) -> str:
     n = i.value(2, "u32")
     if not i.operands[2].startswith("%") and (on := i.context.mutate("stride", f"shift by {i.operands[2]} + 1")):
         n = f"({n} + ({on}))"
+    elif i.operands[2].isdigit() and int(i.operands[2]) < 8 * BYTES[kind]:
+        plain = kind if i.statement.base == "shr" else f"u{8 * BYTES[kind]}"
+        sign = "<<" if i.statement.base == "shl" else ">>"
+        return i.set(0, f"{TYPES[plain]}({i.value(1, plain)}) {sign} {i.operands[2]}", kind)
     name = "shift_left" if i.statement.base == "shl" else "shift_right"
     return i.set(0, f"ptx::{name}({i.value(1, kind)}, {n})")
 
@@ -348,4 +369,6 @@ def cvt(i: Instruction) -> str:
     if source in FLOATS and kind not in FLOATS and whole == "no":
         raise i.refuse("a conversion to an integer without a rounding")
     template = f"{TYPES[kind]}, {TYPES[source]}, {mode}, ptx::Whole::{whole}, {finite}"
-    return i.set(0, f"ptx::convert<{template}>({i.value(1, source)})")
+    if kind not in FLOATS and source not in FLOATS and "sat" not in i.statement.modifiers:
+        return i.set(0, i.value(1, source), kind)
+    return i.set(0, f"ptx::convert<{template}>({i.value(1, source)})", kind)

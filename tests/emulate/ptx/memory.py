@@ -71,7 +71,7 @@ def _load(i: Instruction, kind: str, space: str, ordered: bool) -> str:
             raise i.refuse("the result of a call")
     else:
         p = pointer(i, space, 1, size, "load")
-    reads = " ".join(i.set(d, f"ptx::load<{TYPES[kind]}>(p, {n})") for n, d in enumerate(destinations))
+    reads = " ".join(i.set(d, f"ptx::load<{TYPES[kind]}>(p, {n})", kind) for n, d in enumerate(destinations))
     return f"{{ {'emulate::overtake(); ' if ordered else ''}const char* const p = {p}; {reads} }}"
 
 
@@ -251,4 +251,4 @@ def mov(i: Instruction) -> str:
         width, whole = 8 * BYTES[kind] // len(packed), f"uint{8 * BYTES[kind]}_t"
         bits = (f"{whole}({i.value(p, f'u{width}')}) << {n * width}" for n, p in enumerate(packed))
         return i.set(0, f"{whole}({' | '.join(f'({b})' for b in bits)})")
-    return i.set(0, i.value(1, kind))
+    return i.set(0, i.value(1, kind), kind)

@@ -19,7 +19,7 @@ from .translate import Mutant, translate
 
 HERE = Path(__file__).resolve().parent
 #: No fused products but those the PTX asks for; no debugging information (nearly all of the time goes to compiling).
-OPTIONS = ("-ffp-contract=off", "-fvisibility=hidden", "-g0", "-w", "-fno-strict-aliasing")
+OPTIONS = ("-O0", "-fwrapv", "-ffp-contract=off", "-fvisibility=hidden", "-g0", "-w", "-fno-strict-aliasing")
 SCHEDULES = ("lockstep", "reverse+early", "warps", "warps-reverse+early", "random:1", "random:2+early")
 
 

@@ -121,7 +121,7 @@ def ptx_of(source: ASTSource, metadata: Any, hints: bool) -> str:
     """The PTX of what Triton has just compiled (from its cache), or the same without hints of divisibility."""
     attributes = source.attrs if hints else {}
     plain = ASTSource(source.fn, source.signature, source.constants, attributes)
-    options = {"num_warps": metadata.num_warps, "num_stages": metadata.num_stages}
+    options = {"num_warps": metadata.num_warps}
     return triton.compile(plain, target=metadata.target, options=options).asm["ptx"]
 
 
