@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 
@@ -143,46 +144,44 @@ def _operands(text: str) -> tuple[str, ...]:
     return (*out, current.strip()) if current.strip() else tuple(out)
 
 
-def _pieces(text: str):
+_MARK = re.compile(r"[;{}()\[\]\n:]")
+_DIRECTIVES = (".loc", ".file", ".version", ".target", ".address_size")
+
+
+def _pieces(text: str) -> Iterator[tuple[int, str, str]]:
     """(line, kind, text) of what is separated by `;`, `{`, `}` (those of a block, not of an operand) and labels."""
-    line, i, start, start_line = 1, 0, 0, 1
-    depth = 0
-    while i < len(text):
-        c = text[i]
-        if text[start:i].strip() == "":
-            start, start_line = i, line
+    line, begin, start, depth = 1, 1, 0, 0  # `begin`: the line of the first character that is not a space
+    for mark in _MARK.finditer(text):
+        c, at = mark[0], mark.start()
+        so_far = text[start:at].strip()
+        if not so_far:
+            begin = line
+        kind = ""
         if c == "\n":
             line += 1
-            stripped = text[start:i].strip()
-            if stripped.startswith((".loc", ".file", ".version", ".target", ".address_size")):
-                yield start_line, "directive", stripped
-                start = i + 1
+            kind = "directive" if so_far.startswith(_DIRECTIVES) else ""
         elif c in "([":
             depth += 1
         elif c in ")]":
             depth -= 1
-        elif c == "{" and depth == 0 and text[start:i].strip() == "":
-            yield line, "open", ""
-            start = i + 1
-        elif c == "{" and depth == 0 and re.match(r"\.(visible|weak|entry|func)\b", text[start:i].strip()):
-            yield start_line, "header", text[start:i].strip()
-            start = i + 1
+        elif c == "{" and depth == 0 and (not so_far or _HEADER.match(so_far)):
+            kind = "header" if so_far else "open"
         elif c == "{":
             depth += 1
         elif c == "}" and depth == 0:
-            yield line, "close", ""
-            start = i + 1
+            kind = "close"
         elif c == "}":
             depth -= 1
         elif c == ";" and depth == 0:
-            yield start_line, "statement", text[start:i].strip()
-            start = i + 1
-        elif c == ":" and re.fullmatch(rf"{_NAME}", text[start:i].strip()) and text[i + 1 : i + 2] != ":":
-            yield start_line, "label", text[start:i].strip()
-            start = i + 1
-        i += 1
+            kind = "statement"
+        elif c == ":" and re.fullmatch(_NAME, so_far) and not text.startswith("::", at):
+            kind = "label"
+        if kind:
+            yield begin, kind, so_far
+            start = at + 1
 
 
+_HEADER = re.compile(r"\.(visible|weak|entry|func)\b")
 _POINTER = re.compile(r"\.ptr\s*(\.(global|shared|const|local)\s+)?(\.align\s+\d+\s+)?")
 _STATEMENT = re.compile(r"(?:@(!?\s*%?[\w$]+)\s+)?([a-z][\w.:]*)\s*(.*)", re.S)
 _IGNORED = (".pragma", ".minnctapersm", ".maxnreg")
