@@ -34,7 +34,7 @@ class Case:
     pixels: int = 1
     shifted: bool = True
     summed: bool = True
-    integer: bool = False
+    integer: int = 0  # entries are odd integers up to this, positive from 300 on; 0: normally distributed
     ldc: int = 0  # beyond d
     mirror: bool = False
 
@@ -61,7 +61,8 @@ def build(case: Case) -> Problem:
     generator = torch.Generator().manual_seed(case.n * 1000 + case.d)
     n, d = case.n, case.d
     if case.integer:
-        X = torch.randint(-8, 9, (n, d), generator=generator).double()
+        least = 300 if case.integer >= 300 else -case.integer
+        X = torch.randint(least // 2, case.integer // 2, (n, d), generator=generator).double() * 2 + 1
         shift = torch.randint(-2, 3, (d,), generator=generator).double()
         C, total = torch.randint(-9, 9, (d, d + case.ldc), generator=generator).double(), torch.full((d,), 5.0).double()
     else:
@@ -74,8 +75,7 @@ def build(case: Case) -> Problem:
     C[:, d:] = float("nan")
     storage, view = _stored(X, case)
     if view.ndim == 3:
-        B, _, S = view.shape
-        strides = (S, view.stride(0), view.stride(2), view.stride(1))
+        strides = (view.shape[2], view.stride(0), view.stride(2), view.stride(1))
     else:
         strides = (max(n, 1), 0, view.stride(0), view.stride(1))
     return Problem(
@@ -201,25 +201,39 @@ def wrong(result: Result) -> str:
     return ""
 
 
-def run(program: Path, cases: Sequence[Case], schedules: Sequence[str], folder: Path, sanitizer: str = "") -> list[str]:
+@dataclass(frozen=True)
+class Complaint:
+    schedule: str  # or "crash"
+    text: str
+
+
+def run(
+    program: Path,
+    cases: Sequence[Case],
+    schedules: Sequence[str],
+    folder: Path,
+    sanitizer: str = "",
+    timeout: float = 300,
+) -> list[Complaint]:
     """Every complaint about these cases: wrong results, results that depend on the schedule, failures, crashes."""
     problems = [build(case) for case in cases]
     case_file, result_file = folder / "cases", folder / "results"
     write(problems, case_file)
-    ended = toolchain.run(program, case_file, result_file, *schedules, sanitizer=sanitizer)
+    ended = toolchain.run(program, case_file, result_file, *schedules, sanitizer=sanitizer, timeout=timeout)
     complaints = []
     results = list(read(problems, schedules, result_file)) if result_file.exists() else []
     for index, result in enumerate(results):
         where = f"{result.problem.case}, {result.schedule}"
         if complaint := wrong(result):
-            complaints.append(f"{where}: {complaint}")
+            complaints.append(Complaint(result.schedule, f"{where}: {complaint}"))
         first = results[index - index % len(schedules)]
         if not _same_bits(result, first):
-            complaints.append(f"{where}: not the bits of {first.schedule}")
+            complaints.append(Complaint(result.schedule, f"{where}: not the bits of {first.schedule}"))
     if ended.returncode:
-        complaints.append(f"exit status {ended.returncode} after {len(results)} results: {ended.stderr[-3000:]}")
+        text = f"exit status {ended.returncode} after {len(results)} results: {ended.stderr[-3000:]}"
+        complaints.append(Complaint("crash", text))
     elif len(results) != len(problems) * len(schedules):
-        complaints.append(f"{len(results)} results of {len(problems) * len(schedules)}")
+        complaints.append(Complaint("crash", f"{len(results)} results of {len(problems) * len(schedules)}"))
     return complaints
 
 

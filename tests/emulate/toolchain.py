@@ -6,8 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -27,8 +26,6 @@ SANITIZERS = {
     "address": ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
     "thread": ("-fsanitize=thread",),
 }
-
-_slots = threading.Semaphore(os.cpu_count() or 1)
 
 
 @cache
@@ -75,31 +72,47 @@ class Failed(Exception):
 
 
 def _run(command: Sequence[str | Path]) -> None:
-    with _slots:
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     if done.returncode:
         raise Failed(" ".join(map(str, command)), done.stderr)
 
 
-def command(source: Path, output: Path, sanitizer: str = "", before: Sequence[Path] = (), options: Sequence[str] = ()):
-    """`source` to an object file, or with -shared among `options` to a library. `before`: folders searched first."""
+def command(
+    source: Path,
+    output: Path,
+    sanitizer: str = "",
+    before: Sequence[Path] = (),
+    options: Sequence[str] = (),
+    language: str = "c++",
+) -> list[str]:
+    """The g++ line for one source. `before`: folders searched first. `options`: later ones win over `FLAGS`."""
     toolkit = cuda_include()
     folders = [f"-I{folder}" for folder in (*before, SHIM, ROOT / "csrc", HERE)]
     system = ["-isystem", toolkit, "-isystem", toolkit / "cccl"]
-    link = ["-fPIC"] if "-shared" in options else ["-c"]
-    flags = [*FLAGS, *WARNINGS, *SANITIZERS[sanitizer], *options, *folders, *system]
-    return [compiler(), *flags, *link, "-x", "c++", source, "-o", output]
+    flags = [*FLAGS, *WARNINGS, *SANITIZERS[sanitizer], *options]
+    kind = [] if "-shared" in options or language != "c++" else ["-c"]
+    return list(map(str, [compiler(), *flags, *folders, *system, *kind, "-x", language, source, "-o", output]))
 
 
-def compile_object(source: Path, output: Path, sanitizer: str = "", before: Sequence[Path] = ()) -> Path:
-    _run(command(source, output, sanitizer, before))
+def compile_object(
+    source: Path, output: Path, sanitizer: str = "", before: Sequence[Path] = (), options: Sequence[str] = ()
+) -> Path:
+    _run(command(source, output, sanitizer, before, options))
     return output
 
 
 def compile_library(source: Path, output: Path, options: Sequence[str] = ()) -> Path:
-    """A shared library to be loaded with ctypes; nothing is exported but what is marked so or extern "C"."""
-    _run(command(source, output, options=("-shared", *options)))
+    """A shared library to be loaded with ctypes."""
+    _run(command(source, output, options=("-shared", "-fPIC", *options)))
     return output
+
+
+def precompile(folder: Path, sanitizer: str = "", options: Sequence[str] = ()) -> tuple[str, ...]:
+    """Options that make many compilations cheaper: the shim and the toolkit's headers are read once, here."""
+    header = folder / f"precompiled{sanitizer}.h"
+    header.write_text("#include <cuda_runtime.h>\n")
+    _run(command(header, header.with_suffix(".h.gch"), sanitizer, options=options, language="c++-header"))
+    return (*options, "-include", str(header))
 
 
 def link(objects: Sequence[Path], output: Path, sanitizer: str = "") -> Path:
@@ -107,19 +120,15 @@ def link(objects: Sequence[Path], output: Path, sanitizer: str = "") -> Path:
     return output
 
 
-def executable(sources: Sequence[Path], output: Path, sanitizer: str = "", before: Sequence[Path] = ()) -> Path:
-    """Compiles the sources, side by side, and links them."""
-    with ThreadPoolExecutor() as pool:
-        objects = list(
-            pool.map(
-                lambda source: compile_object(source, output.with_suffix(f".{source.name}.o"), sanitizer, before),
-                sources,
-            )
-        )
-    return link(objects, output, sanitizer)
+def side_by_side(function: Callable, items: Iterable) -> list:
+    """[function(x) for x in items], on all cores: what takes long here is other processes."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(function, items))
 
 
-def run(program: Path, *arguments: str | Path, sanitizer: str = "", timeout: float = 120) -> subprocess.CompletedProcess:
+def run(
+    program: Path, *arguments: str | Path, sanitizer: str = "", timeout: float = 120
+) -> subprocess.CompletedProcess:
     """Runs an emulated program; a report of the sanitizer ends it with a status other than 0."""
     line = [str(program), *map(str, arguments)]
     if sanitizer == "thread":
@@ -130,4 +139,8 @@ def run(program: Path, *arguments: str | Path, sanitizer: str = "", timeout: flo
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "TSAN_OPTIONS": "halt_on_error=1:report_thread_leaks=0:history_size=2",
     }
-    return subprocess.run(line, capture_output=True, text=True, errors="replace", timeout=timeout, env=environment)
+    options = {"capture_output": True, "text": True, "errors": "replace", "env": environment}
+    try:
+        return subprocess.run(line, timeout=timeout, **options)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(line, -9, "", f"still running after {timeout} s")

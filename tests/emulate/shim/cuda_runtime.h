@@ -25,11 +25,11 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#define __align__(n) alignas(n)
+#define __align__(n) __attribute__((aligned(n)))
 #if defined(__SANITIZE_ADDRESS__)
-#define __shared__ static  // one block at a time
+#define __shared__ constinit static  // one block at a time
 #else
-#define __shared__ static thread_local  // see "static shared memory" in scheduler.h
+#define __shared__ constinit static thread_local  // see "static shared memory" in scheduler.h
 #endif
 
 #define threadIdx (::emulate::this_thread().index)

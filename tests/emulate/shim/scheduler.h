@@ -21,8 +21,14 @@ namespace emulate {
 constexpr unsigned kWarp = 32;
 constexpr size_t kMaxShared = 227 << 10;       // bytes a block of sm_90 or sm_100 can have
 constexpr unsigned kResident = 3;              // blocks at once under a random schedule
-constexpr uint64_t kMaxResumptions = 20 << 20;  // of all fibres in one launch; beyond it, it is taken to hang
 constexpr size_t kMaxExchange = 64;            // bytes a lane publishes in one exchange
+
+// What is taken for an endless loop.
+struct Limits {
+  uint64_t switches = 20 << 20;  // between the threads of one launch
+  uint64_t steps = 1 << 28;      // of one thread, where the program counts them
+};
+inline Limits limits;
 
 // Where in the source a thread waits.
 struct Site {
@@ -155,7 +161,7 @@ inline void overtake() {
 
 // Loops that never wait are noticed only through this: call it wherever the program jumps back.
 inline void count_step() {
-  if (++this_thread().steps > (uint64_t(1) << 28)) fail("endless loop");
+  if (++this_thread().steps > limits.steps) fail("endless loop");
 }
 
 // bar.sync and bar.arrive: waits (or, with `wait` false, is counted) until `count` threads of the block have come to
@@ -392,10 +398,10 @@ class Scheduler {
 
   bool resume(Thread& t) {
     if (t.state != Thread::ready || state.failed) return false;
-    if (++resumptions_ > kMaxResumptions) {
+    if (++resumptions_ > limits.switches) {
       state.thread = &t;
       complain("still running after %llu switches between threads: an endless loop, or a wait for a block that "
-               "cannot start", static_cast<unsigned long long>(kMaxResumptions));
+               "cannot start", static_cast<unsigned long long>(limits.switches));
       return false;
     }
     t.overtaken = false;

@@ -44,16 +44,18 @@ inline uint32_t ballot(uint32_t mask, bool predicate) {
   });
 }
 
+template <class V>
+bool same_bits(const V& a, const V& b) {
+  return !std::memcmp(&a, &b, sizeof a);
+}
+
 // match.any.sync: the lanes of the mask that hold the same bits as this one.
 template <class V>
 uint32_t match_any(uint32_t mask, V value) {
   return exchange(mask, "match.any", value, [mask, value](auto get) {
     uint32_t same = 0;
-    for (unsigned l = 0; l < kWarp; ++l) {
-      if (!(mask >> l & 1)) continue;
-      const V other = get(l);
-      if (!std::memcmp(&other, &value, sizeof value)) same |= 1u << l;
-    }
+    for (unsigned l = 0; l < kWarp; ++l)
+      if (mask >> l & 1 && same_bits<V>(get(l), value)) same |= 1u << l;
     return same;
   });
 }
@@ -64,11 +66,8 @@ uint32_t match_all(uint32_t mask, V value) {
   // Every lane must judge the same: whether all equal the first.
   return exchange(mask, "match.all", value, [mask](auto get) {
     const V first = get(__builtin_ctz(mask));
-    for (unsigned l = 0; l < kWarp; ++l) {
-      if (!(mask >> l & 1)) continue;
-      const V other = get(l);
-      if (std::memcmp(&other, &first, sizeof first)) return 0u;
-    }
+    for (unsigned l = 0; l < kWarp; ++l)
+      if (mask >> l & 1 && !same_bits<V>(get(l), first)) return 0u;
     return mask;
   });
 }
