@@ -51,4 +51,6 @@ def test_splits_layouts_and_integers(program, tmp_path):
 
 
 def test_mirror(program, tmp_path):
-    assert not complaints(program, [Case(n, n, torch.float64, mirror=True, summed=False) for n in (1, 2, 31, 65)], tmp_path)
+    assert not complaints(
+        program, [Case(n, n, torch.float64, mirror=True, summed=False) for n in (1, 2, 31, 65)], tmp_path
+    )

@@ -20,7 +20,12 @@ def _values(i: Instruction, kind: str, first: int = 1) -> str:
 
 
 #: The same in plain C++, for float and double rounded to nearest.
-_PLAIN = {"add": "{} + {}", "subtract": "{} - {}", "multiply": "{} * {}", "fused_multiply_add": "__builtin_fma{}({}, {}, {})"}
+_PLAIN = {
+    "add": "{} + {}",
+    "subtract": "{} - {}",
+    "multiply": "{} * {}",
+    "fused_multiply_add": "__builtin_fma{}({}, {}, {})",
+}
 
 
 def _float(i: Instruction, function: str, kind: str) -> str:

@@ -26,7 +26,8 @@ def program(ptx: str, sources: Sequence[Path], folder: Path, mutants: bool = Fal
     folder.mkdir(parents=True, exist_ok=True)
     kernels = folder / "kernels.cpp"
     # The driver's environment switches mutants on: it knows nothing of PTX.
-    read = 'static const int chosen = ptx::mutant = std::getenv("PTX_MUTANT") ? std::atoi(std::getenv("PTX_MUTANT")) : 0;\n'
+    read = 'static const char* const chosen = std::getenv("PTX_MUTANT");\n'
+    read += "static const int on = ptx::mutant = chosen ? std::atoi(chosen) : 0;\n"
     kernels.write_text(code + _sources(module) + read)
 
     def compile_one(source: Path) -> Path:

@@ -159,6 +159,7 @@ def _pieces(text: str) -> Iterator[tuple[int, str, str]]:
         kind = ""
         if c == "\n":
             line += 1
+            begin = begin if so_far else line
             kind = "directive" if so_far.startswith(_DIRECTIVES) else ""
         elif c in "([":
             depth += 1

@@ -63,7 +63,7 @@ class Library:
         parameters: bytes,
         buffers: Iterable[Buffer],
         shared: int = 0,
-        run: Run = Run(),  # noqa: B008  (frozen)
+        run: Run = Run(),
     ) -> None:
         """Runs a kernel to its end. `parameters` as the kernel's parameter space; `shared`: bytes beside static ones.
 

@@ -244,6 +244,11 @@ inline T absolute(T a) {
     else return std::fabs(x);
   }, a);
 }
+template <class T>
+inline T canonical_nan() {
+  if constexpr (std::is_same_v<T, float>) return std::bit_cast<float>(0x7FFFFFFFu);
+  else return number<T>(std::nan(""));
+}
 // Of a NaN and a number the number, unless .NaN; -0 is below +0.
 template <Mode m, bool maximum, class T>
 inline T extreme(T a, T b) {
@@ -255,7 +260,7 @@ inline T extreme(T a, T b) {
     if constexpr (m.xorsign) x = absolute<Mode{}>(x), y = absolute<Mode{}>(y);
     const double u = x, v = y;
     N result;
-    if (std::isnan(u) || std::isnan(v)) result = m.nan || (std::isnan(u) && std::isnan(v)) ? number<N>(std::nan("")) : std::isnan(u) ? y : x;
+    if (std::isnan(u) || std::isnan(v)) result = m.nan || (std::isnan(u) && std::isnan(v)) ? canonical_nan<N>() : std::isnan(u) ? y : x;
     else if (u == v) result = std::signbit(u) == maximum ? y : x;
     else result = (u > v) == maximum ? x : y;
     return out<m>(flip ? negate(result) : result);

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from . import arithmetic, control, memory
-from .instruction import TYPES, Context, Instruction, cpp_name, label_name
+from .instruction import Context, Instruction, cpp_name, label_name
 from .opcodes import OPCODES
 from .parse import Kernel, Label, Module, Registers, Scope, Statement, Symbol, Targets, UnsupportedPtx
 
@@ -79,9 +79,12 @@ def translate(module: Module, mutants: bool = False) -> tuple[str, list[Mutant]]
     for number, kernel in enumerate(module.kernels.values()):
         out.append(_kernel(module, kernel, number, addresses, found if mutants else None))
     entries = ", ".join(_entry(module, kernel, n) for n, kernel in enumerate(module.kernels.values()))
-    out.append(f"namespace ptx {{ const Entry entries[] = {{{entries}}}; const int entry_count = {len(module.kernels)}; }}")
+    out.append(
+        f"namespace ptx {{ const Entry entries[] = {{{entries}}}; const int entry_count = {len(module.kernels)}; }}"
+    )
     register = " ".join(
-        f'emulate::register_buffer(memory{n}, {s.bytes}, true, ".global {s.name}");' for n, s in enumerate(module.memory)
+        f'emulate::register_buffer(memory{n}, {s.bytes}, true, ".global {s.name}");'
+        for n, s in enumerate(module.memory)
     )
     out.append(f"void ptx::register_symbols() {{ {register} }}")
     return "\n".join(out) + "\n", found
