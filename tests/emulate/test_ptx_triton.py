@@ -137,7 +137,7 @@ def test_rows_that_are_not_finite(driver, launches):
         torch.testing.assert_close(a, b, equal_nan=True, rtol=1e-5, atol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def _sparse(elements: int, dtype: torch.dtype) -> torch.Tensor:
+def sparse(elements: int, dtype: torch.dtype) -> torch.Tensor:
     """Zeros without memory behind them until written."""
     size = elements * dtype.itemsize
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
@@ -150,7 +150,7 @@ def _sparse(elements: int, dtype: torch.dtype) -> torch.Tensor:
     ids=["row stride beyond 32 bits", "row offset beyond 32 bits", "class offset beyond 32 bits"],
 )
 def test_offsets_beyond_32_bits(n, c, row, column, driver, launches):
-    z = _sparse((n - 1) * row + (c - 1) * column + 1, torch.bfloat16).as_strided((n, c), (row, column))
+    z = sparse((n - 1) * row + (c - 1) * column + 1, torch.bfloat16).as_strided((n, c), (row, column))
     z.copy_(torch.randn(n, c, generator=torch.Generator().manual_seed(n)))
     y, T = torch.arange(n) % c, torch.full((n,), 2.0)
 

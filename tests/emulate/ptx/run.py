@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import re
 import shutil
+import subprocess
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -122,14 +123,16 @@ class Emulator:
         self._lock, self._header = threading.Lock(), threading.Lock()
 
     def library(self, text: str, mutants: bool = False) -> Library:
-        key = hashlib.sha256(f"{mutants}{text}".encode()).hexdigest()[:16]
+        # What follows the kernels is debugging information, with the path of the source.
+        code = re.split(r"^\s*\.(?:file|section)\b", text, maxsplit=1, flags=re.M)[0]
+        key = hashlib.sha256(f"{mutants}{code}".encode()).hexdigest()[:16]
         with self._lock:
             if key in self._libraries:
                 return self._libraries[key]
         module = parse(text)
-        code, found = translate(module, mutants)
+        cpp, found = translate(module, mutants)
         source, path = self.folder / f"{key}.cpp", self.folder / f"{key}.so"
-        source.write_text(code)
+        source.write_text(cpp)
         toolchain.compile_library(source, path, options=(f"-I{self._precompiled()}", *OPTIONS, f"-I{HERE}"))
         with self._lock:
             return self._libraries.setdefault(key, Library(module, path, found))
@@ -145,8 +148,10 @@ class Emulator:
             if not (folder / "launch.h.gch").exists():
                 folder.mkdir(exist_ok=True)
                 shutil.copy(HERE / "launch.h", folder)
-                options = ("-shared", *OPTIONS, f"-I{HERE}")
-                command = toolchain.command(folder / "launch.h", folder / "launch.h.gch", options=options)
-                command[command.index("-x") + 1] = "c++-header"
-                toolchain._run(command)
+                options = ("-fPIC", *OPTIONS, f"-I{HERE}")
+                header = folder / "launch.h"
+                command = toolchain.command(
+                    header, header.with_suffix(".h.gch"), options=options, language="c++-header"
+                )
+                subprocess.run(command, check=True)
         return folder

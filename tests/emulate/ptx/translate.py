@@ -18,18 +18,26 @@ _REACHES_OUT = ("ld", "st", "atom", "red", "cp", "ldmatrix", "stmatrix", "bar", 
                 "redux", "mma", "cvta", "membar", "fence", "bra", "brx", "trap", "call", "ldu", "elect")  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass
 class Mutant:
-    """A deliberate mistake in a translated kernel, switched on by its number when the kernel is launched."""
+    """A deliberate mistake in a translated kernel, switched on by its number when the kernel is launched.
+
+    What the compiler made of one line of the source, in many registers, is one mistake; every barrier is one of its own.
+    """
 
     number: int
     kernel: str
     kind: str
     what: str
-    statement: Statement
+    statements: list[Statement]
+
+    @property
+    def source(self) -> str:
+        return self.statements[0].source
 
     def __str__(self) -> str:
-        return f"{self.kind}: {self.what} at {self.statement}"
+        more = f" and {len(self.statements) - 1} more" * (len(self.statements) > 1)
+        return f"{self.kernel}, {self.kind} {self.what}: {self.statements[0]}{more}"
 
 
 def _offsets(symbols: list[Symbol], start: int = 0) -> tuple[dict[str, int], int]:
@@ -129,7 +137,13 @@ def _statement(statement: Statement, context: Context, mutants: list[Mutant] | N
     def mutate(kind: str, what: str) -> str | None:
         if mutants is None:
             return None
-        mutants.append(Mutant(len(mutants) + 1, context.kernel.name, kind, what, statement))
+        name, opcode = context.kernel.name, statement.opcode
+        for m in mutants:
+            same = (m.kernel, m.kind, m.what, m.source) == (name, kind, what, statement.source)
+            if same and m.statements[0].opcode == opcode and kind != "barrier":
+                m.statements.append(statement)
+                return f"ptx::mutant == {m.number}"
+        mutants.append(Mutant(len(mutants) + 1, name, kind, what, [statement]))
         return f"ptx::mutant == {len(mutants)}"
 
     context.mutate = mutate
@@ -140,7 +154,7 @@ def _statement(statement: Statement, context: Context, mutants: list[Mutant] | N
         code = f"if (!({on})) {{ {code} }}"
     if statement.guard:
         guard = Instruction(statement, context).value(statement.guard, "pred")
-        if statement.base in ("ld", "st", "atom", "red") and (on := mutate("guard", f"{statement.guard} dropped")):
+        if statement.base in ("ld", "st", "atom", "red") and (on := mutate("guard", "dropped")):
             guard = f"({guard}) || {on}"
         code = f"if ({guard}) {{ {code} }}"
     return code
