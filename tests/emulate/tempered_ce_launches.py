@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import gpu_builds
 import torch
+from emulate import toolchain
 from emulate.ptx.run import Emulator
 from emulate.ptx.triton_driver import EmulatedDriver, emulated
 from fastrank.kernels import tempered_ce
@@ -36,19 +36,27 @@ def triton_on_cpu(driver: EmulatedDriver) -> Iterator[EmulatedDriver]:
         tempered_ce._choose = choose
 
 
-def prepare(emulator: Emulator, calls: Iterable[Callable[[], object]], hints: bool = True, arch: int = 80) -> list:
-    """Compiles what the calls will launch, side by side; returns the specialisations."""
-    builds = []
+def record(calls: Iterable[Callable[[], object]]) -> list[gpu_builds.TritonBuild]:
+    """What the calls will launch, each specialisation once; nothing is compiled or run."""
+    found: dict[str, gpu_builds.TritonBuild] = {}
     choose, tempered_ce._choose = tempered_ce._choose, lambda device, impl: impl or "native"
     try:
         for call in calls:
-            with gpu_builds.launches() as found:
+            with gpu_builds.launches() as launched:
                 call()
-            builds += [gpu_builds.TritonBuild("tempered_ce", f["kernel"].__name__, **f) for f in found]
+            for facts in launched:
+                build = gpu_builds.TritonBuild("tempered_ce", facts["kernel"].__name__, **facts)
+                found.setdefault(repr(vars(build)), build)
     finally:
         tempered_ce._choose = choose
-    unique = {repr(vars(b)): b for b in builds}.values()
-    with ThreadPoolExecutor(2) as pool:
-        texts = list(pool.map(lambda b: b.compile(arch, hints).asm["ptx"], unique))
-    emulator.libraries(texts)
-    return list(unique)
+    return list(found.values())
+
+
+def build(emulator: Emulator, builds: Iterable[gpu_builds.TritonBuild], hints: bool = True, arch: int = 80) -> None:
+    """Compiles side by side what would else be compiled launch by launch."""
+    toolchain.side_by_side(lambda b: emulator.library(b.compile(arch, hints).asm["ptx"]), builds)
+
+
+def prepare(emulator: Emulator, calls: Iterable[Callable[[], object]], hints: bool = True) -> None:
+    """Compiles what the calls will launch."""
+    build(emulator, record(calls), hints)

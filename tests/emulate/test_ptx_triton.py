@@ -49,7 +49,8 @@ def driver(triton_emulator, launches):
 
     cases = [c for group in CASES for c in group]
     calls = [lambda c=c: suite.run("triton", *suite.build(c)) for c in cases]
-    calls += [lambda t=t: t("triton") for t in (nested, statistics, misaligned)]
+    calls += [lambda t=t: t("triton") for t in (nested, statistics, misaligned, not_finite)]
+    calls += [lambda f=f: far_apart("triton", *f) for f in FAR]
     launches.prepare(triton_emulator, calls)
     launches.prepare(triton_emulator, [lambda c=c: suite.run("triton", *suite.build(c)) for c in UNHINTED], False)
     return EmulatedDriver(triton_emulator, launches.OUTPUTS)
@@ -117,69 +118,59 @@ def test_equals_the_reference(call, driver, launches):
             for a, b in zip(got, expected, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-5)
             first = first or got
-            # No sum depends on the order in which threads run, but for one in its last bit: lanes that hold the same row
-            # fuse z^2 with the other's rounded z^2, so they differ, and whose sum is stored is open.
+            # No sum depends on the order in which threads run, but for the last bit of one: lanes that hold the same
+            # row fuse z^2 with the other's rounded z^2, so they differ, and whose sum is stored is open.
             for name, a, b in zip(OUTPUTS, got, first, strict=True):
                 assert name == "sum_z2" or torch.equal(a, b), (name, schedule)
 
 
-def test_rows_that_are_not_finite(driver, launches):
+def not_finite(impl):
     inf, nan = float("inf"), float("nan")
-    z = torch.randn(7, 13)
-    y = torch.tensor([0, 1, 2, 0, 1, 12, 0])
+    z, y = torch.randn(7, 13, generator=torch.Generator().manual_seed(3)), torch.tensor([0, 1, 2, 0, 1, 12, 0])
     z[1, 0], z[2, 2], z[3], z[5, :11], z[6] = nan, inf, nan, -inf, -inf
     y[3] = -100
-    expected = outputs("reference", z, y, torch.full((7,), 2.0), reduction="none")
-    launches.prepare(driver.emulator, [lambda: outputs("triton", z, y, torch.full((7,), 2.0), reduction="none")])
+    return outputs(impl, z, y, torch.full((7,), 2.0), reduction="none")
+
+
+def test_rows_that_are_not_finite(driver, launches):
     with launches.triton_on_cpu(driver):
-        got = outputs("triton", z, y, torch.full((7,), 2.0), reduction="none")
-    for name, a, b in zip(OUTPUTS, got, expected, strict=True):
+        got = not_finite("triton")
+    for name, a, b in zip(OUTPUTS, got, not_finite("reference"), strict=True):
         torch.testing.assert_close(a, b, equal_nan=True, rtol=1e-5, atol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def sparse(elements: int, dtype: torch.dtype) -> torch.Tensor:
     """Zeros without memory behind them until written."""
-    size = elements * dtype.itemsize
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
-    return torch.frombuffer(mmap.mmap(-1, size, flags), dtype=dtype)
+    return torch.frombuffer(mmap.mmap(-1, elements * dtype.itemsize, flags), dtype=dtype)
 
 
-@pytest.mark.parametrize(
-    ("n", "c", "row", "column"),
-    [(3, 5, 2**31 + 8, 1), (9, 5, 2**28 + 4, 1), (2, 13, 1, 2**28 + 3)],
-    ids=["row stride beyond 32 bits", "row offset beyond 32 bits", "class offset beyond 32 bits"],
-)
-def test_offsets_beyond_32_bits(n, c, row, column, driver, launches):
+#: Rows, classes and their strides: what exceeds 32 bits is the row's stride, its offset, a class's offset.
+FAR = [(3, 5, 2**31 + 8, 1), (9, 5, 2**28 + 4, 1), (2, 13, 1, 2**28 + 3)]
+
+
+def far_apart(impl, n, c, row, column):
     z = sparse((n - 1) * row + (c - 1) * column + 1, torch.bfloat16).as_strided((n, c), (row, column))
     z.copy_(torch.randn(n, c, generator=torch.Generator().manual_seed(n)))
-    y, T = torch.arange(n) % c, torch.full((n,), 2.0)
+    z = z if impl == "triton" else z.contiguous()
+    return tempered_cross_entropy(z, torch.arange(n) % c, torch.full((n,), 2.0), reduction="none", impl=impl)
 
-    def call(impl, logits):
-        return tempered_cross_entropy(logits, y, T, reduction="none", impl=impl)
 
-    launches.prepare(driver.emulator, [lambda: call("triton", z)])
+@pytest.mark.parametrize("where", FAR, ids=["row stride", "row offset", "class offset"])
+def test_offsets_beyond_32_bits(where, driver, launches):
     with launches.triton_on_cpu(driver):
-        torch.testing.assert_close(call("triton", z), call("reference", z.contiguous()), rtol=1e-5, atol=1e-5)
+        got = far_apart("triton", *where)
+    torch.testing.assert_close(got, far_apart("reference", *where), rtol=1e-5, atol=1e-5)
 
 
-def test_every_tile_and_dtype_was_run(launches, driver):
+def test_every_tile_and_dtype_was_run(triton_emulator, launches):
     """The cases above are a choice; this keeps it one that leaves nothing out as kernels and tiles are added."""
     from fastrank.kernels.tempered_ce import config
-    from gpu_builds import launches as recorded
 
     seen = set()
-    for case in itertools.chain(*CASES):
-        with recorded() as found, launches.triton_on_cpu(driver):
-            from triton.runtime import driver as triton_driver
-
-            from gpu_builds import _Recorder
-
-            triton_driver.set_active(_Recorder())
-            suite.run("triton", *suite.build(case))
-        for launch in found:
-            constants = launch["constants"]
-            seen.add((launch["kernel"].__name__, constants["ROWS"], constants["CLASSES"]))
-            seen.add((launch["kernel"].__name__, launch["signature"]["logits_ptr"]))
+    for build in launches.record([lambda c=c: suite.run("triton", *suite.build(c)) for c in itertools.chain(*CASES)]):
+        seen.add((build.name, build.constants["ROWS"], build.constants["CLASSES"]))
+        seen.add((build.name, build.signature["logits_ptr"]))
     for kernel in ("forward_kernel", "backward_kernel"):
         for tile in config.TILES:
             assert (kernel, tile.rows, tile.classes) in seen

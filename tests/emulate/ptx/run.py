@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -136,10 +135,6 @@ class Emulator:
         toolchain.compile_library(source, path, options=(f"-I{self._precompiled()}", *OPTIONS, f"-I{HERE}"))
         with self._lock:
             return self._libraries.setdefault(key, Library(module, path, found))
-
-    def libraries(self, texts: Iterable[str]) -> list[Library]:
-        with ThreadPoolExecutor() as pool:
-            return list(pool.map(self.library, texts))
 
     def _precompiled(self) -> Path:
         """launch.h, parsed once: it is most of what a small kernel takes to compile."""
