@@ -278,7 +278,7 @@ def ptxas() -> str | None:
 
 
 def launch(
-    emulator: Emulator, text: str, kernel: str, threads: int, arrays: list[np.ndarray], run: Run = Run(), grid=1
+    emulator: Emulator, text: str, kernel: str, threads: int, arrays: list[np.ndarray], run: Run = LOCKSTEP
 ):
     buffers = [Buffer(a.ctypes.data, a.nbytes, True, f"array {n}") for n, a in enumerate(arrays)]
     parameters = b"".join(struct.pack("Q", a.ctypes.data) for a in arrays)

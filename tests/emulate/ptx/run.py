@@ -19,7 +19,7 @@ from .translate import Mutant, translate
 
 HERE = Path(__file__).resolve().parent
 #: No fused products but those the PTX asks for; no debugging information (nearly all of the time goes to compiling).
-OPTIONS = ("-O0", "-fwrapv", "-ffp-contract=off", "-fvisibility=hidden", "-g0", "-w", "-fno-strict-aliasing")
+OPTIONS = ("-fPIC", "-O0", "-fwrapv", "-ffp-contract=off", "-fvisibility=hidden", "-g0", "-w", "-fno-strict-aliasing")
 SCHEDULES = ("lockstep", "reverse+early", "warps", "warps-reverse+early", "random:1", "random:2+early")
 
 
@@ -119,7 +119,7 @@ class Emulator:
     def __init__(self, folder: Path):
         self.folder = folder
         self._libraries: dict[str, Library] = {}
-        self._lock, self._header = threading.Lock(), threading.Lock()
+        self._lock, self._once = threading.Lock(), threading.Lock()
 
     def library(self, text: str, mutants: bool = False) -> Library:
         # What follows the kernels is debugging information, with the path of the source.
@@ -132,21 +132,22 @@ class Emulator:
         cpp, found = translate(module, mutants)
         source, path = self.folder / f"{key}.cpp", self.folder / f"{key}.so"
         source.write_text(cpp)
-        toolchain.compile_library(source, path, options=(f"-I{self._precompiled()}", *OPTIONS, f"-I{HERE}"))
+        options, launcher = self._prepared()
+        toolchain.compile_library(source, path, options=(*options, str(launcher)))
         with self._lock:
             return self._libraries.setdefault(key, Library(module, path, found))
 
-    def _precompiled(self) -> Path:
-        """launch.h, parsed once: it is most of what a small kernel takes to compile."""
-        folder = self.folder / "precompiled"
-        with self._header:
-            if not (folder / "launch.h.gch").exists():
+    def _prepared(self) -> tuple[tuple[str, ...], Path]:
+        """Options that find launch.h already parsed, and library.cpp compiled: most of what a small kernel takes."""
+        folder = self.folder / "prepared"
+        header, launcher = folder / "launch.h", folder / "library.o"
+        options = (f"-I{folder}", *OPTIONS, f"-I{HERE}")
+        with self._once:
+            if not launcher.exists():
                 folder.mkdir(exist_ok=True)
-                shutil.copy(HERE / "launch.h", folder)
-                options = ("-fPIC", *OPTIONS, f"-I{HERE}")
-                header = folder / "launch.h"
-                command = toolchain.command(
-                    header, header.with_suffix(".h.gch"), options=options, language="c++-header"
-                )
+                shutil.copy(HERE / "launch.h", header)
+                compiled = header.with_suffix(".h.gch")
+                command = toolchain.command(header, compiled, options=options, language="c++-header")
                 subprocess.run(command, check=True)
-        return folder
+                toolchain.compile_object(HERE / "library.cpp", launcher, options=options)
+        return options, launcher

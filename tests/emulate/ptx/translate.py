@@ -22,7 +22,7 @@ _REACHES_OUT = ("ld", "st", "atom", "red", "cp", "ldmatrix", "stmatrix", "bar", 
 class Mutant:
     """A deliberate mistake in a translated kernel, switched on by its number when the kernel is launched.
 
-    What the compiler made of one line of the source, in many registers, is one mistake; every barrier is one of its own.
+    What the compiler made of one line of the source, in many registers, is one mistake; each barrier is one of its own.
     """
 
     number: int
