@@ -16,6 +16,8 @@ PYBIND11_MODULE(_core, m) {
   m.attr("built_isas") = FASTRANK_ISAS;
 #ifdef FASTRANK_WITH_CUDA
   m.attr("cuda") = true;
+  m.attr("cuda_version") = FASTRANK_CUDA_VERSION;
+  m.attr("cuda_architectures") = FASTRANK_CUDA_ARCHITECTURES;
 #else
   m.attr("cuda") = false;
 #endif

@@ -90,6 +90,43 @@ def train(
 
 
 @app.command()
+def plan(
+    model: Annotated[str, typer.Option(help="A timm model, or mlp, vgg19, resnet18_cifar, ...")] = "resnet18",
+    batch: Annotated[int, typer.Option(help="Samples per step.")] = 128,
+    image: Annotated[int, typer.Option(help="Pixels.")] = 224,
+    device: Annotated[str, typer.Option(help="cpu (measured), a100, h100, h200 or b200 (data sheets).")] = "h100",
+    track: Annotated[str, typer.Option(help="light, default or full.")] = "default",
+    layers: Annotated[list[str] | None, typer.Option(help="Globs over module names, one or more.")] = None,
+    every: Annotated[int, typer.Option(help="Track every so many steps.")] = 1,
+    budget: Annotated[str | None, typer.Option(help="Share of a training step, such as 5%: what to cut.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Of training: fp32, or bf16 (autocast; a GPU's default).")
+    ] = None,
+    utilisation: Annotated[float | None, typer.Option(help="Share of the peak that training reaches.")] = None,
+    classes: Annotated[int, typer.Option(help="Of the classifier.")] = 1000,
+    channels: Annotated[int, typer.Option(help="Of the images.")] = 3,
+    model_kwarg: Annotated[
+        list[str] | None, typer.Option(help="key=value for the model's constructor, one or more.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Every matrix, as JSON.")] = False,
+) -> None:
+    """Predict what tracking costs on a device, before anything is run: layers, bytes, flops, launches, ms, memory.
+
+    Example: `fastrank plan --model resnet50 --batch 256 --image 224 --device h100 --track default --budget 5%`
+    """
+    from fastrank.train.models import parse_kwargs
+    from fastrank.train.planned import parse_budget, plan_named, to_json, to_text
+
+    limit = None if budget is None else parse_budget(budget)
+    found = plan_named(
+        model, batch=batch, image=image, classes=classes, channels=channels, kwargs=parse_kwargs(model_kwarg or []),
+        device=device, track=track, layers=layers or "*", every=every, precision=precision, utilisation=utilisation,
+    )  # fmt: skip
+    title = f"{model}, batch {batch}, {image} px, track {track}"
+    typer.echo((to_json if as_json else to_text)(found, title, limit))
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run directories, compared side by side in this order.")],
     out: Annotated[Path | None, typer.Option(help="The page; report.html beside the first run if left out.")] = None,
@@ -128,6 +165,48 @@ def doctor() -> None:
     from fastrank.diagnosis import describe
 
     typer.echo(describe())
+
+
+@app.command()
+def bench(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="tempered_ce, gram, rank, tracking; all if left out.", show_default=False)
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer cases, less time for each.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="Of torch and the native kernels (torch's choice).")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Per contender and case (0.6; quick 0.08).")] = None,
+    case: Annotated[str | None, typer.Option(help="Only cases whose title contains this.")] = None,
+    json: Annotated[Path | None, typer.Option(help="A file for all figures.")] = None,
+    save: Annotated[str | None, typer.Option(help="Keep the figures under this name, for --against.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="A saved name or file: say what changed; exit code 1 if a ratio got worse.")
+    ] = None,
+    plots: Annotated[Path | None, typer.Option(help="A directory for one roofline picture per benchmark.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Name the benchmarks and their cases, and stop.")] = False,
+    gpu_check: Annotated[
+        bool, typer.Option("--gpu-check", help="The whole verdict on a GPU: tests, sanitizer, timings; 10 minutes.")
+    ] = False,
+) -> None:
+    """Time this package against torch, scipy and others, checking every answer in the same run.
+
+    Example: `fastrank bench gram --quick --save before`
+    """
+    from fastrank.checkout import benchmark_module
+
+    if gpu_check:
+        if names:
+            raise InputError("names", "none with --gpu-check, which runs them all", ", ".join(names))
+        raise typer.Exit(benchmark_module("gpu_check").run(device, echo=typer.echo))
+    runner = benchmark_module("runner")
+    if list_:
+        typer.echo(runner.listing())
+        return
+    code = runner.run(
+        names, quick=quick, device=device, threads=threads, seconds=seconds, case=case, json=json, save=save,
+        against=against, plots=plots, echo=typer.echo,
+    )  # fmt: skip
+    raise typer.Exit(code)
 
 
 def main() -> None:

@@ -5,42 +5,56 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy
 import torch
 
 from fastrank import __version__
+from fastrank.conflicts import conflicts, driver_cuda, usable_cores, version
 from fastrank.extras import EXTRAS
 from fastrank.kernels import backend
 
+#: Environment variables that change how many threads run, or how they wait.
+THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_WAIT_POLICY")
+
 
 def doctor() -> dict[str, str]:
-    """One line a subject, as `fastrank doctor` prints them: {subject: finding}; a cure follows after "->"."""
-    native, triton = backend.native_status(), backend.triton_status()
-    core, report = backend.core(), backend.build_report()
+    """One line a subject, as `fastrank doctor` prints them: {subject: finding}; a cure follows after "->".
+
+    Every op has a line of its own, "op <name>", and every known conflict (fastrank/conflicts.py) "conflict <number>".
+    """
+    native, triton, cuda = backend.native_status(), backend.triton_status(), backend.cuda_status()
+    core = backend.core()
     findings = {
         "fastrank": f"{__version__} at {os.path.dirname(__file__)}",
         "python": f"{platform.python_version()} ({sys.executable})",
         "torch": f"{torch.__version__}, numpy {numpy.__version__}, triton {_version('triton')}",
-        "platform": f"{platform.platform()}, {os.cpu_count()} CPUs",
+        "platform": f"{platform.platform()}, {_processor()}",
         "threads": _threads(),
+        "BLAS": _blas(),
         "C++ compiler": _compiler(),
         "nvcc": _nvcc(),
-        "GPU": _gpu(),
+        "driver": _driver(),
+        **_devices(),
         "native core": f"live, instruction set {core.isa} of {core.built_isas}" if core else _problem(native),
-        "native CUDA": "built" if core and core.cuda else _no_cuda(report),
+        "native CUDA": _cuda_code() + ("live" if cuda.available else _problem(cuda)),
         "triton": "live" + (f" ({triton.reason})" if triton.reason else "") if triton.available else _problem(triton),
-        "CPU tensors": "native C++" if core else "torch reference (slower, same figures)",
+        **{f"op {op}": _op(op) for op in backend.OPS},
     }
     for extra, packages in EXTRAS.items():
         missing = [name for name in packages.values() if _version(name) == "missing"]
         findings[f"extra [{extra}]"] = (
             f"missing {', '.join(missing)} -> pip install 'fastrank[{extra}]'" if missing else "complete"
         )
-    return findings
+    found = conflicts()
+    for number, (wrong, cure) in enumerate(found, 1):
+        findings[f"conflict {number}"] = f"{wrong} -> {cure}"
+    return findings if found else findings | {"conflicts": "none known"}
 
 
 def describe() -> str:
@@ -50,10 +64,33 @@ def describe() -> str:
     return "\n".join(f"{subject:<{width}}  {finding}" for subject, finding in findings.items())
 
 
+def _processor() -> str:
+    try:
+        model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        model = None
+    return f"{model[1] if model else platform.processor() or 'processor unknown'}, {os.cpu_count()} CPUs"
+
+
 def _threads() -> str:
-    policy = os.environ.get("OMP_WAIT_POLICY")
-    advice = "" if policy else " -> export OMP_WAIT_POLICY=PASSIVE if other processes share the cores"
-    return f"{torch.get_num_threads()} by torch and the native core, OMP_WAIT_POLICY {policy or 'unset'}{advice}"
+    settings = [f"{name}={os.environ[name]}" for name in THREAD_SETTINGS if name in os.environ]
+    return f"{torch.get_num_threads()} by torch and the native core, {usable_cores():g} usable cores" + "".join(
+        f", {setting}" for setting in settings
+    )
+
+
+def _blas() -> str:
+    """torch's own, and any other that numpy or scipy brought."""
+    config = torch.__config__.show()
+    name = re.search(r"BLAS_INFO=(\w+)", config)
+    release = re.search(r"Math Kernel Library Version ([\d.]+)", config)
+    found = f"torch {name[1] if name else 'unknown'}{' ' + release[1] if release else ''}"
+    try:
+        from threadpoolctl import threadpool_info
+    except ImportError:
+        return found
+    others = {f"{p['internal_api']} {p['version']}" for p in threadpool_info() if p["user_api"] == "blas"}
+    return ", ".join([found, *(f"numpy/scipy {other}" for other in sorted(others) if "mkl" not in other)])
 
 
 def _problem(status: backend.Status) -> str:
@@ -86,16 +123,46 @@ def _nvcc() -> str:
     return _first_line(path, "--version") if path else "none on PATH (needed only to build the CUDA kernels)"
 
 
-def _gpu() -> str:
-    if torch.cuda.is_available():
-        return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-    built = torch.version.cuda
-    return f"none visible to torch ({f'built for CUDA {built}' if built else 'a CPU-only build of torch'})"
+def _driver() -> str:
+    driver = driver_cuda()
+    if driver is None:
+        return "no NVIDIA driver (needed only to run on a GPU)"
+    program = shutil.which("nvidia-smi")
+    release = _first_line(program, "--query-gpu=driver_version", "--format=csv,noheader") if program else ""
+    return f"{release} (up to CUDA {version(driver)})".strip()
 
 
-def _no_cuda(report: dict) -> str:
-    if report.get("cuda_error"):
-        return f"not built: {report['cuda_error']} -> FASTRANK_CUDA=ON pip install -e . -v shows why"
-    if report.get("requested_cuda") == "OFF":
-        return "not built: FASTRANK_CUDA=OFF was asked for -> FASTRANK_CUDA=ON pip install -e ."
-    return "not built: no nvcc was found -> install the CUDA toolkit, then FASTRANK_CUDA=ON pip install -e ."
+def _devices() -> dict[str, str]:
+    if not torch.cuda.is_available():
+        built = torch.version.cuda
+        return {"GPU": f"none visible to torch ({f'built for CUDA {built}' if built else 'a CPU-only build of torch'})"}
+    found = {}
+    for index in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(index)
+        found[f"GPU {index}"] = (
+            f"{facts.name}, sm_{facts.major}{facts.minor}, {facts.multi_processor_count} multiprocessors, "
+            f"{facts.total_memory / 2**30:.0f} GiB"
+        )
+    return found
+
+
+def _cuda_code() -> str:
+    core = backend.core()
+    if core is None or not core.cuda:
+        return ""
+    return f"built with CUDA {version(core.cuda_version)} for {core.cuda_architectures}, "
+
+
+def _op(op: str) -> str:
+    """What runs it for tensors of each kind of device, and why not what would be best."""
+    return "; ".join(f"{device} -> {_runs(op, device)}" for device in ("cpu", "cuda"))
+
+
+def _runs(op: str, device: str) -> str:
+    best = backend.OPS[op][device][0]
+    reason = backend.problem(op, device, best)
+    if not reason:
+        return best
+    if device == "cuda" and not torch.cuda.is_available():
+        return f"{best} (no device here)"
+    return f"reference, since {best}: {reason}"

@@ -14,6 +14,14 @@ import torch
 
 IMPLS = ("reference", "native", "triton")
 
+#: What implements each op for tensors of each kind of device, best first. Every op also has its torch reference, which
+#: runs anywhere.
+OPS = {
+    "tempered_ce": {"cpu": ("native",), "cuda": ("triton",)},
+    "gram_accumulate_": {"cpu": ("native",), "cuda": ("native",)},
+    "gram_dual": {"cpu": ("native",), "cuda": ("native",)},
+}
+
 
 @dataclass(frozen=True)
 class Status:
@@ -86,47 +94,89 @@ def _say_once(message: str) -> None:
     warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 
-def choose(op: str, tensor: torch.Tensor, impl: str | None, supported: tuple[str, ...]) -> str:
-    """The implementation of `op` that runs for `tensor`: `impl` if given, else the best of `supported`.
+@cache
+def cuda_status(index: int = 0) -> Status:
+    """Whether the native core's CUDA kernels can run on CUDA device `index`."""
+    native = native_status()
+    if not native.available:
+        return native
+    if not core().cuda:
+        report = build_report()
+        if report.get("cuda_error"):
+            return Status(False, f"not built: {report['cuda_error']}", "FASTRANK_CUDA=ON pip install -e . -v shows why")
+        if report.get("requested_cuda") == "OFF":
+            return Status(False, "not built: FASTRANK_CUDA=OFF was asked for", "FASTRANK_CUDA=ON pip install -e .")
+        return Status(
+            False,
+            "not built: no nvcc was found",
+            "install the CUDA toolkit, then FASTRANK_CUDA=ON pip install -e .",
+        )
+    if not torch.cuda.is_available():
+        return Status(False, "no CUDA device", "run on a machine with an NVIDIA GPU and a CUDA build of torch")
+    major, minor = torch.cuda.get_device_capability(index)
+    if not _has_code(major, minor, core().cuda_architectures):
+        return Status(
+            False,
+            f"no code for sm_{major}{minor} among {core().cuda_architectures}",
+            "pip install -e . again with an nvcc that knows this architecture",
+        )
+    return Status(True)
 
-    CUDA tensors go to Triton or native CUDA, CPU tensors to native, everything else to the reference. Raises
-    ValueError for an unknown `impl` and RuntimeError for one that cannot run here; a missing native core is
+
+def _has_code(major: int, minor: int, architectures: str) -> bool:
+    """Whether a device runs any of `architectures`, in CMake's words: "80-real" is machine code, for devices of the
+    same major and no lower minor; "90" is that and PTX, which the driver compiles for any later device."""
+    for name in architectures.split(","):
+        number, _, kind = name.partition("-")
+        own = divmod(int(number), 10)
+        if kind != "virtual" and own[0] == major and own[1] <= minor:
+            return True
+        if kind != "real" and own <= (major, minor):
+            return True
+    return False
+
+
+def choose(op: str, tensor: torch.Tensor, impl: str | None) -> str:
+    """The implementation of `op` that runs for `tensor`: `impl` if given, else the best that `OPS` names.
+
+    Raises ValueError for an unknown `impl` and RuntimeError for one that cannot run here; a missing native core is
     stated once and the reference takes its place.
     """
+    device = tensor.device.type
     if impl is not None:
         if impl not in IMPLS:
             raise ValueError(f"impl: expected one of {', '.join(IMPLS)} or None, got {impl!r}")
-        problem = _problem(tensor, impl, supported)
-        if problem:
-            raise RuntimeError(f"impl={impl!r} cannot run {op} on a {tensor.device.type} tensor: {problem}")
+        reason = problem(op, device, impl, tensor.device.index or 0)
+        if reason:
+            raise RuntimeError(f"impl={impl!r} cannot run {op} on a {device} tensor: {reason}")
         return impl
-    order = ("triton", "native") if tensor.device.type == "cuda" else ("native",)
-    for candidate in order:
-        if candidate in supported and not _problem(tensor, candidate, supported):
+    candidates = OPS[op].get(device, ())
+    for candidate in candidates:
+        if not problem(op, device, candidate, tensor.device.index or 0):
             return candidate
-    if tensor.device.type == "cpu" and "native" in supported and not native_status().available:
+    if device == "cpu" and "native" in candidates:
         status = native_status()
         _say_once(f"fastrank runs on its slower torch reference: {status.reason}; {status.cure}")
     return "reference"
 
 
-def _problem(tensor: torch.Tensor, impl: str, supported: tuple[str, ...]) -> str:
-    """Why `impl` cannot take `tensor`; empty if it can."""
+def problem(op: str, device: str, impl: str, index: int = 0) -> str:
+    """Why `impl` cannot run `op` on tensors of `device`, and what cures it; empty if it can."""
     if impl == "reference":
         return ""
+    supported = sorted({name for names in OPS[op].values() for name in names})
     if impl not in supported:
         return f"this op has only {', '.join(supported)}"
-    device = tensor.device.type
     if impl == "triton":
         status = triton_status()
-        if not status.available:
-            return f"{status.reason}; {status.cure}"
-        return "" if device == "cuda" or (device == "cpu" and interpreting()) else "Triton needs a CUDA tensor"
-    status = native_status()
+        if status.available and device != "cuda" and not (device == "cpu" and interpreting()):
+            return "Triton needs a CUDA tensor"
+    elif device == "cpu":
+        status = native_status()
+    elif device == "cuda":
+        status = cuda_status(index)
+    else:
+        return f"no native kernel for {device}"
     if not status.available:
         return f"{status.reason}; {status.cure}"
-    if device == "cpu":
-        return ""
-    if device == "cuda":
-        return "" if core().cuda else "the native core was built without CUDA (set FASTRANK_CUDA=ON and reinstall)"
-    return f"no native kernel for {device}"
+    return "" if device == "cpu" or impl in OPS[op].get(device, ()) else f"no {impl} kernel for {device} tensors"

@@ -25,15 +25,15 @@ class Op:
     impls: tuple[str, ...]
     run: Callable[..., Outputs]
     reference: Callable[..., Outputs]
-    #: band(case, outputs in float64) -> one tensor (broadcastable) or float per output: the stated extra error
+    #: band(case, outputs in float64) -> one tensor (broadcastable) or float per output: the stated extra error, on any
+    #: device; where the outputs lie says which device's arithmetic is bounded
     band: Callable[[Any, Outputs], Sequence[torch.Tensor | float]]
     #: build(case) -> inputs in the case's dtype
     build: Callable[[Any], tuple]
 
     def live_impls(self, device: str = "cpu") -> list[str]:
         """The implementations that can run in this process on `device`."""
-        probe = torch.empty(0, device=device)
-        return [impl for impl in self.impls if not backend._problem(probe, impl, self.impls)]
+        return [impl for impl in self.impls if not backend.problem(self.name, device, impl)]
 
 
 def check(op: Op, impl: str, case: Any, device: str = "cpu") -> None:
@@ -83,5 +83,9 @@ def _floating(x: Any) -> bool:
 
 
 def _to(x: Any, device: str) -> Any:
-    # `.to` on a CPU tensor already there keeps strides, which are part of the case.
-    return x.to(device) if isinstance(x, torch.Tensor) else x
+    """`x` on `device` in the layout it has, which is part of the case: Tensor.to would close the gaps."""
+    if not isinstance(x, torch.Tensor) or x.device == torch.device(device):
+        return x
+    elements = x.untyped_storage().nbytes() // x.itemsize
+    memory = x.as_strided((elements,), (1,), 0).to(device)
+    return memory.as_strided(x.shape, x.stride(), x.storage_offset())

@@ -17,14 +17,12 @@ _library.define(
 )
 _library.define("gram_dual(Tensor X, str precision='exact', str? impl=None) -> Tensor")
 
-_SUPPORTED = ("native",)
-
 
 # The dispatcher leaves out trailing arguments that have their default, so these repeat the schema's.
 def _accumulate(
     G: Tensor, total: Tensor, X: Tensor, shift: Tensor | None = None, precision: str = "exact", impl: str | None = None
 ) -> None:
-    if backend.choose("gram_accumulate_", X, impl, _SUPPORTED) == "reference":
+    if backend.choose("gram_accumulate_", X, impl) == "reference":
         reference.gram_accumulate_(G, total, X, shift)
         return
     if shift is not None:
@@ -33,7 +31,7 @@ def _accumulate(
 
 
 def _dual(X: Tensor, precision: str = "exact", impl: str | None = None) -> Tensor:
-    if backend.choose("gram_dual", X, impl, _SUPPORTED) == "reference":
+    if backend.choose("gram_dual", X, impl) == "reference":
         return reference.gram_dual(X)
     n, d = X.shape
     K = torch.zeros(n, n, dtype=torch.float64, device=X.device)

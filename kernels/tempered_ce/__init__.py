@@ -95,6 +95,5 @@ _chosen: dict[tuple[str, str | None], str] = {}
 def _choose(device: str, impl: str | None) -> str:
     """The backend for tensors on `device`; a constant of the process, so also of a compiled graph."""
     if (device, impl) not in _chosen:
-        supported = ("native", "triton") if device == "cpu" else ("triton",)
-        _chosen[device, impl] = backend.choose("tempered_ce", torch.empty(0, device=device), impl, supported)
+        _chosen[device, impl] = backend.choose("tempered_ce", torch.empty(0, device=device), impl)
     return _chosen[device, impl]

@@ -27,7 +27,7 @@ class Builds:
         return toolchain.compile_object(source, output, sanitizer, options=options)
 
     def _precompiled(self, sanitizer: str = "") -> tuple[str, ...]:
-        return toolchain.precompile(self.folder, sanitizer, ("-g0",))
+        return toolchain.precompile(self.folder, sanitizer, ("-g0", "-DEMULATE_LAUNCH_ELSEWHERE"))
 
     def _program(self, name: str, sanitizer: str = "") -> Path:
         sources = {"gram": [CUDA, DRIVERS / "gram.cpp"], "tensor": [DRIVERS / "tensor.cpp"]}[name]

@@ -140,15 +140,16 @@ def read(problems: Sequence[Problem], schedules: Sequence[str], path: Path) -> I
                 if len(head) < 8:
                     return
                 message = file.read(struct.unpack("q", head)[0]).decode(errors="replace")
-                C = _doubles(file, p.C.numel()).view(p.C.shape)
-                total = _doubles(file, p.case.d) if p.total is not None else None
-                if total is not None and len(total) < p.case.d:
-                    return
-                yield Result(p, schedule, message, C, total)
+                C = _doubles(file, p.C.numel())
+                total = None if p.total is None else _doubles(file, p.case.d)
+                if len(C) < p.C.numel() or (total is not None and len(total) < p.case.d):
+                    return  # the process ended in the middle
+                yield Result(p, schedule, message, C.view(p.C.shape), total)
 
 
 def _doubles(file, count: int) -> Tensor:
     data = bytearray(file.read(8 * count))
+    data = data[: len(data) // 8 * 8]
     return torch.frombuffer(data, dtype=torch.float64) if data else torch.empty(0, dtype=torch.float64)
 
 

@@ -23,7 +23,9 @@ WARNINGS = ("-Wall", "-Wextra", "-Wno-unknown-pragmas")
 
 SANITIZERS = {
     "": (),
-    "address": ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+    "address": ("-fsanitize=address",),
+    "address,undefined": ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+    "bounds": ("-fsanitize=bounds,alignment", "-fno-sanitize-recover=all"),
     "thread": ("-fsanitize=thread",),
 }
 

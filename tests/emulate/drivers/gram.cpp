@@ -109,6 +109,7 @@ int main(int argc, char** argv) {
       write(results, message.data(), message.size());
       write(results, my_c.data(), my_c.size());
       write(results, my_total.data(), my_total.size());
+      std::fflush(results);  // what is done stays if the next one crashes
     }
   }
   return std::fclose(results) ? 2 : 0;

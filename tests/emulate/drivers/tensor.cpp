@@ -123,7 +123,11 @@ int main(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) {
     schedule = argv[i];
     emulate::current_schedule() = emulate::Schedule::parse(schedule);
+#if defined(__SANITIZE_THREAD__)  // slow, and judges the order of accesses whatever the shape
+    for (const auto& [n, d] : {std::pair(33, 65), {70, 72}}) {
+#else
     for (const auto& [n, d] : {std::pair(1, 1), {5, 3}, {33, 65}, {37, 72}, {97, 64}, {70, 136}}) {
+#endif
       gram<__nv_bfloat16>("gram_bf16", n, d);
       if (n < 60) gram<__half>("gram_fp16", n, d);
     }

@@ -5,16 +5,16 @@
 // then find the stand-ins here, and the file's own host code launches the kernels. Code generated from PTX: include
 // this header and call launch() with a function to be run once per thread.
 //
-//   launching    launch(kernel name, grid, block, dynamic shared bytes, body)      throws Failure        scheduler.h
+//   launching    launch(kernel name, grid, block, dynamic shared bytes, body)      throws Failure        launch.h
 //                current_schedule() = Schedule::parse("random:7+early")                                  schedule.h
-//                this_thread().index / .lane() / .linear, this_block().index, this_launch().grid / .block
+//                this_thread().index / .lane() / .linear, this_block().index, this_launch().grid / .block  state.h
 //   failing      fail("printf format", ...)   from device code: names kernel, block, thread              failure.h
-//                count_step()                 at backward jumps: finds loops that never wait
-//   barriers     barrier(id = 0, count = 0 (whole block), site, wait = true): bar.sync, bar.arrive
+//                count_step()                 at backward jumps: finds loops that never wait           wait.h
+//   barriers     barrier(id = 0, count = 0 (whole block), site, wait = true): bar.sync, bar.arrive          wait.h
 //                warp_barrier(mask)                                                                      warp.h
 //   warps        shuffle(Shuffle::{up,down,butterfly,index}, mask, value, operand, clamp, &predicate)
 //                ballot, match_any, match_all, reduce(Reduce::{add,min,max,and_,or_,xor_}, mask, value)
-//                exchange(mask, kind, value, read): what all of these are made of                        scheduler.h
+//                exchange(mask, kind, value, read): what all of these are made of                        wait.h
 //   cp.async     copy_async(to, from, bytes, source bytes), commit_copies, wait_copies(n), wait_all_copies
 //                                                                                                        async_copy.h
 //   tensor cores load_matrix<Count, Transposed>(fragment, row address)                                   tensor_core.h
@@ -32,7 +32,7 @@
 
 #include "async_copy.h"
 #include "atomics.h"
+#include "launch.h"
 #include "memory.h"
-#include "scheduler.h"
 #include "tensor_core.h"
 #include "warp.h"

@@ -2,7 +2,8 @@
 // pointers, which AddressSanitizer checks instead, and come here only through cp.async and ldmatrix.
 #pragma once
 
-#include "scheduler.h"
+#include "shared_memory.h"
+#include "wait.h"
 
 namespace emulate {
 

@@ -3,7 +3,7 @@
 
 #include <type_traits>
 
-#include "scheduler.h"
+#include "wait.h"
 
 namespace emulate {
 
@@ -31,7 +31,7 @@ V shuffle(Shuffle mode, uint32_t mask, V value, uint32_t operand, uint32_t clamp
 }
 
 inline void warp_barrier(uint32_t mask) {
-  exchange(mask, "bar.warp", 0, [](auto) { return 0; });
+  exchange(mask, "bar.warp", 0, [](auto) { return 0; }, true);
 }
 
 // vote.sync.ballot; all, any and uni follow from it.
