@@ -25,7 +25,7 @@ def program(ptx, tmp_path_factory):
     from emulate.ptx import host
 
     sources = [gpu_builds.CUDA[0].source, toolchain.HERE / "drivers" / "gram.cpp"]
-    return host.program(ptx, sources, tmp_path_factory.mktemp("gram"))[0]
+    return host.program(ptx, sources, tmp_path_factory.mktemp("gram"))
 
 
 def complaints(program, cases, folder) -> list[str]:

@@ -277,9 +277,7 @@ def ptxas() -> str | None:
     return str(bundled) if bundled and bundled.exists() else None
 
 
-def launch(
-    emulator: Emulator, text: str, kernel: str, threads: int, arrays: list[np.ndarray], run: Run = LOCKSTEP
-):
+def launch(emulator: Emulator, text: str, kernel: str, threads: int, arrays: list[np.ndarray], run: Run = LOCKSTEP):
     buffers = [Buffer(a.ctypes.data, a.nbytes, True, f"array {n}") for n, a in enumerate(arrays)]
     parameters = b"".join(struct.pack("Q", a.ctypes.data) for a in arrays)
     emulator.library(text).launch(kernel, (1,), (threads,), parameters, buffers, 0, run)

@@ -9,7 +9,7 @@ from emulate import toolchain
 
 from .parse import Module, parse
 from .run import HERE, OPTIONS
-from .translate import Mutant, translate
+from .translate import translate
 
 
 def _sources(module: Module) -> str:
@@ -19,16 +19,12 @@ def _sources(module: Module) -> str:
     return f"{declared}namespace ptx {{ extern void* const sources[] = {{{listed}}}; }}\n"
 
 
-def program(ptx: str, sources: Sequence[Path], folder: Path, mutants: bool = False) -> tuple[Path, list[Mutant]]:
+def program(ptx: str, sources: Sequence[Path], folder: Path) -> Path:
     """`sources` (launch code and a driver with a main) linked with the translated kernels."""
     module = parse(ptx)
-    code, found = translate(module, mutants)
-    folder.mkdir(parents=True, exist_ok=True)
+    code, _ = translate(module)
     kernels = folder / "kernels.cpp"
-    # The driver's environment switches mutants on: it knows nothing of PTX.
-    read = 'static const char* const chosen = std::getenv("PTX_MUTANT");\n'
-    read += "static const int on = ptx::mutant = chosen ? std::atoi(chosen) : 0;\n"
-    kernels.write_text(code + _sources(module) + read)
+    kernels.write_text(code + _sources(module))
 
     def compile_one(source: Path) -> Path:
         output = folder / f"{source.name}.o"
@@ -36,4 +32,4 @@ def program(ptx: str, sources: Sequence[Path], folder: Path, mutants: bool = Fal
         return toolchain.compile_object(source, output, before=(HERE / "host", HERE), options=options)
 
     objects = toolchain.side_by_side(compile_one, [kernels, *sources])
-    return toolchain.link(objects, folder / "program"), found
+    return toolchain.link(objects, folder / "program")

@@ -143,14 +143,12 @@ def copy(i: Instruction) -> str:
     i.done()
     rest = i.operands[2 : len(i.operands) - hinted]
     size = int(rest[0], 0)
-    present = "true"
     if len(rest) == 2 and i.context.registers.get(rest[1].lstrip("!")) == "pred":
         bytes_ = f"({i.value(rest[1], 'pred')} ? 0u : {size}u)"  # ignore-src
     elif len(rest) == 2:
         bytes_ = i.value(rest[1], "u32")
     else:
         bytes_ = f"{size}u"
-    assert present
     _, to, to_offset = i.address(0)
     _, source, offset = i.address(1)
     to = f"emulate::shared(uint32_t({to} + {to_offset}), {size}, emulate::Access::store)"
