@@ -18,7 +18,8 @@ class TemperedCE(nn.Module):
         criterion = TemperedCE(T=torch.tensor(100.0))
         criterion.T.fill_(50.0)
 
-    `weight`, `ignore_index`, `reduction` and `label_smoothing` are those of `nn.CrossEntropyLoss`.
+    `weight`, `ignore_index`, `reduction` and `label_smoothing` are those of `nn.CrossEntropyLoss`; `scale_gradient` and
+    `return_stats` those of the function.
     """
 
     def __init__(
@@ -28,9 +29,12 @@ class TemperedCE(nn.Module):
         ignore_index: int = -100,
         reduction: str = "mean",
         label_smoothing: float = 0.0,
+        *,
+        scale_gradient: str | None = None,
+        return_stats: bool = False,
     ) -> None:
         super().__init__()
-        validate.options(T, reduction, label_smoothing)
+        validate.options(T, reduction, label_smoothing, scale_gradient)
         if isinstance(T, Tensor) and not isinstance(T, nn.Parameter):
             self.register_buffer("T", T)
         else:
@@ -39,14 +43,21 @@ class TemperedCE(nn.Module):
         self.ignore_index = ignore_index
         self.reduction = reduction
         self.label_smoothing = label_smoothing
+        self.scale_gradient = scale_gradient
+        self.return_stats = return_stats
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+    def forward(
+        self, input: Tensor, target: Tensor | tuple[Tensor, Tensor, float | Tensor]
+    ) -> Tensor | tuple[Tensor, RowStats]:
         return tempered_cross_entropy(
-            input, target, self.T, self.weight, self.ignore_index, self.reduction, self.label_smoothing
-        )
+            input, target, self.T, self.weight, self.ignore_index, self.reduction, self.label_smoothing,
+            scale_gradient=self.scale_gradient, return_stats=self.return_stats,
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
         T = float(self.T.detach()) if isinstance(self.T, Tensor) and self.T.dim() == 0 else self.T
-        return f"T={T}, reduction={self.reduction!r}" + (
-            f", label_smoothing={self.label_smoothing}" if self.label_smoothing else ""
+        return (
+            f"T={T}, reduction={self.reduction!r}"
+            + (f", label_smoothing={self.label_smoothing}" if self.label_smoothing else "")
+            + (f", scale_gradient={self.scale_gradient!r}" if self.scale_gradient else "")
         )

@@ -29,17 +29,21 @@ def as_ncd(x: Tensor) -> Tensor | None:
         return None
 
 
-def outputs(
-    logits: Tensor, target: Tensor, reduction: str, stats: bool, with_grad: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def sample_shape(logits: Tensor) -> torch.Size:
+    """Shape of the unreduced loss: [], [N] or [N, d1, ...]."""
+    return logits.shape[:1] + logits.shape[2:] if logits.dim() > 1 else torch.Size(())
+
+
+def outputs(logits: Tensor, reduction: str, stats: bool, with_grad: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(loss, rows, denominator, grad) for a forward pass to fill: uninitialised but for the denominator, which is 1.
 
     `grad` is empty unless `with_grad`, and where the kernels could not write it in place.
     """
     acc = accumulator(logits.dtype)
     planes = len(STATE) + (len(RowStats._fields) if stats else 0)
-    loss = torch.empty(target.shape if reduction == "none" else (), dtype=acc, device=logits.device)
-    rows = torch.empty((planes, target.numel()), dtype=acc, device=logits.device)
+    samples = sample_shape(logits)
+    loss = torch.empty(samples if reduction == "none" else (), dtype=acc, device=logits.device)
+    rows = torch.empty((planes, math.prod(samples)), dtype=acc, device=logits.device)
     denominator = torch.ones((), dtype=acc, device=logits.device)
     if with_grad:
         grad = torch.empty_like(logits)
