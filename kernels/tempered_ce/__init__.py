@@ -11,7 +11,7 @@ from fastrank.kernels.tempered_ce import layout, reference, register, validate
 from fastrank.kernels.tempered_ce.reference import RowStats
 from torch import Tensor
 
-__all__ = ["RowStats", "tempered_cross_entropy"]
+__all__ = ["RowStats", "choose", "tempered_cross_entropy"]
 
 
 def tempered_cross_entropy(
@@ -58,18 +58,7 @@ def tempered_cross_entropy(
     validate.options(T, reduction, label_smoothing, scale_gradient)
     validate.arguments(input, target, T, weight, ignore_index)
     mixed = isinstance(target, tuple)
-    # A kernel has no derivative for probabilities, shares or weights.
-    parameters = (weight, target[2] if mixed else target)
-    covered = not any(isinstance(x, Tensor) and x.requires_grad for x in parameters)
-    if covered:
-        chosen = _choose(input.device.type, impl)
-    elif impl in (None, "reference"):
-        chosen = "reference"
-    else:
-        raise RuntimeError(
-            f"impl={impl!r} has no gradient for weight, class probabilities or a mixed target's share; "
-            "leave impl=None for these arguments"
-        )
+    chosen = choose(input, target, weight, impl)
     if chosen == "reference":
         if input.device.type == "cpu" and not torch.compiler.is_compiling():
             validate.values(target, T, input.shape[min(1, input.dim() - 1)], ignore_index)
@@ -99,6 +88,20 @@ def tempered_cross_entropy(
         chosen,
     )  # fmt: skip
     return (loss, layout.stats_of(rows, layout.sample_shape(input))) if return_stats else loss
+
+
+def choose(input: Tensor, target: Tensor | tuple, weight: Tensor | None, impl: str | None) -> str:
+    """The implementation that computes the loss of these (validated) arguments."""
+    # A kernel has no derivative for probabilities, shares or weights.
+    parameters = (weight, target[2] if isinstance(target, tuple) else target)
+    if not any(isinstance(x, Tensor) and x.requires_grad for x in parameters):
+        return _choose(input.device.type, impl)
+    if impl in (None, "reference"):
+        return "reference"
+    raise RuntimeError(
+        f"impl={impl!r} has no gradient for weight, class probabilities or a mixed target's share; "
+        "leave impl=None for these arguments"
+    )
 
 
 _chosen: dict[tuple[str, str | None], str] = {}

@@ -57,10 +57,10 @@ def _backward(
         grad_loss, logits, target, second, share, rows, denominator, T, temperature, weight,
         ignore_index, label_smoothing, grad_power,
     )  # fmt: skip
-    return grad, _temperature_grad(grad_loss, logits, rows, denominator, temperature)
+    return grad, temperature_grad(grad_loss, logits, rows, denominator, temperature)
 
 
-def _temperature_grad(grad_loss: Tensor, logits: Tensor, rows: Tensor, denominator: Tensor, temperature: Tensor | None):
+def temperature_grad(grad_loss: Tensor, logits: Tensor, rows: Tensor, denominator: Tensor, temperature: Tensor | None):
     if temperature is None:
         return rows.new_empty(0)
     slope = rows[layout.SLOPE].reshape(layout.sample_shape(logits))
@@ -119,7 +119,7 @@ def _grad_of_loss(ctx, grad_loss, *_of_other_outputs):
     if ready is not None and type(grad_loss) is Tensor and not torch.is_grad_enabled() and grad_loss.item() == 1:
         grads[_LOGITS] = ready
         if temperature is not None:
-            grads[_TEMPERATURE] = _temperature_grad(grad_loss, logits, rows, denominator, temperature)
+            grads[_TEMPERATURE] = temperature_grad(grad_loss, logits, rows, denominator, temperature)
         return tuple(grads)
     grads[_LOGITS], grad_temperature = torch.ops.fastrank.tempered_ce_backward(
         grad_loss, logits, target, second, share, rows, denominator, T, temperature, weight,
