@@ -39,16 +39,15 @@ Kernel backward_kernel() {
 
 void over_rows(Kernel kernel, const CrossEntropy& op, int threads) {
   const int64_t rows = op.row_count();
-  const int64_t per_task = std::max<int64_t>(1, kTaskElements / op.c / kTileRows) * kTileRows;
-  const int64_t step = op.c >= kTaskElements ? 1 : per_task;
-  const int64_t acc = op.dtype == Dtype::f64 ? 8 : 4;
-  const int64_t scratch_rows = !op.rows_contiguous() ? kTileRows * (op.probabilities ? 2 : 1) : op.grad ? 1 : 0;
+  const int64_t lanes = CrossEntropy::kLanes;
+  const int64_t step = op.c >= kTaskElements ? (op.narrow() ? lanes : 1)
+                                             : std::max<int64_t>(1, kTaskElements / op.c / lanes) * lanes;
+  const int64_t bytes = op.scratch() * (op.dtype == Dtype::f64 ? 8 : 4);
   if (rows * op.c <= kSerialElements) threads = 1;
   parallel_for((rows + step - 1) / step, threads, [&](int64_t task) {
-    const int64_t begin = task * step, end = std::min(rows, begin + step);
     std::unique_ptr<char[]> scratch;
-    if (scratch_rows) scratch.reset(new char[scratch_rows * op.c * acc]);
-    kernel(op, begin, end, scratch.get());
+    if (bytes) scratch.reset(new char[bytes]);
+    kernel(op, task * step, std::min(rows, (task + 1) * step), scratch.get());
   });
 }
 

@@ -64,17 +64,19 @@ struct CrossEntropy {
 
   int64_t row_count() const { return n * d; }
   bool ignored(int64_t r) const { return target && !second && target[r] == ignore_index; }
-  // Whether every row of logits, probabilities and gradient lies in memory class by class.
-  bool rows_contiguous() const {
-    return stride_c == 1 && (!grad || grad_stride_c == 1) && (!probabilities || probability_stride_c == 1);
+  // Whether the rows go through a tile, a row in each lane (narrow.h): where classes are few, or apart in memory.
+  bool narrow() const {
+    return c <= kNarrow || stride_c != 1 || (grad && grad_stride_c != 1) ||
+           (probabilities && probability_stride_c != 1);
   }
+  // Elements of acc that a call needs for its own.
+  int64_t scratch() const { return narrow() ? kLanes * c * (probabilities ? 2 : 1) : grad ? c : 0; }
+
+  static constexpr int64_t kNarrow = 64;  // classes up to which rows in lanes are the faster way
+  static constexpr int64_t kLanes = 16;   // at most: float in AVX-512
 };
 
-// Rows gathered at a time where a row's logits are not adjacent in memory.
-constexpr int kTileRows = 16;
-
-// Rows [begin, end). `scratch` holds c of acc where a forward pass writes a gradient; where the rows are not contiguous,
-// kTileRows * c of acc, twice that with probabilities; else it may be null.
+// Rows [begin, end); `scratch` as the problem says, or null.
 #define FASTRANK_DECLARE(isa)                                                                      \
   namespace isa_##isa {                                                                            \
   void cross_entropy_forward(const CrossEntropy& op, int64_t begin, int64_t end, void* scratch);  \
