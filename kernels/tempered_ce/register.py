@@ -42,13 +42,11 @@ def _kernels(impl: str):
     return triton
 
 
-@torch.library.impl("fastrank::tempered_ce", ("cpu", "cuda"))
 def _forward(*arguments):
     *arguments, impl = arguments
     return _kernels(impl).forward(*arguments)
 
 
-@torch.library.impl("fastrank::tempered_ce_backward", ("cpu", "cuda"))
 def _backward(
     grad_loss, logits, target, second, share, rows, denominator, T, temperature, weight,
     ignore_index, reduction, label_smoothing, grad_power, impl,
@@ -121,7 +119,7 @@ def _grad_of_loss(ctx, grad_loss, *_of_other_outputs):
         if temperature is not None:
             grads[_TEMPERATURE] = temperature_grad(grad_loss, logits, rows, denominator, temperature)
         return tuple(grads)
-    grads[_LOGITS], grad_temperature = torch.ops.fastrank.tempered_ce_backward(
+    grads[_LOGITS], grad_temperature = tempered_ce_backward(
         grad_loss, logits, target, second, share, rows, denominator, T, temperature, weight,
         ignore_index, reduction, label_smoothing, grad_power, impl,
     )  # fmt: skip
@@ -176,12 +174,18 @@ def _alias(x: Tensor) -> Tensor:
     return x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
 
 
-def _differentiable(op, setup, backward) -> None:
-    """What torch.library.register_autograd(op, backward, setup_context=setup) does, but cheaper: that one walks the
+def _differentiable(op, kernel, setup, backward):
+    """Registers `kernel` and its derivative. Returns `op` as a function that goes straight to `kernel` where nobody but
+    autograd looks on.
+
+    What torch.library.register_autograd(op, backward, setup_context=setup) does, but cheaper: that one walks the
     operator's schema in Python at every call, which here takes as long as the whole loss of a small batch. (For the
-    same reason `setup` runs inside `forward`: torch binds the signature anew for a separate setup_context.)"""
+    same reason `setup` runs inside `forward`: torch binds the signature anew for a separate setup_context.)
+    """
 
     def compute(*inputs):
+        if _unobserved(inputs[0]):
+            return kernel(*inputs)
         with torch._C._AutoDispatchBelowAutograd():
             return op(*inputs)
 
@@ -197,9 +201,31 @@ def _differentiable(op, setup, backward) -> None:
     def call(*inputs):
         return Fused.apply(*inputs) if torch.is_grad_enabled() else compute(*inputs)
 
-    torch.library.impl(f"fastrank::{op.__name__}", "Autograd")(call)
+    torch.library.impl(f"fastrank::{op.__name__}", ("cpu", "cuda"), kernel)
+    torch.library.impl(f"fastrank::{op.__name__}", "Autograd", call)
+
+    def direct(*inputs):
+        return call(*inputs) if _unobserved(inputs[0]) else op(*inputs)
+
+    return direct
 
 
-tempered_ce = torch.ops.fastrank.tempered_ce
-_differentiable(tempered_ce, _save_forward, _grad_of_loss)
-_differentiable(torch.ops.fastrank.tempered_ce_backward, _save_backward, _grad_of_grad)
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _unobserved(x: Tensor) -> bool:
+    """Whether this is a plain eager call: no tracer, transform, mode or subclass that must see the operator."""
+    return (
+        type(x) in _PLAIN
+        and not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and not torch._C._is_tracing()
+        and not torch.autograd._profiler_enabled()
+    )
+
+
+tempered_ce = _differentiable(torch.ops.fastrank.tempered_ce, _forward, _save_forward, _grad_of_loss)
+tempered_ce_backward = _differentiable(
+    torch.ops.fastrank.tempered_ce_backward, _backward, _save_backward, _grad_of_grad
+)
