@@ -90,6 +90,43 @@ def train(
 
 
 @app.command()
+def plan(
+    model: Annotated[str, typer.Option(help="A timm model, or mlp, vgg19, resnet18_cifar, ...")] = "resnet18",
+    batch: Annotated[int, typer.Option(help="Samples per step.")] = 128,
+    image: Annotated[int, typer.Option(help="Pixels.")] = 224,
+    device: Annotated[str, typer.Option(help="cpu (measured), a100, h100, h200 or b200 (data sheets).")] = "h100",
+    track: Annotated[str, typer.Option(help="light, default or full.")] = "default",
+    layers: Annotated[list[str] | None, typer.Option(help="Globs over module names, one or more.")] = None,
+    every: Annotated[int, typer.Option(help="Track every so many steps.")] = 1,
+    budget: Annotated[str | None, typer.Option(help="Share of a training step, such as 5%: what to cut.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Of training: fp32, or bf16 (autocast; a GPU's default).")
+    ] = None,
+    utilisation: Annotated[float | None, typer.Option(help="Share of the peak that training reaches.")] = None,
+    classes: Annotated[int, typer.Option(help="Of the classifier.")] = 1000,
+    channels: Annotated[int, typer.Option(help="Of the images.")] = 3,
+    model_kwarg: Annotated[
+        list[str] | None, typer.Option(help="key=value for the model's constructor, one or more.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Every matrix, as JSON.")] = False,
+) -> None:
+    """Predict what tracking costs on a device, before anything is run: layers, bytes, flops, launches, ms, memory.
+
+    Example: `fastrank plan --model resnet50 --batch 256 --image 224 --device h100 --track default --budget 5%`
+    """
+    from fastrank.train.models import parse_kwargs
+    from fastrank.train.planned import parse_budget, plan_named, to_json, to_text
+
+    limit = None if budget is None else parse_budget(budget)
+    found = plan_named(
+        model, batch=batch, image=image, classes=classes, channels=channels, kwargs=parse_kwargs(model_kwarg or []),
+        device=device, track=track, layers=layers or "*", every=every, precision=precision, utilisation=utilisation,
+    )  # fmt: skip
+    title = f"{model}, batch {batch}, {image} px, track {track}"
+    typer.echo((to_json if as_json else to_text)(found, title, limit))
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run directories, compared side by side in this order.")],
     out: Annotated[Path | None, typer.Option(help="The page; report.html beside the first run if left out.")] = None,

@@ -98,7 +98,7 @@ class Watcher:
             raise InputError("seed", "a whole number", repr(seed))
         if not 0 < _number("T", T) < math.inf:
             raise InputError("T", "a temperature > 0", float(T))
-        self._kinds, self._figures = _parse_metrics(metrics)
+        self._kinds, self._figures = parse_metrics(metrics)
         self._every, self._T, self._seed = every, T, seed
         self._layers = select_layers(model, layers)
         sources = {"act", "weight"} & self._kinds | ({"weight", "input"} if "align" in self._kinds else set())
@@ -365,7 +365,7 @@ class Watcher:
 watch = Watcher
 
 
-def _parse_metrics(metrics: str | Iterable[str]) -> tuple[frozenset[str], tuple[str, ...]]:
+def parse_metrics(metrics: str | Iterable[str]) -> tuple[frozenset[str], tuple[str, ...]]:
     if isinstance(metrics, str):
         if metrics not in PRESETS:
             raise InputError("metrics", f"{', '.join(PRESETS)} or a list of {', '.join(sorted(KINDS))}", repr(metrics))

@@ -1,5 +1,7 @@
 """Constants of the Gram ops. Those of the native kernels stand beside them, in csrc/gram/{schedule.h,kernels.cuh}."""
 
+from fastrank.kernels.occupancy import Claim
+
 MODES = ("exact", "fast")
 
 #: Rows whose float32 products are summed in float32 before they go to float64 in mode "fast" (kFastChunk in
@@ -9,3 +11,9 @@ FAST_BLOCK = 128
 
 #: Rows that the reference converts to float64 at a time, so that its memory does not grow with n.
 REFERENCE_ROWS = 4096
+
+#: What the CUDA kernels count on, as nvcc 13.0 compiles them: registers a thread at most, and blocks at once on a
+#: multiprocessor (tests/compile holds this to the compiler's work). A thread of gram_tiles has a 4 x 4 tile of sums in
+#: fp64, 32 registers, twice in mode "fast"; __launch_bounds__ asks for two blocks, so that one computes while the other
+#: waits at its barrier.
+CLAIMS = {"gram_tiles": Claim(128, 2), "gram_reduce": Claim(48, 5), "gram_mirror": Claim(32, 8)}

@@ -1,0 +1,265 @@
+"""What tracking will cost, before anything is run: `plan`, and `fastrank plan` on the command line.
+
+The model is built on torch's meta device, without memory, and run forward once under the hooks that `watch` would set
+(fastrank/capture.py): their matrices are the plan's, one for one. What `watch` does with each of them is then counted:
+
+* launches of our kernels, with bytes and flops (kernels/*/cost.py), and torch's matrix products, under a roofline;
+* torch's small operations, counted by running the very code on a tiny matrix; each takes a launch;
+* factorisations of torch.linalg: flops only. No roofline says how long they take. On a GPU a share of the peak is
+  assumed (`tracking_cost.LIBRARY_SHARE`), on a CPU the rate is measured on the spot.
+
+Every figure is a prediction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fastrank.capture import Capture, first_tensor, select_layers, trained_weight, weight_matrix
+from fastrank.errors import InputError
+from fastrank.kernels import cost
+from fastrank.kernels.cost import Device
+from fastrank.tracking_cost import Matrix, Operations, Work, rates, work_on
+from fastrank.watcher import PRESETS, parse_metrics
+
+DEVICES = ("cpu", *cost.DEVICES)
+#: Share of the peak that training itself is taken to reach: GPU (16-bit tensor cores under autocast), CPU (of fp32
+#: products as measured).
+UTILISATION = {"gpu": 0.35, "cpu": 0.6}
+#: A backward pass takes two products, and about two operations, for each of the forward's: for input and weight.
+BACKWARD = 2
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Sums over matrices, per tracked step: counts, and milliseconds on the plan's device."""
+
+    matrices: int
+    launches: int
+    bytes: int
+    flops: int
+    library_flops: int
+    roofline_ms: float
+    kernel_ms: float
+    library_ms: float
+
+    @property
+    def ms(self) -> float:
+        return self.kernel_ms + self.library_ms
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The work of a tracked step, and what a training step takes on `device`; see `plan`."""
+
+    device: Device
+    works: tuple[Work, ...]
+    rates: dict[str, float]
+    step_flops: int
+    step_ms: float
+    utilisation: float
+    precision: str
+    every: int
+    settings: dict[str, Any]
+
+    def cost(self, works: Iterable[Work] | None = None) -> Cost:
+        """Of all matrices, or of some."""
+        works = self.works if works is None else tuple(works)
+        launches = [launch for work in works for launch in work.launches]
+        calls = [call for work in works for call in work.calls]
+        small = sum(work.ops for work in works)
+        # The cut into blocks is that of the CUDA kernels.
+        time = cost.roofline if self.device.name == "CPU" else cost.predict
+        latency = self.device.launch * (small + (len(launches) if self.device.name == "CPU" else 0))
+        return Cost(
+            matrices=len(works),
+            launches=len(launches) + small,
+            bytes=sum(launch.bytes for launch in launches),
+            flops=sum(cost.total(launches, "flops").values()),
+            library_flops=sum(call.flops for call in calls),
+            roofline_ms=1e3 * cost.roofline(launches, self.device),
+            kernel_ms=1e3 * (time(launches, self.device) + latency),
+            library_ms=1e3 * sum(call.flops / self.rates[call.name] for call in calls),
+        )
+
+    def share(self, works: Iterable[Work] | None = None, every: int | None = None) -> float:
+        """Tracking over training, averaged over steps on and off the schedule."""
+        return self.cost(works).ms / (every or self.every) / self.step_ms
+
+    def by(self, key: Callable[[Work], str]) -> dict[str, list[Work]]:
+        """The matrices in groups, in the model's order."""
+        groups: dict[str, list[Work]] = {}
+        for work in self.works:
+            groups.setdefault(key(work), []).append(work)
+        return groups
+
+    @property
+    def kept(self) -> int:
+        """Bytes of state between steps."""
+        return sum(work.kept for work in self.works)
+
+    @property
+    def temporary(self) -> int:
+        """Bytes of the largest matrix's intermediate results; one matrix is measured at a time."""
+        return max((work.temporary for work in self.works), default=0)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One way to reach a budget: what `watch` would be asked for, and the share that is predicted then."""
+
+    change: str
+    dropped: tuple[str, ...]
+    every: int
+    share: float
+
+
+def plan(
+    model: nn.Module,
+    example: Tensor,
+    *,
+    device: str | Device = "h100",
+    track: str | Iterable[str] = "default",
+    layers: str | Iterable[str] = "*",
+    every: int = 1,
+    mode: str = "flatten",
+    precision: str | None = None,
+    utilisation: float | None = None,
+) -> Plan:
+    """The cost of `fastrank.watch(model, layers, every, track, mode=mode)` on inputs like `example`.
+
+    Args:
+        model: a module; on the meta device it needs no memory (`with torch.device("meta"): ...`).
+        example: one batch of inputs, on the model's device; its values are not read.
+        device: cpu, a100, h100, h200, b200 or a `fastrank.kernels.cost.Device`. "cpu" is measured, in half a second.
+        precision: "fp32", or "bf16" for training under autocast (activations arrive in 16 bits); bf16 on a GPU and
+            fp32 on a CPU if left out.
+        utilisation: share of the device's peak at which the training step itself is taken to run.
+
+    Raises:
+        InputError: an unknown device, metric or precision, a glob that matches nothing, a model that cannot run
+            on the meta device.
+    """
+    target = _device(device)
+    on_cpu = target.name == "CPU"
+    precision = precision or ("fp32" if on_cpu else "bf16")
+    if precision not in ("fp32", "bf16"):
+        raise InputError("precision", "fp32 or bf16", repr(precision))
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise InputError("every", "a whole number of steps >= 1", repr(every))
+    utilisation = UTILISATION["cpu" if on_cpu else "gpu"] if utilisation is None else utilisation
+    if not 0 < utilisation <= 1:
+        raise InputError("utilisation", "a share of the peak in (0, 1]", utilisation)
+    kinds, figures = parse_metrics(track)
+    works = []
+    for matrix in matrices(model, example, kinds, layers, mode):
+        if precision == "bf16" and matrix.source in ("act", "input", "logits"):
+            matrix = matrix._replace(dtype=torch.bfloat16)
+        works.append(work_on(matrix, figures))
+    step_flops, step_ops = ((1 + BACKWARD) * count for count in _forward(model, example))
+    peak = utilisation * target.flops["bf16_tensor" if precision == "bf16" else "fp32"]
+    # A small step is as long as its launches take.
+    step_ms = 1e3 * max(step_flops / peak, step_ops * target.launch)
+    settings = {"track": track, "layers": layers, "mode": mode}
+    return Plan(target, tuple(works), rates(target), step_flops, step_ms, utilisation, precision, every, settings)
+
+
+def matrices(
+    model: nn.Module, example: Tensor, kinds: frozenset[str], layers: str | Iterable[str] = "*", mode: str = "flatten"
+) -> list[Matrix]:
+    """Every matrix that a tracked step measures, by the watcher's own hooks, in their order."""
+    found: list[Matrix] = []
+
+    def take(source: str, name: str, matrix: Callable[[], Tensor]) -> None:
+        with Operations() as counter:
+            X = matrix()
+        if source in kinds:
+            found.append(Matrix(source, name, source, *X.shape, X.dtype, counter.count))
+        if "align" in kinds and source != "act":
+            found.append(Matrix("align", name, source, *X.shape, X.dtype, counter.count))
+
+    selected = select_layers(model, layers)
+    sources = {"act", "weight"} & kinds | ({"weight", "input"} if "align" in kinds else set())
+    capture = Capture(selected, take, kinds=frozenset(sources), mode=mode)
+    capture.attach()
+    capture.armed = True
+    training = model.training
+    try:
+        model.train()
+        with torch.no_grad():
+            logits = model(example)
+    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            "model", "a model that runs on torch's meta device", f"{type(model).__name__} ({reason})"
+        ) from error
+    finally:
+        model.train(training)
+        capture.detach()
+    if "grad" in kinds:
+        for layer in selected:
+            weight = trained_weight(layer.module) if layer.weight else None
+            if weight is not None and weight.requires_grad:
+                found.append(Matrix("grad", layer.name, "grad", *weight_matrix(weight).shape, weight.dtype))
+    # The watcher measures logits whatever the kinds are.
+    logits = first_tensor(logits)
+    if logits is not None and logits.ndim >= 2:
+        rows, classes = logits.numel() // logits.shape[1], logits.shape[1]
+        found += [Matrix("logits", name, "logits", rows, classes, logits.dtype) for name in ("logits", "softmax")]
+    return found
+
+
+def cuts(found: Plan, budget: float) -> list[Cut]:
+    """Ways to bring the predicted share of a training step to `budget` (0.05 is 5 %), each on its own.
+
+    Cadence alone (`every`); the preset "light" and the cadence that it needs; kinds of figures left out, the dearest
+    first; layers left out, the dearest first.
+    """
+    if not budget > 0:
+        raise InputError("budget", "a share > 0, such as 5%", budget)
+    if found.share() <= budget:
+        return []
+    options = [_cadence(found, budget, found.works, "track less often", ())]
+    light = [work for work in found.works if work.kind in PRESETS["light"][0]]
+    if 0 < len(light) < len(found.works):
+        options.append(_cadence(found, budget, light, 'metrics="light"', ()))
+    for noun, key in (("metrics", lambda w: w.kind), ("layers", lambda w: w.layer)):
+        # Logits are always measured.
+        always = [work for work in found.works if work.kind == "logits"]
+        kept = {name: works for name, works in found.by(key).items() if works[0].kind != "logits"}
+        dear = sorted(kept, key=lambda name: -found.cost(kept[name]).ms)
+        dropped: list[str] = []
+        while len(kept) > 1 and found.share([*always, *(w for works in kept.values() for w in works)]) > budget:
+            dropped.append(dear[len(dropped)])
+            kept.pop(dropped[-1])
+        works = [*always, *(w for members in kept.values() for w in members)]
+        options.append(_cadence(found, budget, works, f"leave out {noun}", tuple(dropped)))
+    return options
+
+
+def _cadence(found: Plan, budget: float, works: Iterable[Work], change: str, dropped: tuple[str, ...]) -> Cut:
+    works = list(works)
+    every = max(found.every, math.ceil(found.share(works, every=1) / budget))
+    return Cut(change, dropped, every, found.share(works, every=every))
+
+
+def _device(device: str | Device) -> Device:
+    if isinstance(device, Device):
+        return device
+    if device not in DEVICES:
+        raise InputError("device", f"one of {', '.join(DEVICES)}", repr(device))
+    return cost.host() if device == "cpu" else cost.DEVICES[device]
+
+
+def _forward(model: nn.Module, example: Tensor) -> tuple[int, int]:
+    """Flops of the products of one forward pass, and how many operations it is."""
+    with torch.no_grad(), Operations(apart=()) as operations, FlopCounterMode(display=False) as counter:
+        model(example)
+    return counter.get_total_flops(), operations.count

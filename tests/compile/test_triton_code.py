@@ -1,0 +1,104 @@
+"""The instructions of the Triton kernels: wide memory accesses, no digit lost to an approximation, the counted work."""
+
+import dataclasses
+import re
+from collections import Counter
+
+import gpu_builds
+import pytest
+import torch
+from fastrank.kernels.tempered_ce import cost
+
+WIDE = {16: r"v4\.b32|v2\.b64|v4\.f32|v2\.f64", 8: r"v2\.b32|b64|v2\.f32"}
+ITEMSIZE = {"fp32": 4, "bf16": 2, "fp16": 2, "fp64": 8}
+
+
+def rows(codes):
+    """The kernels that go over logits, with their dtype and variant."""
+    for code in codes:
+        kernel, *rest = code.name.split(maxsplit=3)
+        if kernel in ("forward", "backward"):
+            yield code, kernel, rest[1], rest[2]
+
+
+def test_logits_are_read_and_written_128_bits_at_a_time(triton_kernels):
+    """Or as many as the alignment of their rows allows; a nested layout [N, C, d1] has no contiguous rows."""
+    seen = 0
+    for code, kernel, dtype, variant in rows(triton_kernels):
+        if variant == "nested":
+            continue
+        width = min(16, code.constants["ALIGN"] * ITEMSIZE[dtype])
+        assert width == 16 or "64x16" in code.name
+        assert re.search(rf"ld\.global\.({WIDE[width]})", code.ptx), (code.name, code.arch)
+        if kernel == "backward":
+            assert re.search(rf"st\.global\.({WIDE[width]})", code.ptx), (code.name, code.arch)
+        seen += 1
+    assert seen > 50
+
+
+def test_gradients_round_to_nearest(triton_kernels):
+    for code, kernel, dtype, _ in rows(triton_kernels):
+        if kernel == "backward" and dtype in ("bf16", "fp16"):
+            assert re.search(rf"cvt\.rn\.{dtype.replace('fp', 'f')}(x2)?\.f32", code.ptx), (code.name, code.arch)
+
+
+def test_no_approximation_that_loses_digits(triton_kernels):
+    for code in triton_kernels:
+        # It errs by 2^-22 absolutely: no digit would be left of a loss near 0.
+        assert "lg2.approx" not in code.ptx, (code.name, code.arch)
+        assert "tf32" not in code.ptx and "mma" not in code.ptx, (code.name, code.arch)
+    for code, _, dtype, _ in rows(triton_kernels):
+        # Exponentials: the special function unit's in fp32 (2 ulp), a polynomial in fp64.
+        assert ("ex2.approx" in code.ptx) == (dtype != "fp64"), (code.name, code.arch)
+
+
+def test_losses_are_summed_in_float64(triton_kernels):
+    reductions = [code for code in triton_kernels if code.name.startswith("reduce")]
+    assert reductions
+    for code in reductions:
+        assert re.search(r"add(\.rn)?\.f64", code.ptx) and not re.search(r"(add|fma)(\.\w+)*\.f32", code.ptx), code.name
+
+
+def test_a_sum_does_not_read_labels(triton_kernels):
+    """As kernels/tempered_ce/cost.py counts: only a mean needs to know which rows are used."""
+    mean = next(build for build in gpu_builds.TRITON if build.name == "reduce fp32 mean")
+    summed = dataclasses.replace(mean, constants={**mean.constants, "MEAN": False}).compile(90).asm["ptx"]
+    labels = r"ld\.global(\.\w+)*\.v2\.b64"
+    assert not re.search(labels, summed)
+    assert all(re.search(labels, code.ptx) for code in triton_kernels if code.name == "reduce fp32 mean")
+
+
+@pytest.mark.parametrize("kernel", ["forward", "backward"])
+@pytest.mark.parametrize(("dtype", "variant"), [("fp32", "plain"), ("fp32", "full"), ("fp64", "full")])
+def test_flops_per_logit(triton_kernels, kernel, dtype, variant):
+    """Two tiles that differ only in logits per thread differ by what the cost model counts, instruction by
+    instruction."""
+    name = f"{kernel} 1x2048 {dtype} {variant}"
+    build = next(build for build in gpu_builds.TRITON if build.name == name)
+    smaller = dataclasses.replace(build, constants={**build.constants, "CLASSES": 1024})
+    large, small = (_arithmetic(ptx, dtype) for ptx in (_ptx(triton_kernels, name), smaller.compile(90).asm["ptx"]))
+    per_thread = (2048 - 1024) // (32 * build.warps)
+    flops = (large["flops"] - small["flops"]) / per_thread
+    exponentials = (large["ex2"] - small["ex2"]) / per_thread
+    full = variant == "full"
+    torch_dtype = torch.float64 if dtype == "fp64" else torch.float32
+    if kernel == "forward":
+        (launch,) = (x for x in cost.forward(1, 2048, torch_dtype, stats=full, smoothing=full, weight=full)
+                     if x.kernel == "forward")  # fmt: skip
+    else:
+        launch = cost.backward(1, 2048, torch_dtype, smoothing=full, weight=full)[-1]
+    if dtype == "fp64":
+        assert launch.flops == {"fp64": 2048 * flops}
+    else:
+        assert launch.flops == {"fp32": 2048 * flops, "sfu": 2048 * exponentials}
+
+
+def _ptx(codes, name: str) -> str:
+    return next(code.ptx for code in codes if code.name == name and code.arch == 90)
+
+
+def _arithmetic(ptx: str, dtype: str) -> Counter:
+    bits = dtype.removeprefix("fp")
+    found = Counter(re.findall(rf"^\s+(?:@%p\d+ )?(add|sub|mul|fma|max|div|ex2)(?:\.\w+)*\.f{bits}\b", ptx, re.M))
+    flops = sum(count * (2 if op == "fma" else 1) for op, count in found.items() if op != "ex2")
+    return Counter(flops=flops, ex2=found["ex2"])

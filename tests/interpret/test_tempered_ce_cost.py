@@ -1,0 +1,120 @@
+"""kernels/tempered_ce/cost.py against the loads and stores that the kernels make, counted in Triton's interpreter."""
+
+import os
+
+import pytest
+
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("Triton's interpreter is chosen at import: run TRITON_INTERPRET=1 pytest tests/interpret",
+                allow_module_level=True)  # fmt: skip
+pytest.importorskip("triton")
+
+import numpy as np
+import torch
+from fastrank.kernels.tempered_ce import cost
+from fastrank.kernels.tempered_ce import triton as kernels
+from triton.runtime.interpreter import InterpreterBuilder
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+
+class Traffic:
+    """What one launch loads and stores: bytes asked for, distinct bytes, programs."""
+
+    def __init__(self):
+        self.requested, self.read, self.written, self.blocks = 0, set(), set(), set()
+
+    def add(self, addresses, mask, itemsize, into):
+        taken = np.asarray(addresses)[np.broadcast_to(mask, np.shape(addresses))].ravel()
+        into.update((int(a), itemsize) for a in taken)
+        return taken.size * itemsize
+
+
+@pytest.fixture
+def traffic(monkeypatch):
+    """{kernel: Traffic}, filled while the kernels run."""
+    found, current = {}, []
+    load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+
+    def counted_load(self, pointers, mask, *rest):
+        seen = current[-1]
+        itemsize = pointers.get_element_ty().primitive_bitwidth // 8
+        seen.requested += seen.add(pointers.data, mask.data, itemsize, seen.read)
+        seen.blocks.add(tuple(self.grid_idx))
+        return load(self, pointers, mask, *rest)
+
+    def counted_store(self, pointers, value, mask, *rest):
+        seen = current[-1]
+        seen.add(pointers.data, mask.data, pointers.get_element_ty().primitive_bitwidth // 8, seen.written)
+        return store(self, pointers, value, mask, *rest)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_masked_load", counted_load)
+    monkeypatch.setattr(InterpreterBuilder, "create_masked_store", counted_store)
+
+    class Counted:
+        def __init__(self, name, kernel):
+            self.name, self.kernel = name, kernel
+
+        def __getitem__(self, grid):
+            def launch(*args, **options):
+                current.append(found.setdefault(self.name, Traffic()))
+                self.kernel[grid](*args, **options)
+                current.pop()
+
+            return launch
+
+    for name in ("forward", "reduce", "backward"):
+        monkeypatch.setattr(kernels, f"{name}_kernel", Counted(name, getattr(kernels, f"{name}_kernel")))
+    return found
+
+
+def size(addresses):
+    return sum(itemsize for _, itemsize in addresses)
+
+
+#: A row for each tile, odd rows and classes, rows of several tiles.
+SHAPES = [(70, 10), (9, 100), (3, 1000), (2, 9001)]
+OPTIONS = [
+    {},
+    {"reduction": "sum"},
+    {"reduction": "none", "temperature": "rows"},
+    {"stats": True, "temperature": "scalar"},
+    {"weight": True},
+    {"weight": True, "smoothing": True, "stats": True},
+    {"smoothing": True},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: ",".join(f"{k}={v}" for k, v in o.items()) or "plain")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_bytes(traffic, dtype, options):
+    for rows, classes in SHAPES:
+        traffic.clear()
+        acc = torch.float64 if dtype == torch.float64 else torch.float32
+        logits = torch.randn(rows, classes).to(dtype)
+        # Labels that differ as far as they can: a gathered weight is then read once for each.
+        target = torch.arange(rows) % classes
+        reduction, kind = options.get("reduction", "mean"), options.get("temperature", "float")
+        temperature = {"float": None, "scalar": torch.ones((), dtype=acc), "rows": torch.ones(rows, dtype=acc)}[kind]
+        weight = torch.ones(classes, dtype=acc) if options.get("weight") else None
+        smoothing, stats = 0.1 if options.get("smoothing") else 0.0, bool(options.get("stats"))
+        loss, state, denominator, _ = kernels.forward(
+            logits, target, 1.0, temperature, weight, -100, reduction, smoothing, stats, False
+        )
+        kernels.backward(loss, logits, target, state, denominator, 1.0, temperature, weight, -100, smoothing)
+
+        shared = {"reduction": reduction, "weight": weight is not None, "smoothing": smoothing > 0, "temperature": kind}
+        launches = cost.forward(rows, classes, dtype, stats=stats, **shared)
+        launches += cost.backward(rows, classes, dtype, **shared)
+        launches = {launch.kernel: launch for launch in launches if not launch.kernel.startswith("torch.")}
+        assert set(launches) == set(traffic)
+        if reduction == "sum":
+            # The interpreter reads labels that nothing depends on; the compiler drops them (tests/compile).
+            assert traffic.pop("reduce").requested == launches["reduce"].requested + rows * (
+                8 + (acc.itemsize if weight is not None else 0)
+            )
+        for name, seen in traffic.items():
+            launch = launches[name]
+            assert (launch.read, launch.written, launch.requested, launch.blocks) == (
+                size(seen.read), size(seen.written), seen.requested, len(seen.blocks)
+            ), (name, rows, classes)  # fmt: skip

@@ -1,0 +1,100 @@
+"""Machine code of everything in gpu_builds.py, and what it takes of a multiprocessor."""
+
+from __future__ import annotations
+
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import gpu_builds
+from fastrank.kernels.occupancy import MULTIPROCESSORS, occupancy
+
+ARCHITECTURES = tuple(MULTIPROCESSORS)
+
+
+def architectures(build) -> tuple[int, ...]:
+    """Where a Triton build is compiled: with every option in fp32, for all; else for one architecture of consumers and
+    one of data centres, as ptxas aims at other numbers of warps there; where registers are no concern, for one."""
+    if re.search(r"fp32 (full|mean)", build.name):
+        return ARCHITECTURES
+    return (90,) if re.search(r"plain|per-sample|fp16", build.name) and "fp64" not in build.name else (89, 90)
+
+
+@dataclass(frozen=True)
+class Code:
+    """One kernel's machine code for one architecture, and what it takes."""
+
+    op: str
+    name: str
+    arch: int
+    warps: int
+    registers: int
+    stack: int
+    local: int
+    shared: int
+    ptx: str
+    #: Machine code, of a CUDA kernel.
+    sass: str = ""
+    #: Constants that a Triton kernel was compiled with.
+    constants: dict = field(default_factory=dict)
+
+
+def triton_code(build, arch: int, folder: Path) -> list[Code]:
+    binary = build.compile(arch)
+    cubin = folder / f"{build.name.replace(' ', '-')}-{arch}.cubin"
+    cubin.write_bytes(binary.asm["cubin"])
+    (used,) = gpu_builds.resources(cubin).values()
+    return [
+        Code(build.op, build.name, arch, build.warps, used["REG"], used["STACK"], used["LOCAL"], binary.metadata.shared,
+             binary.asm["ptx"], constants=build.constants)
+    ]  # fmt: skip
+
+
+def cuda_code(build, arch: int, folder: Path) -> list[Code]:
+    compiled = build.compile(arch, folder)
+    found, sass = [], gpu_builds.instructions(compiled.cubin)
+    for name, used in gpu_builds.resources(compiled.cubin).items():
+        account = compiled.account[name]
+        assert re.search(r"\b0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads", account), (name, account)
+        shared = re.search(r"(\d+) bytes smem", account)
+        threads = int(re.search(r"\.maxntid (\d+)", compiled.ptx.partition(f".entry {name}(")[2])[1])
+        found.append(
+            Code(build.op, name, arch, threads // 32, used["REG"], used["STACK"], used["LOCAL"],
+                 int(shared[1]) if shared else 0, compiled.ptx, sass[name])
+        )  # fmt: skip
+    return found
+
+
+def compile_all(jobs: list[tuple], folder: Path) -> list[Code]:
+    """The code of every (compile, build, architecture), several at a time: a compiler run is a process, or a call that
+    lets go of the interpreter."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return [code for codes in pool.map(lambda job: job[0](*job[1:], folder), jobs) for code in codes]
+
+
+def resource_table(codes: list[Code]) -> str:
+    """One line a kernel, one column an architecture."""
+    lines: dict[tuple[str, str, int], dict[int, str]] = {}
+    for code in codes:
+        fits = occupancy(code.registers, code.shared, code.warps, code.arch)
+        cell = f"{code.registers:3} {code.shared:5} {fits.blocks:2} {100 * fits.share:3.0f}% {fits.limiter[:3]}"
+        lines.setdefault((code.op, short(code.name), code.warps), {})[code.arch] = cell
+    archs = sorted({code.arch for code in codes})
+    text = ["registers, shared bytes, blocks an SM, share of its warps, limiter (registers, shared, warps, blocks)"]
+    text.append(f"{'':42} warps  " + "  ".join(f"{f'sm_{arch}':21}" for arch in archs))
+    for (op, name, warps), cells in lines.items():
+        row = "  ".join(f"{cells.get(arch, ''):21}" for arch in archs)
+        text.append(f"{op + ' ' + name:42} {warps:5}  {row}".rstrip())
+    return "\n".join(text)
+
+
+def short(name: str) -> str:
+    """A CUDA kernel's mangled name as people write it: gram_tiles<float, double>."""
+    found = re.search(r"(gram_[a-z]+)(I(.*?)EEv)?", name)
+    if not found or not name.startswith("_Z"):
+        return name
+    types = {"6__half": "half", "13__nv_bfloat16": "bf16", "d": "double", "f": "float"}
+    inside = re.findall("|".join(types), found[3] or "")
+    return found[1] + (f"<{', '.join(types[t] for t in inside)}>" if inside else "")

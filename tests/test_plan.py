@@ -1,0 +1,220 @@
+"""`fastrank plan`: its matrices are those of a real tracked step, its counts follow from their shapes."""
+
+import json
+import math
+import re
+
+import pytest
+import torch
+from fastrank.kernels import cost
+from fastrank.kernels.gram import cost as gram
+from torch import nn
+
+import fastrank.watcher as watcher
+from fastrank import watch
+from fastrank.errors import InputError
+from fastrank.plan import BACKWARD, cuts, matrices, plan
+from fastrank.tracking_cost import LIBRARY_SHARE
+from fastrank.watcher import PRESETS
+
+pytest.importorskip("timm")
+from fastrank.train.planned import parse_budget, plan_named, to_json, to_text
+
+
+def small(device="cpu"):
+    """Convolutions with groups and a stride, a layer that runs twice, a frozen one, and more than 10,000 features."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        shared = nn.Linear(16, 16)
+        model = nn.Sequential(
+            nn.Conv2d(4, 24, 3, padding=1, groups=2), nn.BatchNorm2d(24), nn.ReLU(),
+            nn.Conv2d(24, 16, 3, stride=2, padding="valid"), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+            shared, nn.GELU(), shared, nn.Linear(16, 5),
+        )  # fmt: skip
+    model[10].weight.requires_grad_(False)
+    return model
+
+
+SHAPE = (6, 4, 22, 22)
+
+
+def measured(monkeypatch, metrics, mode="flatten"):
+    """(kind, shape, dtype) of every matrix whose spectrum or subspace a real step asks for, in order."""
+    found = []
+    spectrum, warm, model = watcher.spectrum, watcher.Watcher._warm, small()
+    monkeypatch.setattr(watcher, "spectrum", lambda A: found.append(("spectrum", *A.shape, A.dtype)) or spectrum(A))
+    monkeypatch.setattr(
+        watcher.Watcher, "_warm",
+        lambda self, X, state: found.append(("subspace", *X.shape, X.dtype)) or warm(self, X, state),
+    )  # fmt: skip
+    with watch(model, metrics=metrics, mode=mode) as w:
+        model(torch.randn(SHAPE)).sum().backward()
+        w.step()
+    return found
+
+
+@pytest.mark.parametrize("mode", ["flatten", "channels", "pool"])
+@pytest.mark.parametrize("metrics", ["light", "default", ["align"], ["grad", "weight"]], ids=str)
+def test_matrices_are_those_of_a_real_step(monkeypatch, metrics, mode):
+    kinds = PRESETS[metrics][0] if isinstance(metrics, str) else frozenset(metrics)
+    planned = [
+        ("subspace" if m.kind == "align" else "spectrum", m.n, m.d, m.dtype)
+        for m in matrices(small("meta"), torch.empty(SHAPE, device="meta"), kinds, mode=mode)
+    ]
+    assert planned == measured(monkeypatch, metrics, mode)
+    assert len(planned) > 3
+
+
+def test_model_is_left_as_it_was():
+    model = small("meta").eval()
+    plan(model, torch.empty(SHAPE, device="meta"))
+    assert not model.training and not any(module._forward_hooks for module in model.modules())
+
+
+def test_counts_by_formula():
+    """One linear layer of 8 -> 3 on 20 rows: every matrix by hand."""
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(8, 3))
+    found = plan(model, torch.empty(20, 8, device="meta"), device="h100", precision="fp32")
+    assert [(w.kind, w.source, w.n, w.d) for w in found.works] == [
+        ("weight", "weight", 3, 8), ("align", "weight", 3, 8), ("align", "input", 20, 8), ("act", "act", 20, 3),
+        ("grad", "grad", 3, 8), ("logits", "logits", 20, 3), ("logits", "logits", 20, 3),
+    ]  # fmt: skip
+    weight, subspace, _, act, *_ = found.works
+    assert found.step_flops == (1 + BACKWARD) * 2 * 20 * 8 * 3
+    ours = [launch for launch in weight.launches if launch.kernel.startswith("gram")]
+    assert tuple(ours) == gram.dual(3, 8)[1:]
+    assert [launch for launch in act.launches if launch.kernel.startswith("gram")] == [
+        *gram.accumulate(20, 3, shift=False)
+    ]
+    assert [(call.name, call.flops) for call in weight.calls] == [("eigvalsh", 4 * 3**3 // 3)]
+    # q = k = 3: A V, A^T Q, Q w, V u, and A V for the residual.
+    products = sum(launch.flops.get("fp32", 0) for launch in subspace.launches)
+    assert products == 2 * (3 * 8 * 3 + 8 * 3 * 3 + 3 * 3 * 3 + 8 * 3 * 3 + 3 * 8 * 3)
+    assert subspace.kept == 4 * (3 + 8) * 3
+    c = found.cost()
+    assert c.matrices == 7 and c.library_flops == sum(call.flops for w in found.works for call in w.calls)
+    assert c.roofline_ms == pytest.approx(
+        1e3 * cost.roofline([x for w in found.works for x in w.launches], cost.DEVICES["h100"])
+    )
+    assert weight.calls[0].flops / found.rates["eigvalsh"] == pytest.approx(
+        weight.calls[0].flops / (LIBRARY_SHARE * 34e12)
+    )
+
+
+def test_groups_add_up_and_every_divides():
+    found = plan(small("meta"), torch.empty(SHAPE, device="meta"), device="a100")
+    whole = found.cost()
+    for key in (lambda w: w.kind, lambda w: w.layer):
+        parts = [found.cost(works) for works in found.by(key).values()]
+        for field in ("matrices", "launches", "bytes", "flops", "library_flops"):
+            assert sum(getattr(part, field) for part in parts) == getattr(whole, field)
+        assert sum(part.ms for part in parts) == pytest.approx(whole.ms)
+    assert found.share(every=10) == pytest.approx(found.share() / 10)
+
+
+def test_sixteen_bit_activations_move_fewer_bytes():
+    half, full = (plan(small("meta"), torch.empty(SHAPE, device="meta"), precision=p) for p in ("bf16", "fp32"))
+    act = [half.cost(w for w in found.works if w.kind == "act") for found in (half, full)]
+    assert act[0].bytes < act[1].bytes and act[0].flops == act[1].flops
+
+
+def test_cuts_reach_the_budget_and_say_what_they_drop():
+    found = plan(small("meta"), torch.empty(SHAPE, device="meta"))
+    budget = found.share() / 7
+    options = cuts(found, budget)
+    assert options[0].every == math.ceil(7) and not options[0].dropped
+    assert all(option.share <= budget * (1 + 1e-9) for option in options)
+    kinds = next(option for option in options if "metrics" in option.change and option.dropped)
+    assert set(kinds.dropped) < {w.kind for w in found.works} - {"logits"}
+    rest = [w for w in found.works if w.kind not in kinds.dropped]
+    assert found.share(rest, every=kinds.every) == pytest.approx(kinds.share)
+    assert cuts(found, 10 * found.share()) == []
+
+
+def test_cpu_is_measured():
+    found = plan(small("meta"), torch.empty(SHAPE, device="meta"), device="cpu")
+    assert "measured" in found.device.source and found.precision == "fp32"
+    assert 1e8 < found.device.bandwidth < 1e13 and 1e8 < found.device.flops["fp32"] < 1e15
+    assert found.cost().ms > 0
+
+
+def test_text_and_json_agree(monkeypatch):
+    found = plan_named("resnet10t", batch=8, image=32, classes=10, device="b200", track="light")
+    text, data = to_text(found, "a title", 0.01, width=160), json.loads(to_json(found, "a title", 0.01))
+    assert text.startswith("a title: a prediction, nothing was run") and "B200" in text
+    assert data["tracked_step"]["matrices"] == len(data["matrices"]) == len(found.works)
+    assert data["what"].endswith("nothing was run") and data["budget"]["cuts"]
+    total = next(line for line in text.splitlines() if "a tracked step" in line and "tracking:" not in line)
+    assert total.split()[3:5] == [str(data["tracked_step"]["matrices"]), str(data["tracked_step"]["launches"])]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "h1000"}, "device: expected one of cpu, a100, h100, h200, b200, got 'h1000'"),
+        ({"track": "lots"}, "metrics: expected light"),
+        ({"layers": "nothing*"}, "layers: expected globs"),
+        ({"precision": "fp8"}, "precision: expected fp32 or bf16, got 'fp8'"),
+        ({"every": 0}, "every: expected a whole number"),
+        ({"utilisation": 1.5}, "utilisation: expected a share"),
+    ],
+)
+def test_mistakes(options, message):
+    with pytest.raises(InputError, match=message):
+        plan(small("meta"), torch.empty(SHAPE, device="meta"), **options)
+
+
+def test_mistakes_by_name():
+    with pytest.raises(InputError, match=r"model: expected .*did you mean resnet18"):
+        plan_named("resnet19", batch=8, image=32)
+    with pytest.raises(InputError, match="batch: expected a whole number >= 2, got 1"):
+        plan_named("resnet18", batch=1, image=32)
+    with pytest.raises(InputError, match="model_kwargs: expected what resnet18 accepts"):
+        plan_named("resnet18", batch=2, image=32, channels=3, kwargs={"nothing": 1})
+    with pytest.raises(InputError, match=r"model: expected a model that runs"):
+        plan(nn.Sequential(nn.Linear(3, 2, device="meta")), torch.empty(2, 5, device="meta"), layers="*")
+
+
+@pytest.mark.parametrize(("text", "share"), [("5%", 0.05), ("0.5%", 0.005), ("0.02", 0.02)])
+def test_budget(text, share):
+    assert parse_budget(text) == pytest.approx(share)
+    with pytest.raises(InputError, match="budget"):
+        parse_budget("-" + text)
+
+
+@pytest.fixture
+def fastrank(monkeypatch, capsys):
+    """Runs one command in this process: (exit code, stdout, stderr)."""
+    cli = pytest.importorskip("fastrank.cli")
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["fastrank", *arguments])
+        with pytest.raises(SystemExit) as exit:
+            cli.main()
+        captured = capsys.readouterr()
+        return exit.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+def test_the_example_of_the_help_runs(fastrank):
+    from fastrank import cli
+
+    example = re.search(r"`fastrank (plan .*)`", cli.plan.__doc__)[1]
+    code, text, error = fastrank(*example.split())
+    assert (code, error) == (0, "")
+    assert text.startswith("resnet50, batch 256, 224 px, track default: a prediction, nothing was run\nH100 SXM")
+    # 49 activations, 54 weights, gradients and inputs, logits before and after the softmax.
+    assert re.search(r"a tracked step +267 ", text) and "budget 5 %: over it" in text
+
+
+def test_a_mistake_is_one_line_and_exit_code_2(fastrank):
+    for arguments, message in (
+        ("--device h1000", "device: expected one of cpu, a100"),
+        ("--model resnet19", "model: expected"),
+        ("--budget much", "budget: expected a share of a training step such as 5%, got 'much'"),
+        ("--image 1 --model vit_base_patch16_224", "image_size: expected"),
+    ):
+        code, text, error = fastrank("plan", *arguments.split())
+        assert code == 2 and text == "" and error.startswith(f"fastrank: {message}") and error.count("\n") == 1
