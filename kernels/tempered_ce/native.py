@@ -29,7 +29,6 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(loss, rows, denominator, grad) as `register.py` defines them."""
     loss, rows, denominator, grad = layout.outputs(logits, reduction, stats, with_grad)
-    out = layout.as_ncd(grad) if grad.numel() else None
     problem, alive = _describe(
         logits, target, second, share, T, temperature, weight, ignore_index, label_smoothing, grad_power, rows
     )
@@ -40,11 +39,12 @@ def forward(
         loss.data_ptr(),
         _REDUCTIONS[reduction],
         denominator.data_ptr(),
-        0 if out is None else out.data_ptr(),
-        () if out is None else out.stride(),
+        grad.data_ptr(),  # 0 where it is empty
+        layout.geometry(grad)[1] if grad.numel() else (),
         backend.threads(),
     )
-    _raise(fault, target, second, share, temperature, logits, ignore_index)
+    if fault[0]:
+        _raise(fault, target, second, share, temperature, logits, ignore_index)
     del alive
     return loss, rows, denominator, grad
 
@@ -66,8 +66,8 @@ def backward(
 ) -> Tensor:
     """The gradient of the loss with respect to the logits, in their dtype and memory order."""
     grad = torch.empty_like(logits)
-    view = layout.as_ncd(grad)
-    out = view if view is not None else torch.empty(logits.shape, dtype=logits.dtype).flatten(2)
+    in_place = layout.geometry(grad) is not None
+    out = grad if in_place else torch.empty(logits.shape, dtype=logits.dtype)
     grad_loss = grad_loss.to(rows.dtype).contiguous()
     problem, alive = _describe(
         logits, target, second, share, T, temperature, weight, ignore_index, label_smoothing, grad_power, rows
@@ -78,33 +78,38 @@ def backward(
         0 if grad_loss.dim() == 0 else 1,
         denominator.data_ptr(),
         out.data_ptr(),
-        out.stride(),
+        layout.geometry(out)[1],
         backend.threads(),
     )
-    _raise(fault, target, second, share, temperature, logits, ignore_index)
+    if fault[0]:
+        _raise(fault, target, second, share, temperature, logits, ignore_index)
     del alive
-    return grad if view is not None else grad.copy_(out.view(logits.shape))
+    return grad if in_place else grad.copy_(out)
 
 
 def _describe(logits, target, second, share, T, temperature, weight, ignore_index, label_smoothing, grad_power, rows):
     """The arguments both passes share, and the tensors whose addresses are among them."""
     acc = rows.dtype
-    view = _as_ncd(logits)
-    probabilities = _as_ncd(target.to(acc)) if target.is_floating_point() else None
-    target = target.contiguous() if probabilities is None else None
+    logits, sizes, strides = _placed(logits)
+    probabilities, probability_strides = None, ()
+    if target.is_floating_point():
+        probabilities, _, probability_strides = _placed(target.to(acc))
+        target = None
+    else:
+        target = target.contiguous()
     second = None if second is None else second.contiguous()
     share, temperature, weight = (None if x is None else x.to(acc).contiguous() for x in (share, temperature, weight))
     problem = (
         _DTYPES[logits.dtype],
-        view.data_ptr(),
-        tuple(view.shape),
-        view.stride(),
+        logits.data_ptr(),
+        sizes,
+        strides,
         _address(target),
         _address(second),
         _address(share),
         _stride(share),
         _address(probabilities),
-        () if probabilities is None else probabilities.stride(),
+        probability_strides,
         ignore_index,
         _address(weight),
         label_smoothing,
@@ -114,12 +119,16 @@ def _describe(logits, target, second, share, T, temperature, weight, ignore_inde
         grad_power,
         rows.data_ptr(),
     )
-    return problem, (view, target, second, share, probabilities, temperature, weight)
+    return problem, (logits, target, second, share, probabilities, temperature, weight)
 
 
-def _as_ncd(x: Tensor) -> Tensor:
-    view = layout.as_ncd(x)
-    return layout.as_ncd(x.contiguous()) if view is None else view
+def _placed(x: Tensor) -> tuple[Tensor, tuple[int, int, int], tuple[int, int, int]]:
+    """`x`, or a copy of it where no strides express it as [N, C, D], with its sizes and strides as that."""
+    placed = layout.geometry(x)
+    if placed is None:
+        x = x.contiguous()
+        placed = layout.geometry(x)
+    return x, *placed
 
 
 def _address(x: Tensor | None) -> int:
@@ -133,8 +142,6 @@ def _stride(x: Tensor | None) -> int:
 
 def _raise(fault, target, second, share, temperature, logits, ignore_index):
     kind, at = fault
-    if kind == 0:
-        return
     classes = logits.shape[min(1, logits.dim() - 1)]
     if kind == _LABEL:
         raise validate.bad_label(target, at, classes, ignore_index if second is None else None)
