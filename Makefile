@@ -7,7 +7,7 @@ DEMO_OUT ?= runs/demo
 # As the command line does for itself (fastrank/cli.py): waiting threads sleep instead of spinning.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test install bench lint clean
+.PHONY: demo test install bench gpu-check lint clean
 
 demo: install
 	$(BIN)/fastrank train --preset demo --temperature 1 100 --out $(DEMO_OUT)
@@ -19,7 +19,11 @@ test: install
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpret
 
 bench: install
-	for bench in benchmarks/bench_*.py; do $(BIN)/python $$bench || exit 1; done
+	$(BIN)/fastrank bench
+
+# The whole verdict on a machine with a GPU, in under ten minutes; the report goes to runs/gpu-check.
+gpu-check: install
+	$(BIN)/fastrank bench --gpu-check
 
 lint: install
 	$(BIN)/ruff check .

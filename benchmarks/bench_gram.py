@@ -1,96 +1,157 @@
-"""Gram products on this machine: `python benchmarks/bench_gram.py [--seconds 1] [--only WORD]`.
+"""Gram matrices in float64, from activations and weights as networks have them, read in place.
 
-Each case times ours beside what a user would write with torch: `addmm` in the data's own precision (fast, and wrong by
-float32's rounding), and the float64 product (the accuracy of our exact mode). Ratios, not milliseconds, carry over.
+The baseline is torch's product in float64, whose accuracy the exact mode matches; the same product in the data's own
+precision is what a user in a hurry would write, and its error is in the table too. BLAS syrk does half the products.
 """
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
 
+import peers
 import torch
-from fastrank.kernels.gram import gram_accumulate_, gram_dual
-from harness import compare, environment, table
+from fastrank.kernels.cost import Launch
+from fastrank.kernels.gram import cost, depth, gram_accumulate_, gram_dual
+from harness import Benchmark, Case, Contender, Problem, run_alone
+from torch import Tensor
 
-from fastrank import GramState
-
-#: n x d of an update: layers of a ResNet (channels) and of an MLP.
-PRIMAL = [(8192, 64), (4096, 256), (2048, 512), (2048, 1024), (1024, 2048)]
-#: n x d of a batch's flattened activations, n < d: once per layer and step.
-DUAL = [(128, 2048), (128, 8192), (128, 10_000), (256, 8192)]
-#: B, C, S of a convolution's output, read in place.
-CHANNELS = [(64, 64, 1024), (64, 256, 64), (64, 512, 16)]
+U = {torch.float64: 2.0**-53, torch.float32: 2.0**-24}
 
 
-def primal(n: int, d: int, dtype: torch.dtype, seconds: float) -> None:
-    X, shift = torch.randn(n, d).to(dtype), torch.zeros(d, dtype=torch.float64)
-    G, total, G32 = torch.zeros(d, d).double(), torch.zeros(d).double(), torch.zeros(d, d, dtype=dtype)
-    report(
-        f"accumulate {n} x {d} {dtype}",
-        {
-            "addmm, own precision": lambda: torch.addmm(G32, X.T, X),
-            "float64 product": lambda: X.double().T @ X.double(),
-            "exact": lambda: gram_accumulate_(G, total, X, shift),
-            "fast": lambda: gram_accumulate_(G, total, X, shift, "fast"),
-        },
-        seconds,
+@dataclass(frozen=True, kw_only=True)
+class Product(Case):
+    """`accumulate` X^T X of X [n, d] into a state, `dual` X X^T, or `channels`: X is [images, d, n / images]."""
+
+    kind: str
+    n: int
+    d: int
+    images: int = 0
+    dtype: str = "float32"
+
+    @property
+    def title(self) -> str:
+        shape = f"{self.images} x {self.d} x {self.n // self.images}" if self.images else f"{self.n} x {self.d}"
+        return f"{self.kind} {shape} {self.dtype}"
+
+
+def accumulate(n: int, d: int, where: str, **options) -> Product:
+    return Product(kind="accumulate", n=n, d=d, where=where, **options)
+
+
+def dual(n: int, d: int, where: str, **options) -> Product:
+    return Product(kind="dual", n=n, d=d, where=where, **options)
+
+
+def channels(images: int, d: int, pixels: int, where: str, **options) -> Product:
+    return Product(kind="channels", n=images * pixels, d=d, images=images, where=where, **options)
+
+
+CASES = (
+    dual(128, 2048, "flattened activations, CIFAR ResNet-18 layer 4 (batch x features)"),
+    dual(128, 8192, "CIFAR ResNet-18 layer 3", quick=True),
+    dual(128, 10_000, "the most features of a layer that are tracked"),
+    dual(256, 10_000, "the same, batch of 256, mixed precision", dtype="bfloat16"),
+    dual(512, 4608, "weight of a 3x3 convolution, 512 -> 512"),
+    channels(64, 64, 1024, "CIFAR ResNet-18 layer 1, channels in place", quick=True),
+    channels(64, 512, 16, "CIFAR ResNet-18 layer 4, channels in place"),
+    channels(32, 256, 784, "ImageNet ResNet-50 layer 1, channels in place"),
+    accumulate(1024, 512, "penultimate features, CIFAR", quick=True),
+    accumulate(2048, 2048, "penultimate features, ImageNet ResNet-50"),
+    accumulate(25_000, 1000, "logits of ImageNet, a quarter of the 100,000 samples"),
+    accumulate(100_000, 100, "logits of CIFAR-100, twice over"),
+    channels(256, 256, 3136, "ImageNet ResNet-50 layer 1, batch 256", devices=("cuda",)),
+    accumulate(100_000, 1000, "logits of 100,000 ImageNet samples", devices=("cuda",), quick=True),
+)
+
+
+def prepare(case: Product, device: str) -> Problem:
+    dtype = getattr(torch, case.dtype)
+    generator = torch.Generator().manual_seed(0)
+    shape = (case.images, case.d, case.n // case.images) if case.images else (case.n, case.d)
+    X = (torch.randn(shape, generator=generator) + 0.5).relu().to(device, dtype)
+    # Rows that are summed over, columns that are multiplied with each other.
+    rows, columns = (case.d, case.n) if case.kind == "dual" else (case.n, case.d)
+    truth = product(X, case.kind, torch.float64)
+    scale = truth.diagonal().sqrt()
+
+    def error(G: Tensor) -> float:
+        distance = (G.double() - truth).abs() / scale[:, None] / scale
+        return float(distance.tril().max())
+
+    theirs = rows * U[torch.float64]  # a priori: |X|^T |X| times n roundings, which the diagonal's roots bound
+    contenders = {
+        "torch float64": Contender(lambda: product(X, case.kind, torch.float64), error, 2 * theirs),
+        f"torch {case.dtype}": Contender(lambda: product(X, case.kind, dtype), error),
+    }
+    contenders |= {name: Contender(run, error, 2 * theirs) for name, run in syrk(case, X, device).items()}
+    for mode in ("exact", "fast"):
+        budget = depth(rows, columns, dtype, mode, torch.device(device).type).factor() + theirs
+        launches = account(case, rows, columns, mode, device)
+        contenders[f"fastrank {mode}"] = Contender(ours(case, X, mode), error, budget, True, launches)
+    return Problem(contenders, "largest |G - truth|_ij / sqrt(truth_ii truth_jj)")
+
+
+def product(X: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
+    """What a user would write: a copy of the rows where they are not rows, then a product."""
+    if kind == "dual":
+        Y = X.to(dtype)
+        return Y @ Y.T
+    Y = (X.transpose(1, 2).reshape(-1, X.shape[1]) if kind == "channels" else X).to(dtype)
+    return Y.T @ Y
+
+
+def ours(case: Product, X: Tensor, mode: str) -> Callable[[], Tensor]:
+    if case.kind == "dual":
+        return lambda: gram_dual(X, mode)
+    G = torch.zeros(case.d, case.d, dtype=torch.float64, device=X.device)
+    total = torch.zeros(case.d, dtype=torch.float64, device=X.device)
+
+    def run() -> Tensor:
+        G.zero_()  # so that every call can be checked; an accumulating user pays less
+        gram_accumulate_(G, total, X, None, mode)
+        return G
+
+    return run
+
+
+def syrk(case: Product, X: Tensor, device: str) -> dict[str, Callable[[], Tensor]]:
+    """float64 syrk of BLAS, conversion included: SciPy's on the CPU, cuBLAS through CuPy on a GPU."""
+
+    def rows() -> Tensor:
+        return X.transpose(1, 2).reshape(-1, case.d).double() if case.kind == "channels" else X.double()
+
+    kind = torch.device(device).type
+    if peers.load("scipy", kind):
+        from scipy.linalg.blas import dsyrk
+
+        # A row-major matrix is its transpose to Fortran: `trans` and the triangle swap, and nothing is copied.
+        trans = case.kind == "dual"
+        return {"scipy dsyrk": lambda: torch.from_numpy(dsyrk(1.0, rows().numpy().T, trans=trans, lower=0).T)}
+    if cupy := peers.load("CuPy", kind):
+        from cupy import cublas
+
+        def run() -> Tensor:
+            Y = cupy.from_dlpack(rows())
+            return torch.from_dlpack(cublas.syrk("N" if case.kind == "dual" else "T", Y, lower=True))
+
+        return {"CuPy dsyrk": run}
+    return {}
+
+
+def account(case: Product, rows: int, columns: int, mode: str, device: str) -> tuple[Launch, ...]:
+    """On the CPU what the algorithm needs: X read once, the triangle read and written; half of the products."""
+    dtype = getattr(torch, case.dtype)
+    if device != "cpu":
+        return (cost.dual if case.kind == "dual" else cost.accumulate)(case.n, case.d, dtype, mode)
+    unit = "fp32" if mode == "fast" and dtype != torch.float64 else "fp64"
+    triangle = columns * (columns + 1) // 2
+    return (
+        Launch("native", rows * columns * dtype.itemsize + 8 * triangle, 8 * triangle, {unit: 2 * rows * triangle}),
     )
 
 
-def dual(n: int, d: int, dtype: torch.dtype, seconds: float) -> None:
-    X = torch.randn(n, d).to(dtype)
-    truth = X.double() @ X.double().T
-    report(
-        f"dual {n} x {d} {dtype}",
-        {
-            "mm, own precision": lambda: X @ X.T,
-            "float64 product": lambda: X.double() @ X.double().T,
-            "exact": lambda: gram_dual(X),
-            "fast": lambda: gram_dual(X, "fast"),
-        },
-        seconds,
-        check=lambda: torch.testing.assert_close(gram_dual(X), truth, rtol=1e-12, atol=1e-9),
-    )
-
-
-def channels(B: int, C: int, S: int, seconds: float) -> None:
-    x = torch.randn(B, C, S)
-    state = GramState(C).update_channels(x)
-    rows = lambda: x.transpose(1, 2).reshape(-1, C)  # noqa: E731
-    report(
-        f"channels {B} x {C} x {S}",
-        {
-            "copy, addmm float32": lambda: rows().T @ rows(),
-            "copy, float64 product": lambda: rows().double().T @ rows().double(),
-            "exact, in place": lambda: state.update_channels(x),
-        },
-        seconds,
-    )
-
-
-def report(title: str, contenders: dict, seconds: float, check=lambda: None) -> None:
-    results = compare(contenders, check, seconds)
-    print(f"\n{title}\n{table(results, next(iter(contenders)))}", flush=True)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=1.0, help="per contender and case")
-    parser.add_argument("--only", choices=["accumulate", "dual", "channels"], help="one family of cases")
-    arguments = parser.parse_args()
-    print(environment())
-    if arguments.only in (None, "dual"):
-        for n, d in DUAL:
-            dual(n, d, torch.float32, arguments.seconds)
-        dual(128, 8192, torch.bfloat16, arguments.seconds)
-    if arguments.only in (None, "accumulate"):
-        for n, d in PRIMAL:
-            primal(n, d, torch.float32, arguments.seconds)
-        primal(2048, 512, torch.bfloat16, arguments.seconds)
-    if arguments.only in (None, "channels"):
-        for B, C, S in CHANNELS:
-            channels(B, C, S, arguments.seconds)
-
+BENCHMARK = Benchmark("gram", __doc__, CASES, prepare, peers=("scipy", "CuPy"))
 
 if __name__ == "__main__":
-    main()
+    run_alone("gram")

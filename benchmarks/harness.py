@@ -1,89 +1,258 @@
-"""Timing for benchmarks: every contender in one process, taken in turn, so that noise and clock drift hit all alike.
+"""What a benchmark is, and how its contenders are checked and timed.
 
-    results = compare({"torch": run_torch, "fastrank": run_ours}, check=lambda: assert_close(...))
-    print(table(results, baseline="torch"))
-
-Figures are medians with the quartiles beside them; on a shared machine trust the ratio, not the milliseconds.
+A benchmark is a table of cases and a function that turns a case into a `Problem`: contenders, each with its error
+against a float64 truth and the largest error that counts as right. Contenders run in one process and take turns, so
+that noise and clock drift hit all alike; medians and quartiles come of it, and the ratio of each to the baseline is
+taken within a turn. A contender of ours that errs fails the run; one that cannot run here is listed with the reason.
 """
 
 from __future__ import annotations
 
+import math
+import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
+#: Turns of a contender: more of them only while its share of the time lasts. One whose call takes LONG seconds or more
+#: is timed once, at its check, and has no spread.
+MIN_SAMPLES, LONG = 5, 10.0
+#: A sample on the CPU repeats a short call until it lasts this long: 1000 times what reading the clock takes.
+MIN_SAMPLE_SECONDS = 2e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One row of a benchmark's table; a benchmark adds its sizes as fields and says `title`."""
+
+    where: str  # whose size this is: "ResNet-18, layer 4"
+    quick: bool = False  # part of --quick
+    devices: tuple[str, ...] = ("cpu", "cuda")
+
+    @property
+    def title(self) -> str:
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
-class Timing:
-    """Seconds per call over `samples` samples: median and quartiles."""
+class Contender:
+    """One way to do the work.
+
+    Attributes:
+        run: one call; its result goes to `error`.
+        error: distance of the result from the float64 truth, in the unit that the problem names.
+        budget: the largest error that counts as right; None where nothing is promised: shown, not judged.
+        ours: whether it is this package's.
+        launches: what the cost model says of it (`fastrank.kernels.cost.Launch`), empty where it says nothing.
+        slow: left out by --quick.
+        compiles: its first call compiles, which is no part of its time.
+    """
+
+    run: Callable[[], Any]
+    error: Callable[[Any], float]
+    budget: float | None = None
+    ours: bool = False
+    launches: tuple = ()
+    slow: bool = False
+    compiles: bool = False
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A case ready to run. The first contender is the baseline that ratios refer to."""
+
+    contenders: dict[str, Contender]
+    error_unit: str
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """`prepare(case, device)` builds the Problem; `peers` are the optional libraries it can use (see peers.py)."""
+
+    name: str
+    about: str
+    cases: tuple[Case, ...]
+    prepare: Callable[[Any, str], Problem]
+    peers: tuple[str, ...] = ()
+    #: Whether torch.compile is among its contenders; --quick leaves that out, since it compiles for each size.
+    compiled: bool = False
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles; with fewer than MIN_SAMPLES values the smallest and the largest."""
 
     median: float
     low: float
     high: float
     samples: int
 
+    @classmethod
+    def of(cls, values: list[float]) -> Spread:
+        if len(values) < MIN_SAMPLES:
+            return cls(statistics.median(values), min(values), max(values), len(values))
+        low, median, high = statistics.quantiles(values, n=4)
+        return cls(median, low, high, len(values))
 
-def compare(
-    contenders: dict[str, Callable[[], object]],
-    check: Callable[[], None],
-    seconds: float = 1.0,
-    min_sample: float = 2e-3,
-) -> dict[str, Timing]:
-    """Times each contender for about `seconds` in all, one sample of each in turn, in a changing order.
 
-    `check` runs first and raises where the contenders disagree: a fast wrong answer is not timed. A sample repeats a
-    short call until it lasts `min_sample` seconds. CUDA work is waited for at a sample's end.
+@dataclass
+class Outcome:
+    """What became of one contender: its error, its time in seconds a call, its speed as a multiple of the baseline's.
+
+    `seconds` is device time on CUDA and `wall` the time between calls issued one after another, which is what a loop
+    of small calls feels; on the CPU the two are one and `wall` is None. `problem` says why there is no figure, or why
+    the figure must not be trusted; with `failed` it fails the run.
     """
-    check()
-    repeats = {name: _repeats(run, min_sample) for name, run in contenders.items()}
-    samples: dict[str, list[float]] = {name: [] for name in contenders}
-    order = list(contenders)
-    deadline = time.perf_counter() + seconds * len(contenders)
-    while time.perf_counter() < deadline or min(map(len, samples.values())) < 5:
+
+    ours: bool
+    error: float | None = None
+    budget: float | None = None
+    seconds: Spread | None = None
+    wall: Spread | None = None
+    speed: Spread | None = None
+    problem: str = ""
+    failed: bool = False
+    read: int = 0
+    written: int = 0
+    flops: dict[str, int] = field(default_factory=dict)
+
+
+def measure(problem: Problem, device: str, seconds: float) -> dict[str, Outcome]:
+    """Checks every contender, then times those that are right, each for about `seconds` in all."""
+    outcomes, spans = {}, {}
+    for name, contender in problem.contenders.items():
+        outcomes[name], spans[name] = _check(contender, device)
+    live = [name for name in outcomes if not outcomes[name].problem]
+    samples: dict[str, list[float]] = {name: [] for name in live}
+    spent = dict.fromkeys(live, 0.0)
+    for name in live:
+        if spans[name] >= LONG:
+            samples[name].append(spans[name])
+    clock = _CudaClock(device) if device.startswith("cuda") else _CpuClock()
+    runs = {name: problem.contenders[name].run for name in live if spans[name] < LONG}
+    repeats = {name: clock.repeats(run) for name, run in runs.items()}
+    turns: dict[str, dict[int, float]] = {name: dict(enumerate(samples[name])) for name in live}
+    order, turn = list(runs), 0
+    while order:
         for name in order:
-            samples[name].append(_sample(contenders[name], repeats[name]))
-        order = order[1:] + order[:1]
-    return {name: _timing(values) for name, values in samples.items()}
+            start = time.perf_counter()
+            turns[name][turn] = clock.sample(runs[name], repeats[name])
+            spent[name] += time.perf_counter() - start
+        turn += 1
+        order = [*order[1:], order[0]]  # nobody always comes after the same one
+        order = [name for name in order if spent[name] < seconds or len(turns[name]) < MIN_SAMPLES]
+    baseline = next(iter(problem.contenders))
+    for name in live:
+        outcomes[name].seconds = Spread.of(list(turns[name].values()))
+        outcomes[name].wall = clock.wall(runs[name]) if name in runs else None
+        outcomes[name].speed = _speed(turns.get(baseline, {}), turns[name])
+    return outcomes
 
 
-def table(results: dict[str, Timing], baseline: str) -> str:
-    """Aligned text: milliseconds (median, quartiles) and how many times faster than `baseline`."""
-    width = max(map(len, results))
-    lines = [f"{'':{width}}  {'median ms':>10}  {'quartiles ms':>19}  {'speed':>7}"]
-    for name, t in results.items():
-        ratio = results[baseline].median / t.median
-        lines.append(f"{name:{width}}  {t.median * 1e3:10.4f}  {t.low * 1e3:9.4f}-{t.high * 1e3:<9.4f}  {ratio:6.2f}x")
-    return "\n".join(lines)
+def run_alone(name: str) -> None:
+    """`python benchmarks/bench_<name>.py ...` is `fastrank bench <name> ...`, in a process that has not seen torch."""
+    os.execv(sys.executable, [sys.executable, "-m", "fastrank.cli", "bench", name, *sys.argv[1:]])
 
 
-def environment() -> str:
-    """One line that says where the figures come from."""
-    from fastrank.kernels import backend
+def _check(contender: Contender, device: str) -> tuple[Outcome, float]:
+    """The contender's error, judged, and the seconds of the checked call (after a first one that warms up)."""
+    outcome = Outcome(contender.ours, budget=contender.budget)
+    for launch in contender.launches:
+        outcome.read += launch.read
+        outcome.written += launch.written
+        for unit, count in launch.flops.items():
+            outcome.flops[unit] = outcome.flops.get(unit, 0) + count
+    try:
+        if contender.compiles:
+            contender.run()
+        for _ in range(2):
+            start = time.perf_counter()
+            result = contender.run()
+            _synchronize(device)
+            span = time.perf_counter() - start
+            if span >= LONG:
+                break
+        outcome.error = float(contender.error(result))
+    except Exception as error:  # a peer may lack a kernel for this size; ours may not
+        outcome.problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        outcome.failed = contender.ours
+        return outcome, math.nan
+    if contender.budget is not None and not outcome.error <= contender.budget:
+        outcome.problem = f"wrong: error {outcome.error:.1e} above {contender.budget:.1e}"
+        outcome.failed = True
+    return outcome, span
 
-    core = backend.core()
-    isa = core.isa if core else "no native core"
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"torch {torch.__version__}, {torch.get_num_threads()} threads, {isa}, {device}"
+
+def _speed(baseline: dict[int, float], mine: dict[int, float]) -> Spread | None:
+    shared = baseline.keys() & mine.keys()
+    return Spread.of([baseline[turn] / mine[turn] for turn in shared]) if shared else None
 
 
-def _sample(run: Callable[[], object], repeats: int) -> float:
-    start = time.perf_counter()
-    for _ in range(repeats):
-        run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return (time.perf_counter() - start) / repeats
+def _synchronize(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
 
 
-def _repeats(run: Callable[[], object], min_sample: float) -> int:
-    run()
-    once = _sample(run, 1)
-    return max(1, round(min_sample / max(once, 1e-7)))
+class _CpuClock:
+    """Seconds of a call by the host's clock, averaged over enough repeats to last MIN_SAMPLE_SECONDS."""
+
+    def repeats(self, run: Callable[[], Any]) -> int:
+        return max(1, round(MIN_SAMPLE_SECONDS / max(self.sample(run, 1), 1e-7)))
+
+    def sample(self, run: Callable[[], Any], repeats: int) -> float:
+        start = time.perf_counter()
+        for _ in range(repeats):
+            run()
+        return (time.perf_counter() - start) / repeats
+
+    def wall(self, run: Callable[[], Any]) -> None:
+        return None
 
 
-def _timing(values: list[float]) -> Timing:
-    low, median, high = statistics.quantiles(values, n=4)
-    return Timing(median, low, high, len(values))
+class _CudaClock:
+    """Seconds of one call on the device, between events, from a cold L2.
+
+    Before each call a buffer larger than L2 is overwritten, and a spin keeps the device busy while the host queues the
+    call, so that what is measured is the device's work and not the host's. A call that waits for the device itself is
+    measured with its waits.
+    """
+
+    #: Cycles of the spin: about a millisecond, longer than it takes to queue a few dozen launches.
+    SPIN = 2_000_000
+
+    def __init__(self, device: str) -> None:
+        self.device = torch.device(device)
+        l2 = torch.cuda.get_device_properties(self.device).L2_cache_size
+        self.flush = torch.empty(2 * max(l2, 32 << 20), dtype=torch.int8, device=self.device)
+
+    def repeats(self, run: Callable[[], Any]) -> int:
+        return 1
+
+    def sample(self, run: Callable[[], Any], repeats: int) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        with torch.cuda.device(self.device):
+            self.flush.zero_()
+            torch.cuda._sleep(self.SPIN)
+            start.record()
+            run()
+            end.record()
+            end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+    def wall(self, run: Callable[[], Any]) -> Spread:
+        """Seconds from call to call in a loop without waits, as a training loop issues them; warm caches."""
+        torch.cuda.synchronize(self.device)
+        values = []
+        for _ in range(MIN_SAMPLES):
+            start, count = time.perf_counter(), 0
+            while count < 100 and time.perf_counter() - start < 0.05:
+                run()
+                count += 1
+            torch.cuda.synchronize(self.device)
+            values.append((time.perf_counter() - start) / count)
+        return Spread.of(values)

@@ -167,6 +167,48 @@ def doctor() -> None:
     typer.echo(describe())
 
 
+@app.command()
+def bench(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="tempered_ce, gram, rank, tracking; all if left out.", show_default=False)
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer cases, less time for each.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="Of torch and the native kernels (torch's choice).")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Per contender and case (0.6; quick 0.08).")] = None,
+    case: Annotated[str | None, typer.Option(help="Only cases whose title contains this.")] = None,
+    json: Annotated[Path | None, typer.Option(help="A file for all figures.")] = None,
+    save: Annotated[str | None, typer.Option(help="Keep the figures under this name, for --against.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="A saved name or file: say what changed; exit code 1 if a ratio got worse.")
+    ] = None,
+    plots: Annotated[Path | None, typer.Option(help="A directory for one roofline picture per benchmark.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Name the benchmarks and their cases, and stop.")] = False,
+    gpu_check: Annotated[
+        bool, typer.Option("--gpu-check", help="The whole verdict on a GPU: tests, sanitizer, timings; 10 minutes.")
+    ] = False,
+) -> None:
+    """Time this package against torch, scipy and others, checking every answer in the same run.
+
+    Example: `fastrank bench gram --quick --save before`
+    """
+    from fastrank.checkout import benchmark_module
+
+    if gpu_check:
+        if names:
+            raise InputError("names", "none with --gpu-check, which runs them all", ", ".join(names))
+        raise typer.Exit(benchmark_module("gpu_check").run(device, echo=typer.echo))
+    runner = benchmark_module("runner")
+    if list_:
+        typer.echo(runner.listing())
+        return
+    code = runner.run(
+        names, quick=quick, device=device, threads=threads, seconds=seconds, case=case, json=json, save=save,
+        against=against, plots=plots, echo=typer.echo,
+    )  # fmt: skip
+    raise typer.Exit(code)
+
+
 def main() -> None:
     """Run the command line: a user's mistake is one line and exit code 2, Ctrl-C is 130, a bug shows its traceback."""
     # torch's threads sleep while they wait for each other, instead of spinning: no slower on idle cores, and ten times

@@ -25,7 +25,8 @@ class Op:
     impls: tuple[str, ...]
     run: Callable[..., Outputs]
     reference: Callable[..., Outputs]
-    #: band(case, outputs in float64) -> one tensor (broadcastable) or float per output: the stated extra error
+    #: band(case, outputs in float64) -> one tensor (broadcastable) or float per output: the stated extra error, on any
+    #: device; where the outputs lie says which device's arithmetic is bounded
     band: Callable[[Any, Outputs], Sequence[torch.Tensor | float]]
     #: build(case) -> inputs in the case's dtype
     build: Callable[[Any], tuple]
@@ -82,5 +83,9 @@ def _floating(x: Any) -> bool:
 
 
 def _to(x: Any, device: str) -> Any:
-    # `.to` on a CPU tensor already there keeps strides, which are part of the case.
-    return x.to(device) if isinstance(x, torch.Tensor) else x
+    """`x` on `device` in the layout it has, which is part of the case: Tensor.to would close the gaps."""
+    if not isinstance(x, torch.Tensor) or x.device == torch.device(device):
+        return x
+    elements = x.untyped_storage().nbytes() // x.itemsize
+    memory = x.as_strided((elements,), (1,), 0).to(device)
+    return memory.as_strided(x.shape, x.stride(), x.storage_offset())

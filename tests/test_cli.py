@@ -78,7 +78,7 @@ def test_doctor(fastrank):
 
 
 def test_help_shows_an_example_that_is_valid(fastrank):
-    for command in ("train", "report", "export", "doctor"):
+    for command in ("train", "report", "export", "doctor", "bench"):
         code, text, _ = fastrank(command, "--help")
         flat = " ".join(text.replace("│", " ").split())
         assert code == 0 and f"Example: fastrank {command}" in flat
@@ -128,6 +128,8 @@ def test_options_go_before_the_preset(fastrank, monkeypatch):
         ("train --rate 1", r"No such option: --rate"),
         ("trian", r"No such command 'trian'"),
         ("report", r"Missing argument"),
+        ("bench gramm", r"name: expected one of tempered_ce, gram, rank, tracking, got 'gramm'"),
+        ("bench gram --gpu-check", r"names: expected none with --gpu-check, which runs them all, got gram"),
         ("report /no/such/run", r"path: expected a run directory, got /no/such/run"),
         ("export /no/such/run --out x", r"path: expected a run directory, got /no/such/run"),
     ],

@@ -1,22 +1,31 @@
 """gram_accumulate_ and gram_dual: every implementation against the float64 reference, within the stated bound."""
 
-import itertools
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from conformity import Op, check, odd_strides
+from conformity import check
 from fastrank.kernels import backend
-from fastrank.kernels.gram import FAST_BLOCK, depth, gram_accumulate_, gram_dual, reference
+from fastrank.kernels.gram import FAST_BLOCK, depth, gram_accumulate_, gram_dual
+from gram_conformity import (
+    CUTS,
+    DTYPES,
+    EDGES,
+    SHAPES,
+    STRIDES,
+    Case,
+    accumulate_op,
+    accumulated,
+    as_rows,
+    data,
+    dual_op,
+    shift_of,
+)
 from torch.library import opcheck
 
 native = pytest.mark.skipif(not backend.native_status().available, reason=backend.native_status().reason or "-")
-
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-STRIDES = ("contiguous", "transposed", "padded", "sliced")
 
 
 @pytest.fixture(autouse=True)
@@ -28,93 +37,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@dataclass(frozen=True)
-class Case:
-    n: int
-    d: int
-    dtype: torch.dtype = torch.float32
-    mode: str = "exact"
-    strides: str = "contiguous"
-    shifted: bool = True
-    integer: bool = False
-    images: int = 0  # rows come as a channel view [images, d, n / images]
-
-
-def data(case: Case) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(case.n * 1000 + case.d)
-    if case.integer:
-        X = torch.randint(-8, 9, (case.n, case.d), generator=generator).double()
-    else:
-        X = torch.randn(case.n, case.d, generator=generator, dtype=torch.float64) + 0.5
-    X = X.to(case.dtype)
-    if case.images:
-        X = X.view(case.images, -1, case.d)
-        if case.strides == "channels_last":
-            return X.transpose(1, 2)
-        return X.transpose(1, 2).contiguous()
-    return odd_strides(X, case.strides)
-
-
-def shift_of(case: Case) -> torch.Tensor | None:
-    if not case.shifted:
-        return None
-    shift = torch.linspace(-2, 2, case.d, dtype=torch.float64)
-    return shift.round() if case.integer else shift
-
-
-def as_rows(X: torch.Tensor) -> torch.Tensor:
-    return X.transpose(1, 2).reshape(-1, X.shape[1]) if X.ndim == 3 else X
-
-
-def accumulated(function, X, shift, *args):
-    d = X.shape[1]
-    G, total = torch.zeros(d, d, dtype=torch.float64), torch.zeros(d, dtype=torch.float64)
-    function(G, total, X, shift, *args)
-    return G, total
-
-
-def accumulate_band(case: Case, truth, device="cpu"):
-    Y = as_rows(data(case)).double()
-    Y = (Y - shift_of(case) if case.shifted else Y).abs()
-    roundings = depth(case.n, case.d, case.dtype, case.mode, device)
-    c, tiny = roundings.factor(), roundings.tiny * case.n
-    return c * (Y.T @ Y) + tiny, c * Y.sum(0) + tiny
-
-
-def dual_band(case: Case, truth, device="cpu"):
-    Y = data(case).double().abs()
-    roundings = depth(case.d, case.n, case.dtype, case.mode, device)
-    return (roundings.factor() * (Y @ Y.T) + roundings.tiny * case.d,)
-
-
-def accumulate_op(case: Case) -> Op:
-    return Op(
-        "gram_accumulate_",
-        ("reference", "native"),
-        run=lambda impl, X, shift: accumulated(gram_accumulate_, X, shift, case.mode, impl),
-        reference=lambda X, shift: accumulated(reference.gram_accumulate_, X, shift),
-        band=accumulate_band,
-        build=lambda case: (data(case), shift_of(case)),
-    )
-
-
-def dual_op(case: Case) -> Op:
-    return Op(
-        "gram_dual",
-        ("reference", "native"),
-        run=lambda impl, X: (gram_dual(X, case.mode, impl),),
-        reference=lambda X: (reference.gram_dual(X),),
-        band=dual_band,
-        build=lambda case: (data(case),),
-    )
-
-
 IMPLS = accumulate_op(Case(1, 1)).live_impls()
-SHAPES = [(n, d) for n in (0, 1, 3, 128, 257) for d in (1, 2, 17, 64, 100, 513)]
-EDGES = [(3, 17), (128, 100), (257, 17)]
-#: Several splits, several slabs of several chunks, and edges of blocks: the ways in which the native path cuts.
-CUTS = [(2600, 5), (5000, 70), (1500, 256), (700, 257), (4000, 300)]
-
 
 @pytest.mark.parametrize("mode", ["exact", "fast"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -313,25 +236,3 @@ def test_other_dtypes_and_shapes_are_refused_by_name():
     with pytest.raises(ValueError, match=r"X: expected a matrix \[n, d\]"):
         gram_dual(X[None])
     assert not G.any() and not total.any()
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_conforms_on_cuda():
-    def run(function, X, shift, *args):
-        G = torch.zeros(X.shape[1], X.shape[1], dtype=torch.float64, device="cuda")
-        total = torch.zeros(X.shape[1], dtype=torch.float64, device="cuda")
-        function(G, total, X, shift, *args)
-        return G, total
-
-    for dtype, mode in itertools.product(DTYPES, ("exact", "fast")):
-        for index, (n, d) in enumerate([*SHAPES, *CUTS]):
-            case = Case(n, d, dtype, mode, STRIDES[index % 4])
-            accumulate = replace(
-                accumulate_op(case),
-                run=lambda impl, X, shift, mode=mode: run(gram_accumulate_, X, shift, mode, impl),
-                reference=lambda X, shift: run(reference.gram_accumulate_, X, shift),
-                band=lambda case, truth: [b.cuda() for b in accumulate_band(case, truth, "cuda")],
-            )
-            check(accumulate, "native", case, "cuda")
-            dual = replace(dual_op(case), band=lambda case, truth: [b.cuda() for b in dual_band(case, truth, "cuda")])
-            check(dual, "native", case, "cuda")

@@ -1,0 +1,137 @@
+"""Every benchmark end to end on a tiny case: answers right, results in the schema, saved, compared and drawn."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import results
+import runner
+from harness import Case
+
+import fastrank
+
+pytest.importorskip("timm")
+pytest.importorskip("sklearn")
+
+#: Fields that make a benchmark's own kinds of case tiny.
+TINY = {
+    "tempered_ce": [{"rows": 5, "classes": 7}, {"rows": 5, "classes": 7, "features": 3}],
+    "gram": [{"n": 6, "d": 4}, {"n": 12, "d": 3, "images": 2, "kind": "channels"}, {"n": 3, "d": 8, "kind": "dual"}],
+    "rank": [{"shapes": ((20, 30),), "kind": kind} for kind in ("spectrum", "rank", "top")],
+    "tracking": [{"batch": 4, "every": 2}],
+}
+SPREAD = {"median", "low", "high", "samples"}
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """Benchmarks of tiny cases, marked quick; saved runs go to a directory of the test's own."""
+    real = runner.load
+    full = {name: real(name) for name in runner.BENCHMARKS}
+
+    def load(name):
+        if name not in full:
+            return real(name)
+        fields = TINY[name]
+        cases = tuple(replace(full[name].cases[0], quick=True, where="a test", **f) for f in fields)
+        return replace(full[name], cases=cases)
+
+    monkeypatch.setattr(runner, "load", load)
+    monkeypatch.setattr(results, "SAVED", tmp_path / "saved")
+    monkeypatch.setattr(runner.machine, "COPY_BYTES", 1 << 20)
+    monkeypatch.setitem(runner.machine.GEMM_SIDE, "cpu", 32)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_runs(tiny, name):
+    lines = []
+    path = tiny / "figures.json"
+    code = runner.run([name], quick=True, seconds=0.001, device="cpu", json=path, echo=lines.append)
+    text = "\n".join(lines)
+    assert code == 0, text
+    run = json.loads(path.read_text())
+    assert run["schema"] == results.SCHEMA and run["quick"] is True and run["device"] == "cpu"
+    assert {"cpu", "cores", "threads", "isa", "blas", "torch", "load_average", "commit"} <= run["machine"].keys()
+    assert run["peaks"].keys() == {"copy", "copy_cached", "fp32", "fp64"} and all(v > 0 for v in run["peaks"].values())
+    cases = run["benchmarks"][name]["cases"]
+    assert len(cases) == len(TINY[name])
+    for title, case in cases.items():
+        assert f"{name}: {title}" in text
+        assert case["baseline"] in case["results"] and case["error_unit"] and not case["problem"]
+        assert any(result["ours"] for result in case["results"].values())
+        for contender, result in case["results"].items():
+            assert not result["problem"], (contender, result["problem"])
+            assert result["seconds"].keys() == SPREAD and result["speed"].keys() == SPREAD
+            assert result["budget"] is None or result["error"] <= result["budget"]
+    for peer, what in run["benchmarks"][name]["peers"].items():
+        assert f"{peer}: {what}" in text and what  # whoever is not here is named
+
+
+def test_a_wrong_kernel_fails_the_run(tiny, monkeypatch):
+    import bench_tempered_ce
+
+    true = bench_tempered_ce.tempered_cross_entropy
+    monkeypatch.setattr(bench_tempered_ce, "tempered_cross_entropy", lambda z, y, T: true(z, y, T * 1.001))
+    lines = []
+    assert runner.run(["tempered_ce"], quick=True, seconds=0.001, device="cpu", echo=lines.append) == 1
+    assert any(line.startswith("FAILED tempered_ce: 5 x 7 float32") and "wrong: error" in line for line in lines)
+
+
+def test_save_against_and_plots(tiny):
+    options = {"quick": True, "seconds": 0.001, "device": "cpu"}
+    lines = []
+    assert runner.run(["gram"], save="before", plots=tiny / "pictures", echo=lines.append, **options) == 0
+    assert (tiny / "saved" / "before.json").is_file()
+    assert (tiny / "pictures" / "gram.png").read_bytes().startswith(b"\x89PNG")
+    run = results.read("before")
+    for case in run["benchmarks"]["gram"]["cases"].values():  # no machine is a thousand times faster than itself
+        for result in case["results"].values():
+            result["speed"] = {key: 1000 * value for key, value in result["speed"].items()}
+    faster = results.write(run, tiny / "faster.json")
+    assert runner.run(["gram"], against=str(faster), echo=lines.append, **options) == 1
+    told = next(line for line in reversed(lines) if "against the run of" in line)
+    assert sum("got worse: once more" in line for line in lines) == 2 * 3
+    assert "regression" in told and told.endswith("0 of 6 ratios unchanged (within 10%, or within their spread)")
+
+
+def test_every_benchmark_keeps_the_shape(monkeypatch):
+    for name in runner.BENCHMARKS:
+        benchmark = runner.load(name)
+        assert benchmark.name == name and benchmark.about
+        titles = [case.title for case in benchmark.cases]
+        for kind in ("cpu", "cuda"):
+            here = [case.title for case in benchmark.cases if kind in case.devices]
+            assert len(set(here)) == len(here) and here
+            assert any(case.quick for case in benchmark.cases if kind in case.devices)
+        assert all(isinstance(case, Case) and case.where for case in benchmark.cases) and titles
+    listing = runner.listing()
+    assert all(name in listing for name in runner.BENCHMARKS) and "* also with --quick" in listing
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"names": ["gramm"]}, r"name: expected one of tempered_ce, gram, rank, tracking, got 'gramm'"),
+        ({"device": "tpu"}, r"device: expected auto, cpu, cuda or cuda:N, got 'tpu'"),
+        ({"threads": 0}, r"threads: expected a whole number >= 1, got 0"),
+        ({"seconds": 0.0}, r"seconds: expected a number > 0, got 0.0"),
+        ({"case": "no such"}, r"case: expected part of a title that --list shows for cpu, got 'no such'"),
+        (
+            {"against": "nobody"},
+            r"against: expected a file, or a name given to --save before, got 'nobody'; saved here: ",
+        ),
+        ({"save": "../up"}, r"save: expected a name of letters"),
+    ],
+)
+def test_mistakes_are_named_before_anything_runs(tiny, options, message):
+    with pytest.raises(fastrank.InputError, match=message):
+        runner.run(**options, echo=lambda line: pytest.fail(f"printed {line}"))
+
+
+def test_files_that_are_no_runs(tiny):
+    for content, message in (("{", "a JSON file"), ('{"schema": 0}', "a run with schema 1"), ("[]", "with list")):
+        path = tiny / "run.json"
+        path.write_text(content)
+        with pytest.raises(fastrank.InputError, match=message):
+            results.read(str(path))
