@@ -15,6 +15,7 @@ template <class S> struct Block {
   using V = Vec<A>;
   using I = Int<A>;
   static constexpr int width = Lanes<A>::width;
+  static constexpr int64_t kChunk = 64;
 
   const CrossEntropy& op;
   const Shared<A>& s;
@@ -71,24 +72,35 @@ template <class S> struct Block {
     const bool moments = op.slope || op.stats || s.soft != 0;
     V exponentials{}, moment{}, masses{}, weighted{}, sum_z{}, sum_z2{};
     I above{};
-    for (int64_t j = 0; j < op.c; ++j) {
-      const V v = load(z + j * width), x = (v - m) * inverse, e = exp_of_nonpositive(x);
-      const V counted = keep<A>((labels[0] != static_cast<int>(j)) & (labels[1] != static_cast<int>(j)), e);
-      exponentials += counted;
-      if (moments) moment += counted > A(0) ? counted * x : counted;
-      if (q) {
-        const V t = mass(j);
-        masses += t;
-        weighted += t * x;
-      } else if (s.soft != 0) {
-        weighted += s.weight ? s.weight[j] * x : x;
+    // In chunks: a lane alone adds up a whole row, and its rounding would grow with every class.
+    for (int64_t chunk = 0; chunk < op.c; chunk += kChunk) {
+      V some_exponentials{}, some_moment{}, some_masses{}, some_weighted{}, some_z{}, some_z2{};
+      const int64_t last = chunk + kChunk < op.c ? chunk + kChunk : op.c;
+      for (int64_t j = chunk; j < last; ++j) {
+        const V v = load(z + j * width), x = (v - m) * inverse, e = exp_of_nonpositive(x);
+        const V counted = keep<A>((labels[0] != static_cast<int>(j)) & (labels[1] != static_cast<int>(j)), e);
+        some_exponentials += counted;
+        if (moments) some_moment += counted > A(0) ? counted * x : counted;
+        if (q) {
+          const V t = mass(j);
+          some_masses += t;
+          some_weighted += t * x;
+        } else if (s.soft != 0) {
+          some_weighted += s.weight ? s.weight[j] * x : x;
+        }
+        if (op.stats) {
+          some_z += v;
+          some_z2 += v * v;
+          above -= v > ranked;
+        }
+        if (op.grad) store(z + j * width, e);
       }
-      if (op.stats) {
-        sum_z += v;
-        sum_z2 += v * v;
-        above -= v > ranked;
-      }
-      if (op.grad) store(z + j * width, e);
+      exponentials += some_exponentials;
+      moment += some_moment;
+      masses += some_masses;
+      weighted += some_weighted;
+      sum_z += some_z;
+      sum_z2 += some_z2;
     }
     Gradient<A> rows[width];
     for (int lane = 0; lane < count; ++lane)
