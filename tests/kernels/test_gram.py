@@ -39,6 +39,7 @@ def one_thread():
 
 IMPLS = accumulate_op(Case(1, 1)).live_impls()
 
+
 @pytest.mark.parametrize("mode", ["exact", "fast"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("impl", IMPLS)
