@@ -43,7 +43,7 @@ class Case:
 
 
 def build(case: Case) -> tuple:
-    """(logits, target, second labels or None, shares or None, T [n], weight or None, grad_loss [n], smoothing, scale)."""
+    """(logits, target, second labels, their shares, T [n], weight, grad_loss [n], label_smoothing, scale_gradient)."""
     generator = torch.Generator().manual_seed(case.n * 100003 + case.c)
     acc = ACC.get(case.dtype, torch.float32)
     logits = (3 * torch.randn(case.n, case.c, generator=generator) * max(1.0, case.T) + case.offset).to(case.dtype)
