@@ -226,7 +226,7 @@ def forward(
     stats: bool,
     with_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(loss, rows, denominator, grad) as `register.py` defines them, for labels in `target`; `with_grad` must be False."""
+    """(loss, rows, denominator, grad) as `register.py` defines them, for one label each and `with_grad=False`."""
     loss, rows, denominator, grad = layout.outputs(logits, reduction, stats, with_grad)
     view = _view(logits)
     target = target.contiguous()
