@@ -6,6 +6,7 @@
 #include <cmath>
 #include <memory>
 
+#include "common/pages.h"
 #include "common/parallel.h"
 #include "tempered_ce/tempered_ce.h"
 
@@ -39,6 +40,8 @@ Kernel backward_kernel() {
 
 void over_rows(Kernel kernel, const CrossEntropy& op, int threads) {
   const int64_t rows = op.row_count();
+  constexpr int64_t itemsize[] = {8, 4, 2, 2};  // of f64, f32, bf16, f16
+  advise_huge_pages(op.grad, rows * op.c * itemsize[static_cast<int>(op.dtype)]);
   const int64_t lanes = CrossEntropy::kLanes;
   const int64_t step = op.c >= kTaskElements ? (op.narrow() ? lanes : 1)
                                              : std::max<int64_t>(1, kTaskElements / op.c / lanes) * lanes;
