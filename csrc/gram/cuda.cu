@@ -3,9 +3,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#include <stdexcept>
-#include <string>
-
+#include "common/launch.cuh"
 #include "gram/gram.h"
 #include "gram/kernels.cuh"
 
@@ -16,22 +14,16 @@ namespace {
 using device::Cut;
 using device::Problem;
 
-void check_launch(const char* kernel) {
-  const cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess)
-    throw std::runtime_error(std::string("launch of ") + kernel + " failed: " + cudaGetErrorString(error));
-}
-
 template <class In>
 void launch_tiles(const Problem& p, bool fast, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(p.tiles), static_cast<unsigned>(p.splits));
   if constexpr (sizeof(In) < sizeof(double)) {
     if (fast) {
-      device::gram_tiles<In, float><<<grid, device::kThreads, 0, stream>>>(p);
+      launch("gram_tiles", device::gram_tiles<In, float>, grid, device::kThreads, stream, p);
       return;
     }
   }
-  device::gram_tiles<In, double><<<grid, device::kThreads, 0, stream>>>(p);
+  launch("gram_tiles", device::gram_tiles<In, double>, grid, device::kThreads, stream, p);
 }
 
 }  // namespace
@@ -52,19 +44,15 @@ void accumulate_cuda(const Matrix& a, const double* shift, double* c, int64_t ld
     case DType::bf16: launch_tiles<__nv_bfloat16>(p, fast, stream); break;
     case DType::f16: launch_tiles<__half>(p, fast, stream); break;
   }
-  check_launch("gram_tiles");
-  if (cut.splits > 1) {
-    device::gram_reduce<<<static_cast<unsigned>(cut.tiles), device::kThreads, 0, stream>>>(p);
-    check_launch("gram_reduce");
-  }
+  if (cut.splits > 1)
+    launch("gram_reduce", device::gram_reduce, static_cast<unsigned>(cut.tiles), device::kThreads, stream, p);
 }
 
 void mirror_cuda(double* c, int64_t size, void* stream_address) {
   const int64_t side = device::ceil_div(size, 32);
   if (side == 0) return;
-  device::gram_mirror<<<static_cast<unsigned>(side * (side + 1) / 2), device::kThreads, 0,
-                        static_cast<cudaStream_t>(stream_address)>>>(c, size);
-  check_launch("gram_mirror");
+  launch("gram_mirror", device::gram_mirror, static_cast<unsigned>(side * (side + 1) / 2), device::kThreads,
+         static_cast<cudaStream_t>(stream_address), c, size);
 }
 
 }  // namespace gram

@@ -1,0 +1,243 @@
+"""Cases for the Gram kernels compiled from source: what goes to drivers/gram.cpp, and what must come back."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from emulate import toolchain
+from fastrank.kernels.gram.bound import Depth
+from fastrank.kernels.gram.config import FAST_BLOCK
+from torch import Tensor
+
+DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}  # DType in csrc/gram/gram.h
+SPLIT_ROWS, MAX_SPLITS = 2048, 64  # kSplitRows and kMaxSplits in csrc/gram/kernels.cuh
+UPPER = 7.0  # what stands above the diagonal, and stays
+
+
+@dataclass(frozen=True)
+class Case:
+    """lower(C) += A^T A for A = X - shift; or, with `mirror`, the copy of C's lower triangle to the upper.
+
+    layout: "rows" (X [n, d] contiguous), "columns" (its transpose is), "gaps" (every second row and column of a larger
+    matrix), "images" ([n / pixels, d, pixels], contiguous), "channels_last" (the same, transposed). Gaps hold NaN.
+    """
+
+    n: int
+    d: int
+    dtype: torch.dtype = torch.float32
+    fast: bool = False
+    layout: str = "rows"
+    pixels: int = 1
+    shifted: bool = True
+    summed: bool = True
+    integer: int = 0  # entries are odd integers up to this, positive from 300 on; 0: normally distributed
+    ldc: int = 0  # beyond d
+    mirror: bool = False
+
+    def __str__(self) -> str:
+        what = "mirror" if self.mirror else f"{self.dtype} {'fast' if self.fast else 'exact'} {self.layout}"
+        return f"[{self.n}, {self.d}] {what}" + "".join(
+            f" {name}" for name in ("shifted", "summed", "integer") if getattr(self, name)
+        )
+
+
+@dataclass(frozen=True)
+class Problem:
+    case: Case
+    storage: Tensor  # one-dimensional; X lies in it
+    start: int  # elements before X's first
+    strides: tuple[int, int, int, int]  # inner, stride_outer, stride_inner, stride_column
+    rows: Tensor  # X as [n, d]
+    shift: Tensor | None
+    C: Tensor
+    total: Tensor | None
+
+
+def build(case: Case) -> Problem:
+    generator = torch.Generator().manual_seed(case.n * 1000 + case.d)
+    n, d = case.n, case.d
+    if case.integer:
+        least = 300 if case.integer >= 300 else -case.integer
+        X = torch.randint(least // 2, case.integer // 2, (n, d), generator=generator).double() * 2 + 1
+        shift = torch.randint(-2, 3, (d,), generator=generator).double()
+        C, total = torch.randint(-9, 9, (d, d + case.ldc), generator=generator).double(), torch.full((d,), 5.0).double()
+    else:
+        X = torch.randn(n, d, generator=generator, dtype=torch.float64) + 0.5
+        shift = torch.linspace(-2, 2, d, dtype=torch.float64)
+        C = torch.randn(d, d + case.ldc, generator=generator, dtype=torch.float64)
+        total = torch.randn(d, generator=generator, dtype=torch.float64)
+    X = X.to(case.dtype)
+    C[:, :d] = C[:, :d].tril() + torch.full((d, d), UPPER).double().triu(1)
+    C[:, d:] = float("nan")
+    storage, view = _stored(X, case)
+    if view.ndim == 3:
+        strides = (view.shape[2], view.stride(0), view.stride(2), view.stride(1))
+    else:
+        strides = (max(n, 1), 0, view.stride(0), view.stride(1))
+    return Problem(
+        case, storage, view.storage_offset(), strides, X, shift if case.shifted else None, C,
+        total if case.summed else None,
+    )  # fmt: skip
+
+
+def _stored(X: Tensor, case: Case) -> tuple[Tensor, Tensor]:
+    """A storage, and X as a view of it in the case's layout."""
+    n, d = X.shape
+    if case.layout == "rows":
+        return X.reshape(-1), X
+    if case.layout == "columns":
+        storage = X.T.contiguous().reshape(-1)
+        return storage, storage.view(d, n).T
+    if case.layout == "gaps":
+        size = (2 * n - 1) * (2 * d + 3) + 2 * d - 1 if n and d else 0
+        storage = torch.full((size,), float("nan"), dtype=X.dtype)  # ends with X's last element
+        view = storage.as_strided((n, d), (2 * (2 * d + 3), 2), 0)
+        view.copy_(X)
+        return storage, view
+    images = X.view(n // case.pixels, case.pixels, d)
+    if case.layout == "images":
+        storage = images.transpose(1, 2).contiguous().reshape(-1)
+        return storage, storage.view(-1, d, case.pixels)
+    if case.layout == "channels_last":
+        storage = images.contiguous().reshape(-1)
+        return storage, storage.view(-1, case.pixels, d).transpose(1, 2)
+    raise ValueError(case.layout)
+
+
+def write(problems: Sequence[Problem], path: Path) -> None:
+    """The case file: per case the Header of drivers/gram.cpp (15 int64), then X's storage, shift, C and total."""
+    with path.open("wb") as file:
+        for p in problems:
+            case, size = p.case, p.storage.element_size()
+            parts = [p.storage, p.shift, p.C, p.total]
+            sizes = [0 if x is None else x.numel() * x.element_size() for x in parts]
+            header = [case.mirror, DTYPES[case.dtype], case.fast, case.n, case.d, *p.strides, p.start * size]
+            file.write(struct.pack("15q", *header, sizes[0], sizes[1], sizes[2], p.C.shape[1], sizes[3]))
+            for x in parts:
+                if x is not None:
+                    file.write(bytes(x.contiguous().view(torch.uint8).numpy()) if x.numel() else b"")
+
+
+@dataclass(frozen=True)
+class Result:
+    problem: Problem
+    schedule: str
+    message: str  # empty where the kernels ended well
+    C: Tensor
+    total: Tensor | None
+
+
+def read(problems: Sequence[Problem], schedules: Sequence[str], path: Path) -> Iterator[Result]:
+    """The result file: per case and schedule a length (int64), that many bytes of message, C and total."""
+    with path.open("rb") as file:
+        for p in problems:
+            for schedule in schedules:
+                head = file.read(8)
+                if len(head) < 8:
+                    return
+                message = file.read(struct.unpack("q", head)[0]).decode(errors="replace")
+                C = _doubles(file, p.C.numel())
+                total = None if p.total is None else _doubles(file, p.case.d)
+                if len(C) < p.C.numel() or (total is not None and len(total) < p.case.d):
+                    return  # the process ended in the middle
+                yield Result(p, schedule, message, C.view(p.C.shape), total)
+
+
+def _doubles(file, count: int) -> Tensor:
+    data = bytearray(file.read(8 * count))
+    data = data[: len(data) // 8 * 8]
+    return torch.frombuffer(data, dtype=torch.float64) if data else torch.empty(0, dtype=torch.float64)
+
+
+def depth(case: Case) -> Depth:
+    """As kernels.gram.bound.depth for a device, which needs a core with CUDA: how kernels.cuh cuts the rows."""
+    splits = max(1, min(MAX_SPLITS, -(-case.n // SPLIT_ROWS)))
+    per = -(-max(1, -(-case.n // splits)) // FAST_BLOCK) * FAST_BLOCK
+    splits, longest = -(-case.n // per), min(case.n, per)
+    adds = 1
+    fast = case.fast and case.dtype != torch.float64
+    before = (-(-longest // FAST_BLOCK) + 1 if fast else longest) + (splits if splits > 1 else 0)
+    return Depth(min(case.n, FAST_BLOCK) + 3, before + 2, adds) if fast else Depth(0, before + 3, adds)
+
+
+def wrong(result: Result) -> str:
+    """What is wrong with a result, against the float64 truth and the a-priori bound; empty if nothing is."""
+    p, case = result.problem, result.problem.case
+    d = case.d
+    if result.message:
+        return result.message
+    if case.mirror:
+        lower = p.C.tril()
+        return "" if torch.equal(result.C, lower + lower.tril(-1).T) else "not the mirror of the lower triangle"
+    if not torch.equal(result.C[:, :d].triu(1), p.C[:, :d].triu(1)):
+        return "wrote above the diagonal"
+    if not result.C[:, d:].isnan().all():
+        return "wrote beside C"
+    Y = p.rows.double()
+    Y = Y if p.shift is None else Y - p.shift
+    outputs = [("C", result.C[:, :d], (p.C[:, :d] + Y.T @ Y).tril(), p.C[:, :d].abs(), Y.abs().T @ Y.abs())]
+    if p.total is not None:
+        outputs.append(("total", result.total, p.total + Y.sum(0), p.total.abs(), Y.abs().sum(0)))
+    roundings = depth(case)
+    for name, got, truth, before, size in outputs:
+        got = got.tril() if name == "C" else got
+        # The last addition also rounds what was there before; the truth above rounds too, in float64 like the kernel.
+        band = roundings.factor() * size + 2.0**-52 * before + roundings.tiny * case.n
+        # The float64 truth errs too; sums of small integers do not.
+        band = 0 * band if case.integer else band + (case.n + 3) * 2.0**-53 * (size + before)
+        error = (got - truth).abs()
+        bad = ~(error <= band)
+        if name == "C":
+            bad = bad.tril()
+        if bad.any():
+            where = bad.nonzero()[0].tolist()
+            return (
+                f"{name}{where} is {got[tuple(where)].item():.17g}, expected {truth[tuple(where)].item():.17g} within "
+                f"{band[tuple(where)].item():.3g}; {int(bad.sum())} of {bad.numel()} are wrong"
+            )
+    return ""
+
+
+@dataclass(frozen=True)
+class Complaint:
+    schedule: str  # or "crash"
+    text: str
+
+
+def run(
+    program: Path,
+    cases: Sequence[Case],
+    schedules: Sequence[str],
+    folder: Path,
+    sanitizer: str = "",
+    timeout: float = 300,
+) -> list[Complaint]:
+    """Every complaint about these cases: wrong results, results that depend on the schedule, failures, crashes."""
+    problems = [build(case) for case in cases]
+    case_file, result_file = folder / "cases", folder / "results"
+    write(problems, case_file)
+    ended = toolchain.run(program, case_file, result_file, *schedules, sanitizer=sanitizer, timeout=timeout)
+    complaints = []
+    results = list(read(problems, schedules, result_file)) if result_file.exists() else []
+    for index, result in enumerate(results):
+        where = f"{result.problem.case}, {result.schedule}"
+        if complaint := wrong(result):
+            complaints.append(Complaint(result.schedule, f"{where}: {complaint}"))
+        first = results[index - index % len(schedules)]
+        if not _same_bits(result, first):
+            complaints.append(Complaint(result.schedule, f"{where}: not the bits of {first.schedule}"))
+    if ended.returncode:
+        text = f"exit status {ended.returncode} after {len(results)} results: {ended.stderr[-3000:]}"
+        complaints.append(Complaint("crash", text))
+    elif len(results) != len(problems) * len(schedules):
+        complaints.append(Complaint("crash", f"{len(results)} results of {len(problems) * len(schedules)}"))
+    return complaints
+
+
+def _same_bits(a: Result, b: Result) -> bool:
+    same = torch.equal(a.C.contiguous().view(torch.int64), b.C.contiguous().view(torch.int64))
+    return same and (a.total is None or torch.equal(a.total.view(torch.int64), b.total.view(torch.int64)))

@@ -1,0 +1,76 @@
+"""The CUDA Gram kernels, compiled from source and launched by csrc/gram/cuda.cu itself, against float64 truth."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from emulate import toolchain
+from emulate.gram_cases import DTYPES, Case, run
+from fastrank.kernels import backend
+from fastrank.kernels.gram import bound
+
+pytestmark = pytest.mark.skipif(bool(toolchain.missing()), reason=toolchain.missing() or "-")
+
+SCHEDULES = ("lockstep", "reverse", "warps", "warps-reverse", "random:1", "random:2", "random:3")
+
+#: Around a step of 16 rows, a tile of 64 columns and a chunk of 128 rows; one, primes; nothing.
+SHAPES = [(1, 1), (1, 64), (5, 3), (15, 63), (16, 64), (17, 65), (37, 71), (127, 31), (129, 130), (0, 3), (4, 0)]
+#: Around the first cut into splits, and the largest number of columns and splits that stays quick.
+SPLITS = [(2047, 2), (2048, 65), (2049, 3), (4097, 5), (6145, 17)]
+LAYOUTS = ["columns", "gaps", "images", "channels_last"]
+
+
+def complaints(builds, tmp_path, cases) -> list[str]:
+    return [c.text for c in run(builds.program("gram"), cases, SCHEDULES, tmp_path)][:10]
+
+
+@pytest.mark.parametrize("fast", [False, True], ids=["exact", "fast"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_shapes(builds, tmp_path, dtype, fast):
+    cases = [Case(n, d, dtype, fast) for n, d in SHAPES]
+    cases += [Case(n, d, dtype, fast, ldc=i % 3) for i, (n, d) in enumerate(SPLITS)] if dtype == torch.float32 else []
+    assert not complaints(builds, tmp_path, cases)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(builds, tmp_path, layout):
+    cases = [
+        Case(n, d, dtype, fast, layout, pixels, shifted, summed)
+        for (n, d, pixels), dtype, (fast, shifted, summed) in itertools.product(
+            [(1, 1, 1), (35, 17, 7), (54, 66, 3), (130, 5, 130)],
+            [torch.float32, torch.bfloat16],
+            [(False, True, True), (True, False, True), (True, True, False)],
+        )
+    ]
+    cases += [Case(2100, 5, torch.float32, True, layout, pixels) for pixels in (1, 30, 2100)]
+    assert not complaints(builds, tmp_path, cases)
+
+
+def test_integers_are_exact(builds, tmp_path):
+    cases = [
+        Case(n, d, dtype, fast, integer=8) for n, d in [(37, 70), (2100, 3)] for dtype in DTYPES for fast in (0, 1)
+    ]
+    # 128 squares of 361 are the most that fp32 sums without rounding: the flush must come in time.
+    cases += [Case(n, 5, torch.float32, fast, shifted=False, integer=361) for n in (128, 1000) for fast in (0, 1)]
+    assert not complaints(builds, tmp_path, cases)
+
+
+def test_mirror(builds, tmp_path):
+    cases = [Case(n, n, torch.float64, mirror=True, summed=False) for n in (0, 1, 2, 31, 32, 33, 64, 97)]
+    assert not complaints(builds, tmp_path, cases)
+
+
+def test_depth_is_the_kernels_own():
+    """The bound used here needs no core with CUDA; where there is one, it says the same."""
+    from emulate.gram_cases import depth
+
+    core = backend.core()
+    if core is None or not core.cuda:
+        pytest.skip("the native core was built without CUDA")
+    for n, d in [*SHAPES, *SPLITS, (10**6, 64)]:
+        for fast in (False, True):
+            if n:
+                mode = "fast" if fast else "exact"
+                assert depth(Case(n, d, fast=fast)) == bound.depth(n, d, torch.float32, mode, "cuda")

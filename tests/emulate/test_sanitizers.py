@@ -1,0 +1,54 @@
+"""Every kernel compiled from source under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
+
+The first checks every access against red zones around every buffer; the second the bounds of every array that is
+indexed by name (g++ puts no red zones around the shared arrays of templates), and alignment; the third, that no two
+CUDA threads touch the same memory, one of them writing, without a barrier or an atomic between them. That they do see
+such mistakes is in the table of mutants.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from emulate import toolchain
+from emulate.gram_cases import DTYPES, Case, run
+
+
+def needs(sanitizer: str) -> None:
+    if reason := toolchain.missing() or toolchain.missing(sanitizer):
+        pytest.skip(reason)
+
+
+ADDRESS = [
+    *(Case(n, d, dtype, fast) for n, d in [(1, 1), (17, 65)] for dtype in DTYPES for fast in (False, True)),
+    *(Case(35, 17, torch.bfloat16, layout=x, pixels=7) for x in ("columns", "gaps", "images", "channels_last")),
+    *(Case(2049, 3, torch.float32, fast, ldc=1) for fast in (False, True)),
+    *(Case(n, n, torch.float64, mirror=True, summed=False) for n in (1, 33, 64)),
+]
+#: ThreadSanitizer judges the order of accesses, not luck: one schedule and few blocks say what there is to say.
+THREAD = [
+    Case(33, 65, torch.bfloat16),
+    Case(2049, 3, torch.float32, fast=True),
+    Case(33, 33, torch.float64, mirror=True, summed=False),
+]
+
+
+@pytest.mark.parametrize(
+    ("sanitizer", "cases", "schedules"),
+    [("address,undefined", ADDRESS, ("lockstep", "random:1")), ("thread", THREAD, ("warps",))],
+    ids=["address,undefined", "thread"],
+)
+def test_gram(builds, tmp_path, sanitizer, cases, schedules):
+    needs(sanitizer)
+    assert [c.text for c in run(builds.program("gram", sanitizer), cases, schedules, tmp_path, sanitizer)] == []
+
+
+@pytest.mark.parametrize(
+    ("sanitizer", "schedules"),
+    [("address", ("warps", "random:1+early")), ("thread", ("warps",))],
+    ids=["address", "thread"],
+)
+def test_tensor(builds, sanitizer, schedules):
+    needs(sanitizer)
+    ended = toolchain.run(builds.program("tensor", sanitizer), *schedules, sanitizer=sanitizer)
+    assert ended.returncode == 0, ended.stdout + ended.stderr[-3000:]
