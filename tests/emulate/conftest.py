@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 
@@ -37,3 +38,22 @@ class Builds:
 @pytest.fixture(scope="session")
 def builds(tmp_path_factory) -> Builds:
     return Builds(tmp_path_factory.mktemp("emulate"))
+
+
+@pytest.fixture(scope="session")
+def emulator(tmp_path_factory):
+    """Compiles PTX for the CPU."""
+    if reason := toolchain.missing():
+        pytest.skip(reason)
+    from emulate.ptx.run import Emulator
+
+    return Emulator(tmp_path_factory.mktemp("ptx"))
+
+
+@pytest.fixture(scope="session")
+def triton_emulator(emulator):
+    """The same, where Triton can compile."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("under TRITON_INTERPRET=1 nothing is compiled")
+    pytest.importorskip("triton")
+    return emulator

@@ -23,7 +23,11 @@ class Guarded {
     std::memset(memory_.get(), kFill, size + 2 * kZone);
     if (content) std::memcpy(data(), content, size);
     else std::memset(data(), 0xFF, size);  // NaN
+    // Kernels from PTX check every access against these.
+    const bool input = name == std::string("X") || name == std::string("shift");
+    emulate::register_buffer(data(), size, !input, name);
   }
+  ~Guarded() { emulate::forget_buffers(); }
   unsigned char* data() { return memory_.get() + kZone; }
   double* doubles() { return reinterpret_cast<double*>(data()); }
   size_t size() const { return size_; }

@@ -1,0 +1,258 @@
+"""Do these tests find mistakes? Deliberate ones in the Triton kernels, each of which must be caught or explained.
+
+In the compiled PTX: each barrier removed, each mask dropped, each stride and comparison off by one. In the source:
+the mistakes that people make, by replacing text. A table says how each is caught; `pytest -rP` prints it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from fastrank.kernels import tempered_ce
+from fastrank.kernels.tempered_ce import RowStats, tempered_cross_entropy
+
+SCHEDULES = ("lockstep", "warps", "warps-reverse+early", "random:1", "reverse", "random:2")
+SOURCE = Path(tempered_ce.__file__).with_name("triton.py")
+OUTPUTS = ("loss", "gradient", "gradient of T", *RowStats._fields)
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.fixture(scope="module")
+def launches(triton_emulator):
+    from emulate import tempered_ce_launches
+
+    return tempered_ce_launches
+
+
+def outputs(impl, z, y, T, **options):
+    z, T = z.detach().requires_grad_(), T.detach().requires_grad_()
+    loss, stats = tempered_cross_entropy(z, y, T, **options, return_stats=True, impl=impl)
+    return loss.detach(), *torch.autograd.grad(loss.sum() * 1.5, (z, T)), *stats
+
+
+def problem(n: int, c: int):
+    """The first row is ignored; the last one's target is its largest logit."""
+    generator = torch.Generator().manual_seed(n + c)
+    z, y = 3 * torch.randn(n, c, generator=generator), torch.randint(c, (n,), generator=generator)
+    y[0], y[-1] = -100, z[-1].argmax()
+    return z, y, 0.5 + torch.rand(n, generator=generator), {"weight": 0.5 + torch.rand(c, generator=generator)}
+
+
+def ordinary(n: int, c: int) -> Callable[[str], tuple]:
+    z, y, T, options = problem(n, c)
+    return lambda impl: outputs(impl, z, y, T, **options, label_smoothing=0.2)
+
+
+def unusual(n: int, c: int) -> Callable[[str], tuple]:
+    """Labels and temperatures that do not exist: their rows are NaN, the others as ever."""
+    z, y, T, options = problem(n, c)
+    bad_y, bad_T = y.clone(), T.clone()
+    bad_y[1], bad_y[2], bad_T[3:7] = -1, c, torch.tensor([0.0, -1.0, INF, NAN])
+
+    def call(impl):
+        if impl == "triton":
+            return outputs(impl, z, bad_y, bad_T, **options, label_smoothing=0.2, reduction="none")
+        loss, grad, grad_T, *stats = outputs(impl, z, y, T, **options, label_smoothing=0.2, reduction="none")
+        for x in (loss, grad, grad_T):
+            x[1:7] = NAN
+        for x in stats[:3]:
+            x[3:7] = NAN
+        stats[-1][1:3] = -1
+        return loss, grad, grad_T, *stats
+
+    return call
+
+
+def many_rows(n: int, c: int) -> Callable[[str], tuple]:
+    """Enough for every warp of the reduction to have some."""
+    z, y, T, options = problem(n, c)
+    return lambda impl: (tempered_cross_entropy(z, y, T, **options, impl=impl),)
+
+
+def bad_labels(n: int, c: int) -> Callable[[str], tuple]:
+    """Their mean is NaN; what matters is that no weight is read for them."""
+    z, y, T, options = problem(n, c)
+    bad = y.clone()
+    bad[1], bad[2] = -1, c
+    return lambda impl: (
+        tempered_cross_entropy(z, bad, T, **options, impl=impl) if impl == "triton" else torch.tensor(NAN),
+    )
+
+
+def plain(n: int, c: int) -> Callable[[str], tuple]:
+    """Nothing but loss and gradients: the smallest kernels."""
+    z, y, T, _ = problem(n, c)
+
+    def call(impl):
+        leaves = z.detach().requires_grad_(), T.detach().requires_grad_()
+        loss = tempered_cross_entropy(leaves[0], y, leaves[1], impl=impl)
+        return loss.detach(), *torch.autograd.grad(loss * 1.5, leaves)
+
+    return call
+
+
+def check(call: Callable[[str], tuple], expected: tuple) -> None:
+    for name, a, b in zip(OUTPUTS, call("triton"), expected, strict=False):
+        torch.testing.assert_close(
+            a, b, rtol=1e-5, atol=2e-5, equal_nan=True, msg=lambda m, n=name: f"{n}: {m.splitlines()[0]}"
+        )
+
+
+#: Mutants of the PTX that change nothing: (kernel, kind and change, text of the source's line, why).
+EXPLAINED = [
+    ("forward", "compare lt becomes le", "tl.where.*T > 0", "T = 0 has no sign: it is neither subnormal nor normal"),
+    ("backward", "compare lt becomes le", "tl.where.*T > 0", "the forward pass made these rows NaN, or as above"),
+    ("forward|reduce", "compare lt becomes le", "for start in range", "one more tile, all of it masked"),
+    ("forward", "compare lt becomes le", "tl.log|log_total = ",
+     "library code of log: at 2^-126 both ways are right, and no sum of exponentials is infinite"),
+    ("forward|reduce", "compare eq becomes ne", "tl.store", "other lanes hold, and store, the same"),
+    ("reduce", "guard dropped", "tl.store", "all threads hold, and store, the same"),
+    ("backward", "guard dropped", r"= tl.load\(rows_ptr",
+     "rows beyond the last read the next plane, and nothing made of it is stored"),
+]  # fmt: skip
+
+
+def explanation(mutant) -> str:
+    name, line = mutant.kernel.removesuffix("_kernel"), ""
+    if mutant.source.startswith(SOURCE.name + ":"):
+        line = SOURCE.read_text().splitlines()[int(mutant.source.rsplit(":", 1)[1]) - 1]
+    for kernel, change, text, why in EXPLAINED:
+        if re.fullmatch(kernel, name) and change == f"{mutant.kind} {mutant.what}" and line and re.search(text, line):
+            return why
+    return ""
+
+
+def barrier_explanation(mutant, kernel) -> str:
+    """A barrier before any access to shared memory, outside loops, orders nothing."""
+    statements = kernel.statements
+    at = statements.index(mutant.statements[0])
+    if mutant.kind != "barrier":
+        return ""
+    touched = [s for s in statements[:at] if ".shared" in s.opcode]
+    return "" if touched else "nothing before it touches shared memory"
+
+
+@pytest.mark.parametrize("kernel", ["forward_kernel", "backward_kernel", "reduce_kernel"])
+def test_every_mutant_of_the_ptx_is_caught_or_explained(kernel, triton_emulator, launches):
+    from emulate.ptx.run import KernelFailure, Run
+    from emulate.ptx.triton_driver import EmulatedDriver
+
+    calls = [ordinary(9, 94), unusual(9, 94)]
+    if kernel == "reduce_kernel":
+        calls = [many_rows(601, 5), bad_labels(601, 5)]
+    expected = [call("reference") for call in calls]
+    libraries, now = {}, [0, "lockstep"]
+
+    def choose(name, library):
+        libraries[name] = library
+        return Run(now[1], mutant=now[0] if name == kernel else 0)
+
+    caught, open_ = Counter(), []
+    with launches.triton_on_cpu(EmulatedDriver(triton_emulator, launches.OUTPUTS, mutants=True, choose=choose)):
+        for call, truth in zip(calls, expected, strict=True):
+            check(call, truth)  # without a mutant all is well
+        for mutant in libraries[kernel].mutants:
+            for schedule in SCHEDULES:
+                now[:] = mutant.number, schedule
+                try:
+                    for call, truth in zip(calls, expected, strict=True):
+                        check(call, truth)
+                except (KernelFailure, AssertionError) as error:
+                    caught[schedule, "failure" if isinstance(error, KernelFailure) else "result"] += 1
+                    break
+            else:
+                module = libraries[kernel].module.kernels[kernel]
+                why = explanation(mutant) or barrier_explanation(mutant, module)
+                print(f"not caught: {mutant}: {why}")
+                if not why:
+                    open_.append(str(mutant))
+    for (schedule, how), count in caught.items():
+        print(f"{kernel}: {count} caught under {schedule} by a {how}")
+    assert not open_
+    assert sum(caught.values()) > 10
+
+
+#: (name, text of kernels/tempered_ce/triton.py, its replacement, the call that shows it).
+SOURCE_MUTANTS = [
+    ("forward reads past the row", "mask=inside, other=lowest)", "mask=row_ok[:, None], other=lowest)", "plain"),
+    ("programs skip rows", "pid.to(tl.int64) * ROWS +", "pid.to(tl.int64) * (ROWS + 1) +", "plain"),
+    ("one class too many", "column_ok = j < C\n        inside", "column_ok = j <= C\n        inside", "plain"),
+    ("sums not rescaled", "others = rescale * others +", "others = others +", "tiles"),
+    ("moment not shifted", "moment = rescale * (moment + shift * others)", "moment = rescale * moment", "tiles"),
+    ("wrong plane", "tl.store(rows_ptr + 2 * plane + r, others", "tl.store(rows_ptr + 3 * plane + r, others", "plain"),
+    ("gradient not over T", "/ tl.load(denominator_ptr) * inverse", "/ tl.load(denominator_ptr)", "plain"),
+    ("ignored rows count", "used = row_ok & (y != ignore_index)", "used = row_ok", "plain"),
+    ("label C exists", "(y < C)", "(y <= C)", "bad labels"),
+    ("backward writes past the row", "mask=inside,\n    )\n\n\ndef", "mask=row_ok[:, None],\n    )\n\n\ndef", "plain"),
+    ("sizes not in units of ALIGN", "offset = r * stride_n * ALIGN", "offset = r * stride_n", "plain"),
+    ("offsets of 32 bits", "offset = r * stride_n * ALIGN", "offset = (r.to(tl.int32) * stride_n * ALIGN).to(tl.int64)",
+     "far"),
+]  # fmt: skip
+
+
+def far(impl):
+    """Rows that lie so far apart that the last one's offset does not fit 32 bits."""
+    from emulate.test_ptx_triton import FAR, far_apart
+
+    return (far_apart(impl, *FAR[1]),)
+
+
+CALLS = {"plain": plain(9, 94), "bad labels": bad_labels(9, 94), "tiles": plain(3, 9001), "far": far}
+
+
+@contextmanager
+def replaced(old: str, new: str, folder: Path):
+    """kernels/tempered_ce/triton.py with one piece of its text replaced, in the place of the real one."""
+    text = SOURCE.read_text()
+    assert text.count(old) == 1, f"the table is stale: {text.count(old)} times {old!r}"
+    folder.mkdir(exist_ok=True)
+    path = folder / "triton.py"
+    path.write_text(text.replace(old, new))
+    name = "fastrank.kernels.tempered_ce.triton"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module, real = importlib.util.module_from_spec(spec), importlib.import_module(name)
+    spec.loader.exec_module(module)
+    sys.modules[name] = tempered_ce.triton = module
+    try:
+        yield
+    finally:
+        sys.modules[name] = tempered_ce.triton = real
+
+
+@pytest.fixture(scope="module")
+def compiled(triton_emulator, launches, tmp_path_factory):
+    """All mutants of the source, compiled side by side; the folder that holds them."""
+    folder, builds = tmp_path_factory.mktemp("mutants"), []
+    for number, (_, old, new, shown_by) in enumerate(SOURCE_MUTANTS):
+        with replaced(old, new, folder / str(number)):
+            builds += launches.record([lambda c=CALLS[shown_by]: c("triton")])
+    launches.build(triton_emulator, builds)
+    return folder
+
+
+@pytest.mark.parametrize("number", range(len(SOURCE_MUTANTS)), ids=[m[0] for m in SOURCE_MUTANTS])
+def test_mutants_of_the_source_are_caught(number, compiled, triton_emulator, launches):
+    from emulate.ptx.run import KernelFailure, Run
+    from emulate.ptx.triton_driver import EmulatedDriver
+
+    name, old, new, shown_by = SOURCE_MUTANTS[number]
+    expected = CALLS[shown_by]("reference")
+    driver = EmulatedDriver(triton_emulator, launches.OUTPUTS)
+    with replaced(old, new, compiled / str(number)), launches.triton_on_cpu(driver):
+        for schedule in SCHEDULES[:3]:
+            driver.run = Run(schedule)
+            try:
+                check(CALLS[shown_by], expected)
+            except (KernelFailure, AssertionError) as error:
+                print(f"{name}: caught under {schedule}: {str(error)[:200]}")
+                return
+    raise AssertionError(f"{name}: not caught")
