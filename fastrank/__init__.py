@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 #: can still choose how torch's threads wait.
 _HOME = {
     "Alignment": "metrics.alignment",
+    "FusedLinearTemperedCE": "loss",
     "GramState": "gram",
     "InputError": "errors",
     "RankEstimate": "spectra",
@@ -22,6 +23,7 @@ _HOME = {
     "Watcher": "watcher",
     "alignment": "metrics.alignment",
     "doctor": "diagnosis",
+    "linear_tempered_cross_entropy": "loss",
     "load_run": "record",
     "matrix_rank": "spectra",
     "spectrum": "spectra",
@@ -32,6 +34,7 @@ _HOME = {
 
 __all__ = [
     "Alignment",
+    "FusedLinearTemperedCE",
     "GramState",
     "InputError",
     "RankEstimate",
@@ -43,6 +46,7 @@ __all__ = [
     "Watcher",
     "alignment",
     "doctor",
+    "linear_tempered_cross_entropy",
     "load_run",
     "matrix_rank",
     "spectrum",
@@ -55,7 +59,12 @@ if TYPE_CHECKING:
     from fastrank.diagnosis import doctor
     from fastrank.errors import InputError
     from fastrank.gram import GramState
-    from fastrank.loss import TemperedCE, tempered_cross_entropy
+    from fastrank.loss import (
+        FusedLinearTemperedCE,
+        TemperedCE,
+        linear_tempered_cross_entropy,
+        tempered_cross_entropy,
+    )
     from fastrank.metrics.alignment import Alignment, alignment
     from fastrank.record import Run, RunWriter, load_run
     from fastrank.spectra import RankEstimate, Spectrum, matrix_rank, spectrum

@@ -206,10 +206,10 @@ def tempered_ce_launch(classes: int, dtype: torch.dtype, variant: str, rows: int
     weight = torch.ones(classes) if full else None
     smoothing = 0.1 if full else 0.0
     loss, state, denominator, _ = kernels.forward(
-        logits, target, 1.0, temperature, weight, -100, "mean", smoothing, full, False
+        logits, target, None, None, 1.0, temperature, weight, -100, "mean", smoothing, 0, full, False
     )
     assert loss.dtype == reference.accumulator(dtype)
-    kernels.backward(loss, logits, target, state, denominator, 1.0, temperature, weight, -100, smoothing)
+    kernels.backward(loss, logits, target, None, None, state, denominator, 1.0, temperature, weight, -100, smoothing, 0)
 
 
 def _tempered_ce() -> list[TritonBuild]:

@@ -4,11 +4,11 @@ Outputs: the unreduced loss, the gradient of the logits for a given grad_loss, a
 
 The bound. With eps of the accumulator, X_j = (max z - z_j) / T: subtraction, reciprocal and product put at most
 2 eps X_j on x_j, so 2 eps X_j + 2 eps (the exponential) on e_j, relatively. Summing C of them in W lanes adds at most
-C / W + W roundings of eps / 2. Hence p_j is right to eps (2 X_j + A), A = C / 2W + W / 2 + 2 sum_i p_i X_i + 8, and
-loss and gradients follow by their formulas, term by term in absolute value. The gradient is then rounded once to the
-logits' dtype; probabilities below about the smallest normal number of the accumulator may be 0. For float64 the truth
-is the reference in float64 too, which subtracts, like the kernel, numbers as large as X_j, but three times (x_j, the
-others' logsumexp, their difference): there the bound is fourfold.
+C / W + W roundings of eps / 2; in chunks of 64, 64 + C / 64. Hence p_j is right to eps (2 X_j + A), with A half the
+number of roundings + 2 sum_i p_i X_i + 8, and loss and gradients follow by their formulas, term by term in absolute
+value. The gradient is then rounded once to the logits' dtype; probabilities below about the smallest normal number of
+the accumulator may be 0. For float64 the truth is the reference in float64 too, which subtracts, like the kernel,
+numbers as large as X_j, but three times (x_j, the others' logsumexp, their difference): there the bound is fourfold.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ LANE_BYTES = {"scalar": 16, "avx2": 32, "avx512": 64}
 
 @dataclass(frozen=True)
 class Case:
-    """Logits [n, c] (3 times standard normal, plus `offset`) behind `strides`, temperatures around `T`."""
+    """Logits [n, c] (3 times standard normal, plus `offset`) behind `strides`, temperatures around `T`; the target is
+    "index", "mixed" or "probabilities"."""
 
     n: int
     c: int
@@ -37,25 +38,38 @@ class Case:
     label_smoothing: float = 0.0
     weighted: bool = False
     ignored: bool = True
+    target: str = "index"
+    scale_gradient: str | None = None
 
 
 def build(case: Case) -> tuple:
-    """(logits, target, T [n], weight or None, grad_loss [n], label_smoothing)."""
+    """(logits, target, second labels, their shares, T [n], weight, grad_loss [n], label_smoothing, scale_gradient)."""
     generator = torch.Generator().manual_seed(case.n * 100003 + case.c)
     acc = ACC.get(case.dtype, torch.float32)
     logits = (3 * torch.randn(case.n, case.c, generator=generator) * max(1.0, case.T) + case.offset).to(case.dtype)
     target = torch.randint(case.c, (case.n,), generator=generator)
-    if case.ignored and case.n > 2:
-        target[1] = -100
     T = (case.T * (0.5 + torch.rand(case.n, generator=generator))).to(acc)
     weight = (0.5 + torch.rand(case.c, generator=generator)).to(acc) if case.weighted else None
     grad_loss = torch.randn(case.n, generator=generator).to(acc)
-    return odd_strides(logits, case.strides), target, T, weight, grad_loss, case.label_smoothing
+    second = share = None
+    if case.target == "mixed":
+        second = torch.randint(case.c, (case.n,), generator=generator)
+        share = torch.rand(case.n, generator=generator).to(acc)
+    elif case.target == "probabilities":
+        target = odd_strides(torch.randn(case.n, case.c, generator=generator).softmax(1).to(acc), case.strides)
+    elif case.ignored and case.n > 2:
+        target[1] = -100
+    options = (case.label_smoothing, case.scale_gradient)
+    return odd_strides(logits, case.strides), target, second, share, T, weight, grad_loss, *options
 
 
-def _outputs(loss_of, logits, target, T, weight, grad_loss, label_smoothing):
+def _outputs(loss_of, logits, target, second, share, T, weight, grad_loss, label_smoothing, scale_gradient):
     logits, T = logits.detach().requires_grad_(), T.detach().requires_grad_()
-    loss = loss_of(logits, target, T, weight=weight, reduction="none", label_smoothing=label_smoothing)
+    target = target if second is None else (target, second, share)
+    loss = loss_of(
+        logits, target, T, weight=weight, reduction="none", label_smoothing=label_smoothing,
+        scale_gradient=scale_gradient,
+    )  # fmt: skip
     return loss.detach(), *torch.autograd.grad(loss, (logits, T), grad_loss)
 
 
@@ -71,54 +85,77 @@ def acc_is_float32(case: Case) -> bool:
     return ACC.get(case.dtype, torch.float32) == torch.float32
 
 
+def _masses(case: Case, target, second, share, weight, smoothing) -> tuple[list, torch.Tensor]:
+    """The target as the docstring's formula sees it: [(label [n], its weight [n])], and the other weights t [n, c]."""
+    w = torch.ones(case.c, dtype=torch.float64) if weight is None else weight.double()
+    if case.target == "probabilities":
+        return [], w * ((1 - smoothing) * target.double() + smoothing / case.c)
+    used = (target != -100).double()
+    labels = [(target.clamp(min=0), used)]
+    if second is not None:
+        labels = [(target, share.double()), (second, 1 - share.double())]
+    soft = smoothing / case.c * used[:, None] * w
+    return [(y, (1 - smoothing) * w[y] * part) for y, part in labels], soft
+
+
 def band(case: Case, truth) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The docstring's bound for each output."""
-    logits, target, T, weight, grad_loss, smoothing = build(case)
+    logits, target, second, share, T, weight, grad_loss, smoothing, scale_gradient = build(case)
     device, truth = truth[1].device.type, [t.cpu() for t in truth]
     eps = torch.finfo(ACC.get(case.dtype, torch.float32)).eps * (4 if case.dtype == torch.float64 else 1)
     tiny = torch.finfo(ACC.get(case.dtype, torch.float32)).tiny
     z, T, g = logits.double(), T.double(), grad_loss.double().abs()
-    used = (target != -100).double()
-    y = target.clamp(min=0)
     x = (z - z.amax(1, keepdim=True)) / T[:, None]
     p, X = x.softmax(1), -x
-    X_y, is_target = X.gather(1, y[:, None])[:, 0], torch.arange(case.c) == y[:, None]
-    w = torch.ones(case.c, dtype=torch.float64) if weight is None else weight.double()
-    hard, soft, W = (1 - smoothing) * w[y] * used, smoothing / case.c * used, w.sum()
+    labels, t = _masses(case, target, second, share, weight, smoothing)
 
     core = backend.core()
     lanes = LANE_BYTES[core.isa if core else "scalar"] * 8 // torch.finfo(ACC.get(case.dtype, torch.float32)).bits
+    # A row is summed in its lanes, or by one lane in chunks of 64 classes.
+    additions = max(case.c / (2 * lanes) + lanes / 2, 32 + case.c / 128)
     # A GPU's float32 exponential is 2^(x log2 e): factor and product put 0.6 eps X_j more on e_j; and its division may
     # err by 2 eps where a CPU's errs by half of one.
     K, divisions = (4, 8) if device == "cuda" and acc_is_float32(case) else (2, 0)
     mean_X, mean_X2 = (p * X).sum(1), (p * X.square()).sum(1)
-    A = case.c / (2 * lanes) + lanes / 2 + K * mean_X + 8 + divisions
-    loss = hard * (K * X_y + A) + soft * (W * A + (w * X).sum(1) * (K + A))
-    others = p * ~is_target
-    without_y, others_X = others.sum(1), (others * X).sum(1)
-    # What the formula adds up, times the relative error of each: at the target it is the sum of the others.
-    parts = torch.where(
-        is_target,
-        (hard * (K * others_X + without_y * A))[:, None],
-        hard[:, None] * p * (K * X + A[:, None]),
-    ) + soft[:, None] * (W * p + w) * (K * X + A[:, None])
+    A = additions + K * mean_X + 8 + divisions
+    mass, tX = t.sum(1), (t * X).sum(1)
+    loss = mass * A + tX * (K + A)
+    parts = (mass[:, None] * p + t) * (K * X + A[:, None])
+    moment = K * mass * mean_X2 + A * (mass * mean_X + tX)
+    reach = mass * X.sum(1)
+    for y, hard in labels:
+        X_y, is_target = X.gather(1, y[:, None])[:, 0], torch.arange(case.c) == y[:, None]
+        others = p * ~is_target
+        without_y, others_X = others.sum(1), (others * X).sum(1)
+        loss += hard * (K * X_y + A)
+        # What the formula adds up, times the relative error of each: at the target it is the sum of the others.
+        parts += torch.where(
+            is_target, (hard * (K * others_X + without_y * A))[:, None], hard[:, None] * p * (K * X + A[:, None])
+        )
+        moment += hard * (K * mean_X2 + A * (mean_X + X_y * without_y))
+        reach += hard * (X.sum(1) + X_y)
     scale = g / T
+    grad_scale = scale * T ** {None: 0, "T": 1, "T2": 2}[scale_gradient]
     rounding = torch.finfo(case.dtype)
     # Triton's interpreter truncates to bfloat16, where its compiler rounds to nearest.
     ulps = 1.0 if backend.interpreting() and case.dtype == torch.bfloat16 else 0.5
+    heaviest = 1.0 if weight is None else weight.double().max()
     grad = (
-        eps * scale[:, None] * parts
+        eps * grad_scale[:, None] * parts
         + (ulps * rounding.eps * truth[1].double().abs() + rounding.smallest_normal * rounding.eps)
-        + 2 * tiny * (1 + scale[:, None] * w.max())
+        + 2 * tiny * (1 + grad_scale[:, None] * heaviest)
     )
-    moment = hard * (K * mean_X2 + A * (mean_X + X_y * without_y))
-    moment = moment + soft * (K * W * mean_X2 + A * (W * mean_X + (w * X).sum(1)))
-    return eps * loss, grad, eps * scale * moment + 2 * tiny * scale * (hard + soft * W) * (X.sum(1) + X_y)
+    return eps * loss, grad, eps * scale * moment + 2 * tiny * scale * (reach + heaviest)
 
 
 OP = Op(name="tempered_ce", impls=("native", "triton"), run=run, reference=_reference, band=band, build=build)
 
 SHAPES = [(0, 10), (1, 1), (1, 1000), *((7, c) for c in (1, 2, 10, 94, 1000, 1025)), (256, 10), (256, 94), (2, 21841)]
 #: Beyond the plain loss.
-OPTIONS = [{"label_smoothing": 0.1}, {"weighted": True}, {"label_smoothing": 1.0, "weighted": True}]
+OPTIONS = [
+    {"label_smoothing": 0.1}, {"weighted": True}, {"label_smoothing": 1.0, "weighted": True},
+    {"target": "mixed"}, {"target": "mixed", "weighted": True, "label_smoothing": 0.1, "scale_gradient": "T"},
+    {"target": "probabilities"}, {"target": "probabilities", "weighted": True, "label_smoothing": 0.1},
+    {"scale_gradient": "T2"},
+]  # fmt: skip
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

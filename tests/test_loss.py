@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastrank import TemperedCE, tempered_cross_entropy
+from fastrank import FusedLinearTemperedCE, TemperedCE, tempered_cross_entropy
 
 
 @pytest.fixture
@@ -70,3 +70,27 @@ def test_refuses_bad_arguments_when_made(arguments, message):
 def test_shows_its_settings():
     assert repr(TemperedCE(T=100)) == "TemperedCE(T=100, reduction='mean')"
     assert "T=3.0" in repr(TemperedCE(T=torch.tensor(3.0)))
+
+
+def test_mixed_targets_are_those_of_mixup(batch):
+    logits, target = batch
+    other = target.roll(1)
+    probabilities = 0.3 * nn.functional.one_hot(target, 4) + 0.7 * nn.functional.one_hot(other, 4)
+    expected = nn.CrossEntropyLoss(label_smoothing=0.1)(logits / 5, probabilities)
+    torch.testing.assert_close(TemperedCE(T=5.0, label_smoothing=0.1)(logits, (target, other, 0.3)), expected)
+
+
+def test_a_scaled_gradient_and_statistics(batch):
+    logits, target = batch
+    loss, stats = TemperedCE(T=10.0, scale_gradient="T2", return_stats=True)(logits, target)
+    plain = TemperedCE(T=10.0)(logits, target)
+    assert torch.equal(loss, plain) and stats.target_rank.shape == target.shape
+    scaled, grad = (torch.autograd.grad(value, logits)[0] for value in (loss, plain))
+    torch.testing.assert_close(scaled, 100 * grad)
+
+
+def test_a_linear_classifier_without_its_logits(batch):
+    features, target = batch
+    head = nn.Linear(4, 4)
+    fused = FusedLinearTemperedCE(T=3.0)(features, head.weight, target, head.bias)
+    torch.testing.assert_close(fused, TemperedCE(T=3.0)(head(features), target))

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <memory>
 
+#include "common/pages.h"
 #include "common/parallel.h"
 #include "tempered_ce/tempered_ce.h"
 
@@ -39,34 +40,41 @@ Kernel backward_kernel() {
 
 void over_rows(Kernel kernel, const CrossEntropy& op, int threads) {
   const int64_t rows = op.row_count();
-  const int64_t per_task = std::max<int64_t>(1, kTaskElements / op.c / kTileRows) * kTileRows;
-  const int64_t step = op.c >= kTaskElements ? 1 : per_task;
-  const int64_t acc = op.dtype == Dtype::f64 ? 8 : 4;
-  const int64_t scratch_rows = op.stride_c != 1 || (op.grad && op.grad_stride_c != 1) ? kTileRows : op.grad ? 1 : 0;
+  constexpr int64_t itemsize[] = {8, 4, 2, 2};  // of f64, f32, bf16, f16
+  advise_huge_pages(op.grad, rows * op.c * itemsize[static_cast<int>(op.dtype)]);
+  const int64_t lanes = CrossEntropy::kLanes;
+  const int64_t step = op.c >= kTaskElements ? (op.narrow() ? lanes : 1)
+                                             : std::max<int64_t>(1, kTaskElements / op.c / lanes) * lanes;
+  const int64_t bytes = op.scratch() * (op.dtype == Dtype::f64 ? 8 : 4);
   if (rows * op.c <= kSerialElements) threads = 1;
   parallel_for((rows + step - 1) / step, threads, [&](int64_t task) {
-    const int64_t begin = task * step, end = std::min(rows, begin + step);
     std::unique_ptr<char[]> scratch;
-    if (scratch_rows) scratch.reset(new char[std::min(scratch_rows, end - begin) * op.c * acc]);
-    kernel(op, begin, end, scratch.get());
+    if (bytes) scratch.reset(new char[bytes]);
+    kernel(op, task * step, std::min(rows, (task + 1) * step), scratch.get());
   });
 }
 
 struct Fault {
-  enum Kind { none, label, temperature } kind = none;
-  int64_t at = 0;  // the row of a label, the n of a temperature
+  enum Kind { none, label, second_label, temperature, share } kind = none;
+  int64_t at = 0;  // the row of a label, the n of a temperature or share
 };
 
+Fault label_fault(const CrossEntropy& op, const int64_t* labels, bool may_be_ignored, Fault::Kind kind) {
+  for (int64_t r = 0; labels && r < op.row_count(); ++r)
+    if ((labels[r] < 0 || labels[r] >= op.c) && !(may_be_ignored && labels[r] == op.ignore_index)) return {kind, r};
+  return {};
+}
+
 template <class A> Fault first_fault(const CrossEntropy& op) {
-  for (int64_t r = 0; r < op.row_count(); ++r) {
-    const int64_t label = op.target[r];
-    if (label != op.ignore_index && (label < 0 || label >= op.c)) return {Fault::label, r};
-  }
-  if (const A* const T = static_cast<const A*>(op.temperature)) {
-    const int64_t count = op.temperature_stride ? op.n : 1;
-    for (int64_t i = 0; i < count; ++i)
-      if (!(T[i] > 0 && std::isfinite(T[i]))) return {Fault::temperature, i};
-  }
+  Fault fault = label_fault(op, op.target, !op.second, Fault::label);
+  if (fault.kind == Fault::none) fault = label_fault(op, op.second, false, Fault::second_label);
+  if (fault.kind != Fault::none) return fault;
+  const A* const T = static_cast<const A*>(op.temperature);
+  for (int64_t i = 0; T && i < (op.temperature_stride ? op.n : 1); ++i)
+    if (!(T[i] > 0 && std::isfinite(T[i]))) return {Fault::temperature, i};
+  const A* const share = static_cast<const A*>(op.share);
+  for (int64_t i = 0; share && i < (op.share_stride ? op.n : 1); ++i)
+    if (!(share[i] >= 0 && share[i] <= 1)) return {Fault::share, i};
   return {};
 }
 
@@ -74,8 +82,9 @@ Fault first_fault_any(const CrossEntropy& op) {
   return op.dtype == Dtype::f64 ? first_fault<double>(op) : first_fault<float>(op);
 }
 
-// What a mean divides by: the weights of the rows that count.
+// What a mean divides by: the weights of the rows that count; with class probabilities or mixed targets, the rows.
 template <class A> double used_weight(const CrossEntropy& op) {
+  if (op.probabilities || op.second) return static_cast<double>(op.row_count());
   double weight = 0;
   for (int64_t r = 0; r < op.row_count(); ++r)
     if (op.target[r] != op.ignore_index) weight += op.weight ? static_cast<const A*>(op.weight)[op.target[r]] : A(1);
@@ -105,10 +114,13 @@ template <class A> double total(const A* values, int64_t count) {
 
 void* address(uintptr_t p) { return reinterpret_cast<void*>(p); }
 
-// The arguments that forward and backward share.
+// The arguments that forward and backward share. `target` and `second` are addresses of int64, `probabilities` and its
+// strides stand in for them; addresses that are 0 mean none.
 CrossEntropy describe(int dtype, uintptr_t logits, py::tuple sizes, py::tuple strides, uintptr_t target,
-                      int64_t ignore_index, uintptr_t weight, double smoothing, uintptr_t temperature,
-                      int64_t temperature_stride, double temperature_value, uintptr_t rows) {
+                      uintptr_t second, uintptr_t share, int64_t share_stride, uintptr_t probabilities,
+                      py::tuple probability_strides, int64_t ignore_index, uintptr_t weight, double smoothing,
+                      uintptr_t temperature, int64_t temperature_stride, double temperature_value, int grad_power,
+                      uintptr_t rows) {
   CrossEntropy op{};
   op.dtype = static_cast<Dtype>(dtype);
   op.n = sizes[0].cast<int64_t>(), op.c = sizes[1].cast<int64_t>(), op.d = sizes[2].cast<int64_t>();
@@ -116,12 +128,22 @@ CrossEntropy describe(int dtype, uintptr_t logits, py::tuple sizes, py::tuple st
   op.stride_d = strides[2].cast<int64_t>();
   op.logits = address(logits);
   op.target = static_cast<const int64_t*>(address(target));
+  op.second = static_cast<const int64_t*>(address(second));
+  op.share = address(share);
+  op.share_stride = share_stride;
+  op.probabilities = address(probabilities);
+  if (probabilities) {
+    op.probability_stride_n = probability_strides[0].cast<int64_t>();
+    op.probability_stride_c = op.c == 1 ? 1 : probability_strides[1].cast<int64_t>();
+    op.probability_stride_d = probability_strides[2].cast<int64_t>();
+  }
   op.ignore_index = ignore_index;
   op.weight = address(weight);
   op.smoothing = smoothing;
   op.temperature = address(temperature);
   op.temperature_stride = temperature_stride;
   op.temperature_value = temperature_value;
+  op.grad_power = grad_power;
   op.rows = address(rows);
   op.weight_sum = !op.weight ? static_cast<double>(op.c)
                   : op.dtype == Dtype::f64 ? total(static_cast<const double*>(op.weight), op.c)
@@ -144,12 +166,15 @@ py::tuple answer(Fault fault) { return py::make_tuple(static_cast<int>(fault.kin
 void bind_tempered_ce(py::module_& m) {
   m.def(
       "tempered_ce_forward",
-      [](int dtype, uintptr_t logits, py::tuple sizes, py::tuple strides, uintptr_t target, int64_t ignore_index,
-         uintptr_t weight, double smoothing, uintptr_t temperature, int64_t temperature_stride,
-         double temperature_value, uintptr_t rows, bool stats, uintptr_t loss, int reduction, uintptr_t denominator,
+      [](int dtype, uintptr_t logits, py::tuple sizes, py::tuple strides, uintptr_t target, uintptr_t second,
+         uintptr_t share, int64_t share_stride, uintptr_t probabilities, py::tuple probability_strides,
+         int64_t ignore_index, uintptr_t weight, double smoothing, uintptr_t temperature, int64_t temperature_stride,
+         double temperature_value, int grad_power, uintptr_t rows, bool slope, bool stats, uintptr_t loss, int reduction, uintptr_t denominator,
          uintptr_t grad, py::tuple grad_strides, int threads) {
-        CrossEntropy op = describe(dtype, logits, sizes, strides, target, ignore_index, weight, smoothing,
-                                   temperature, temperature_stride, temperature_value, rows);
+        CrossEntropy op = describe(dtype, logits, sizes, strides, target, second, share, share_stride, probabilities,
+                                   probability_strides, ignore_index, weight, smoothing, temperature,
+                                   temperature_stride, temperature_value, grad_power, rows);
+        op.slope = slope;
         op.stats = stats;
         if (grad) set_grad(op, grad, grad_strides);
         Fault fault;
@@ -162,16 +187,19 @@ void bind_tempered_ce(py::module_& m) {
         }
         return answer(fault);
       },
-      "(fault kind, row) with kind 0 none, 1 a label outside [0, C), 2 a temperature that is not finite and > 0.\n"
-      "reduction: 0 none (loss: [N * D]), 1 mean, 2 sum (loss: one value); denominator: what the\nmean divides by, else 1. grad: 0, or where to write the gradient for grad_loss = 1 (without smoothing).");
+      "(fault kind, position): kind 0 none, 1 and 2 a label of target and second outside [0, C), 3 a temperature that is\n"
+      "not finite and > 0, 4 a share outside [0, 1]. reduction: 0 none (loss: [N * D]), 1 mean, 2 sum (loss: one\n"
+      "value); denominator: what the mean divides by, else 1. grad: 0, or where the gradient for grad_loss = 1 goes.");
   m.def(
       "tempered_ce_backward",
-      [](int dtype, uintptr_t logits, py::tuple sizes, py::tuple strides, uintptr_t target, int64_t ignore_index,
-         uintptr_t weight, double smoothing, uintptr_t temperature, int64_t temperature_stride,
-         double temperature_value, uintptr_t rows, uintptr_t grad_loss, int64_t grad_loss_stride,
+      [](int dtype, uintptr_t logits, py::tuple sizes, py::tuple strides, uintptr_t target, uintptr_t second,
+         uintptr_t share, int64_t share_stride, uintptr_t probabilities, py::tuple probability_strides,
+         int64_t ignore_index, uintptr_t weight, double smoothing, uintptr_t temperature, int64_t temperature_stride,
+         double temperature_value, int grad_power, uintptr_t rows, uintptr_t grad_loss, int64_t grad_loss_stride,
          uintptr_t denominator, uintptr_t grad, py::tuple grad_strides, int threads) {
-        CrossEntropy op = describe(dtype, logits, sizes, strides, target, ignore_index, weight, smoothing,
-                                   temperature, temperature_stride, temperature_value, rows);
+        CrossEntropy op = describe(dtype, logits, sizes, strides, target, second, share, share_stride, probabilities,
+                                   probability_strides, ignore_index, weight, smoothing, temperature,
+                                   temperature_stride, temperature_value, grad_power, rows);
         op.grad_loss = address(grad_loss);
         op.grad_loss_stride = grad_loss_stride;
         op.grad_scale = 1 / (op.dtype == Dtype::f64 ? *static_cast<const double*>(address(denominator))

@@ -11,18 +11,19 @@ from fastrank.kernels.tempered_ce import layout, reference, register, validate
 from fastrank.kernels.tempered_ce.reference import RowStats
 from torch import Tensor
 
-__all__ = ["RowStats", "tempered_cross_entropy"]
+__all__ = ["RowStats", "choose", "tempered_cross_entropy"]
 
 
 def tempered_cross_entropy(
     input: Tensor,
-    target: Tensor,
+    target: Tensor | tuple[Tensor, Tensor, float | Tensor],
     T: float | Tensor = 1.0,
     weight: Tensor | None = None,
     ignore_index: int = -100,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
     *,
+    scale_gradient: str | None = None,
     return_stats: bool = False,
     impl: str | None = None,
 ) -> Tensor | tuple[Tensor, RowStats]:
@@ -30,14 +31,17 @@ def tempered_cross_entropy(
 
     Args:
         input: logits [C], [N, C] or [N, C, d1, ...], any strides, float64, float32, bfloat16 or float16; not changed.
-        target: class indices (any integer dtype) of shape [], [N] or [N, d1, ...], or class probabilities shaped like
-            `input`.
+        target: class indices (any integer dtype) of shape [], [N] or [N, d1, ...]; class probabilities shaped like
+            `input`; or mixed (mixup, CutMix): (first, second, share), two tensors of class indices and the first's
+            share in [0, 1], a number, a 0-d tensor or one per sample, [N].
         T: temperature > 0: a number; a 0-d tensor, read when the kernel runs (so that it may change in place); or one
             value per sample, [N]. A tensor may require grad.
         weight: one factor per class, [C].
         ignore_index: label of samples that count neither in the loss nor in its mean, and whose gradient is 0.
         reduction: "none", "mean" or "sum".
         label_smoothing: share of the uniform distribution in the target, in [0, 1].
+        scale_gradient: "T" or "T2" multiplies the gradient of the logits (not that of T) by T or T^2, before it is
+            rounded to their dtype: the loss's own is O(1 / T), too small for float16 at T = 1000.
         return_stats: also return `RowStats`, from the same pass over the logits.
         impl: "reference", "native" or "triton" instead of the one that suits the tensors.
 
@@ -51,41 +55,55 @@ def tempered_cross_entropy(
             device, the loss of such a sample is NaN, and so it is for a T that is not finite and above 0.
         RuntimeError: `impl` cannot run here.
     """
-    validate.options(T, reduction, label_smoothing)
+    validate.options(T, reduction, label_smoothing, scale_gradient)
     validate.arguments(input, target, T, weight, ignore_index)
-    # A kernel has no derivative for probability targets or weights.
-    covered = not target.is_floating_point() and not (weight is not None and weight.requires_grad)
-    if covered:
-        chosen = _choose(input.device.type, impl)
-    elif impl in (None, "reference"):
-        chosen = "reference"
-    else:
-        raise RuntimeError(
-            f"impl={impl!r} runs tempered_ce for class-index targets and a weight without gradient only; "
-            "leave impl=None for these arguments"
-        )
+    mixed = isinstance(target, tuple)
+    chosen = choose(input, target, weight, impl)
     if chosen == "reference":
         if input.device.type == "cpu" and not torch.compiler.is_compiling():
             validate.values(target, T, input.shape[min(1, input.dim() - 1)], ignore_index)
-        loss = reference.tempered_cross_entropy(input, target, T, weight, ignore_index, reduction, label_smoothing)
+        loss = reference.tempered_cross_entropy(
+            input, target, T, weight, ignore_index, reduction, label_smoothing, scale_gradient
+        )
         return (loss, reference.row_stats(input, target, T, ignore_index)) if return_stats else loss
     # On the CPU a training step's gradient comes out of the forward pass (see register.py).
     with_grad = (
         chosen == "native"
         and reduction != "none"
-        and not label_smoothing
         and input.requires_grad
         and torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
     )
-    temperature = None
+    temperature = second = share = None
     if isinstance(T, Tensor):
         T, temperature = 1.0, T if T.device == input.device else T.to(input.device, non_blocking=True)
+    if mixed:
+        target, second, share = target
+        second = second.long()
+        if not isinstance(share, Tensor):
+            share = torch.full((), share, dtype=reference.accumulator(input.dtype), device=input.device)
     loss, rows, _denominator, _grad = register.tempered_ce(
-        input, target.long(), float(T), temperature, weight, ignore_index, reduction, label_smoothing,
-        return_stats, with_grad, chosen,
+        input, target if target.is_floating_point() else target.long(), second, share, float(T), temperature, weight,
+        ignore_index, reduction, label_smoothing, validate.GRADIENT_POWERS[scale_gradient], return_stats, with_grad,
+        chosen,
     )  # fmt: skip
-    return (loss, layout.stats_of(rows, target.shape)) if return_stats else loss
+    return (loss, layout.stats_of(rows, layout.sample_shape(input))) if return_stats else loss
+
+
+def choose(input: Tensor, target: Tensor | tuple, weight: Tensor | None, impl: str | None) -> str:
+    """The implementation that computes the loss of these (validated) arguments."""
+    # A kernel has no derivative for probabilities, shares or weights.
+    parameters = (weight, target[2] if isinstance(target, tuple) else target)
+    if any(isinstance(x, Tensor) and x.requires_grad for x in parameters):
+        problem = "has no gradient for weight, class probabilities or a mixed target's share"
+    else:
+        chosen = _choose(input.device.type, impl)
+        if chosen != "triton" or not (isinstance(target, tuple) or target.is_floating_point()):
+            return chosen
+        problem = "has no kernel for class probabilities or mixed targets yet"
+    if impl in (None, "reference"):
+        return "reference"
+    raise RuntimeError(f"impl={impl!r} {problem}; leave impl=None for these arguments")
 
 
 _chosen: dict[tuple[str, str | None], str] = {}

@@ -29,21 +29,40 @@ def as_ncd(x: Tensor) -> Tensor | None:
         return None
 
 
-def outputs(
-    logits: Tensor, target: Tensor, reduction: str, stats: bool, with_grad: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+Geometry = tuple[tuple[int, int, int], tuple[int, int, int]]
+
+
+def geometry(x: Tensor) -> Geometry | None:
+    """Sizes and strides of `x` as [N, C, D] (see `as_ncd`): the same without the microseconds that a view costs."""
+    dim = x.dim()
+    if dim == 2:
+        (n, c), (stride_n, stride_c) = x.shape, x.stride()
+        return (n, c, 1), (stride_n, stride_c, 0)
+    if dim == 1:
+        return (1, x.shape[0], 1), (0, x.stride(0), 0)
+    view = as_ncd(x)
+    return None if view is None else (tuple(view.shape), view.stride())
+
+
+def sample_shape(logits: Tensor) -> torch.Size:
+    """Shape of the unreduced loss: [], [N] or [N, d1, ...]."""
+    return logits.shape[:1] + logits.shape[2:] if logits.dim() > 1 else torch.Size(())
+
+
+def outputs(logits: Tensor, reduction: str, stats: bool, with_grad: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(loss, rows, denominator, grad) for a forward pass to fill: uninitialised but for the denominator, which is 1.
 
     `grad` is empty unless `with_grad`, and where the kernels could not write it in place.
     """
     acc = accumulator(logits.dtype)
     planes = len(STATE) + (len(RowStats._fields) if stats else 0)
-    loss = torch.empty(target.shape if reduction == "none" else (), dtype=acc, device=logits.device)
-    rows = torch.empty((planes, target.numel()), dtype=acc, device=logits.device)
+    samples = sample_shape(logits)
+    loss = torch.empty(samples if reduction == "none" else (), dtype=acc, device=logits.device)
+    rows = torch.empty((planes, math.prod(samples)), dtype=acc, device=logits.device)
     denominator = torch.ones((), dtype=acc, device=logits.device)
     if with_grad:
         grad = torch.empty_like(logits)
-        if as_ncd(grad) is not None:
+        if geometry(grad) is not None:
             return loss, rows, denominator, grad
     return loss, rows, denominator, logits.new_empty(0)
 

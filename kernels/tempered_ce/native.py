@@ -9,36 +9,42 @@ from torch import Tensor
 
 _DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
-_LABEL, _TEMPERATURE = 1, 2
+_LABEL, _SECOND_LABEL, _TEMPERATURE = 1, 2, 3
 
 
 def forward(
     logits: Tensor,
     target: Tensor,
+    second: Tensor | None,
+    share: Tensor | None,
     T: float,
     temperature: Tensor | None,
     weight: Tensor | None,
     ignore_index: int,
     reduction: str,
     label_smoothing: float,
+    grad_power: int,
     stats: bool,
     with_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(loss, rows, denominator, grad) as `register.py` defines them."""
-    loss, rows, denominator, grad = layout.outputs(logits, target, reduction, stats, with_grad)
-    out = layout.as_ncd(grad) if grad.numel() else None
-    problem, alive = _describe(logits, target, T, temperature, weight, ignore_index, label_smoothing, rows)
+    loss, rows, denominator, grad = layout.outputs(logits, reduction, stats, with_grad)
+    problem, alive = _describe(
+        logits, target, second, share, T, temperature, weight, ignore_index, label_smoothing, grad_power, rows
+    )
     fault = backend.core().tempered_ce_forward(
         *problem,
+        temperature is not None,
         stats,
         loss.data_ptr(),
         _REDUCTIONS[reduction],
         denominator.data_ptr(),
-        0 if out is None else out.data_ptr(),
-        () if out is None else out.stride(),
+        grad.data_ptr(),  # 0 where it is empty
+        layout.geometry(grad)[1] if grad.numel() else (),
         backend.threads(),
     )
-    _raise(fault, target, temperature, logits, ignore_index)
+    if fault[0]:
+        _raise(fault, target, second, share, temperature, logits, ignore_index)
     del alive
     return loss, rows, denominator, grad
 
@@ -47,6 +53,8 @@ def backward(
     grad_loss: Tensor,
     logits: Tensor,
     target: Tensor,
+    second: Tensor | None,
+    share: Tensor | None,
     rows: Tensor,
     denominator: Tensor,
     T: float,
@@ -54,56 +62,91 @@ def backward(
     weight: Tensor | None,
     ignore_index: int,
     label_smoothing: float,
+    grad_power: int,
 ) -> Tensor:
     """The gradient of the loss with respect to the logits, in their dtype and memory order."""
     grad = torch.empty_like(logits)
-    view = layout.as_ncd(grad)
-    out = view if view is not None else torch.empty(logits.shape, dtype=logits.dtype).flatten(2)
+    in_place = layout.geometry(grad) is not None
+    out = grad if in_place else torch.empty(logits.shape, dtype=logits.dtype)
     grad_loss = grad_loss.to(rows.dtype).contiguous()
-    problem, alive = _describe(logits, target, T, temperature, weight, ignore_index, label_smoothing, rows)
+    problem, alive = _describe(
+        logits, target, second, share, T, temperature, weight, ignore_index, label_smoothing, grad_power, rows
+    )
     fault = backend.core().tempered_ce_backward(
         *problem,
         grad_loss.data_ptr(),
         0 if grad_loss.dim() == 0 else 1,
         denominator.data_ptr(),
         out.data_ptr(),
-        out.stride(),
+        layout.geometry(out)[1],
         backend.threads(),
     )
-    _raise(fault, target, temperature, logits, ignore_index)
+    if fault[0]:
+        _raise(fault, target, second, share, temperature, logits, ignore_index)
     del alive
-    return grad if view is not None else grad.copy_(out.view(logits.shape))
+    return grad if in_place else grad.copy_(out)
 
 
-def _describe(logits, target, T, temperature, weight, ignore_index, label_smoothing, rows):
+def _describe(logits, target, second, share, T, temperature, weight, ignore_index, label_smoothing, grad_power, rows):
     """The arguments both passes share, and the tensors whose addresses are among them."""
     acc = rows.dtype
-    view = layout.as_ncd(logits)
-    if view is None:
-        view = layout.as_ncd(logits.contiguous())
-    target = target.contiguous()
-    weight = None if weight is None else weight.to(acc).contiguous()
-    temperature = None if temperature is None else temperature.to(acc).contiguous()
+    logits, sizes, strides = _placed(logits)
+    probabilities, probability_strides = None, ()
+    if target.is_floating_point():
+        probabilities, _, probability_strides = _placed(target.to(acc))
+        target = None
+    else:
+        target = target.contiguous()
+    second = None if second is None else second.contiguous()
+    share, temperature, weight = (None if x is None else x.to(acc).contiguous() for x in (share, temperature, weight))
     problem = (
         _DTYPES[logits.dtype],
-        view.data_ptr(),
-        tuple(view.shape),
-        view.stride(),
-        target.data_ptr(),
+        logits.data_ptr(),
+        sizes,
+        strides,
+        _address(target),
+        _address(second),
+        _address(share),
+        _stride(share),
+        _address(probabilities),
+        probability_strides,
         ignore_index,
-        0 if weight is None else weight.data_ptr(),
+        _address(weight),
         label_smoothing,
-        0 if temperature is None else temperature.data_ptr(),
-        0 if temperature is None or temperature.dim() == 0 else 1,
+        _address(temperature),
+        _stride(temperature),
         T,
+        grad_power,
         rows.data_ptr(),
     )
-    return problem, (view, target, weight, temperature)
+    return problem, (logits, target, second, share, probabilities, temperature, weight)
 
 
-def _raise(fault: tuple[int, int], target: Tensor, temperature: Tensor | None, logits: Tensor, ignore_index: int):
+def _placed(x: Tensor) -> tuple[Tensor, tuple[int, int, int], tuple[int, int, int]]:
+    """`x`, or a copy of it where no strides express it as [N, C, D], with its sizes and strides as that."""
+    placed = layout.geometry(x)
+    if placed is None:
+        x = x.contiguous()
+        placed = layout.geometry(x)
+    return x, *placed
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _stride(x: Tensor | None) -> int:
+    """0 for one value that all samples share, 1 for one each."""
+    return 0 if x is None or x.dim() == 0 else 1
+
+
+def _raise(fault, target, second, share, temperature, logits, ignore_index):
     kind, at = fault
+    classes = logits.shape[min(1, logits.dim() - 1)]
     if kind == _LABEL:
-        raise validate.bad_label(target, at, logits.shape[min(1, logits.dim() - 1)], ignore_index)
+        raise validate.bad_label(target, at, classes, ignore_index if second is None else None)
+    if kind == _SECOND_LABEL:
+        raise validate.bad_label(second, at, classes, None)
     if kind == _TEMPERATURE:
         raise validate.bad_temperature(temperature, at)
+    raise validate.bad_share(share, at)

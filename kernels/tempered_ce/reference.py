@@ -5,9 +5,13 @@ With z a sample's logits, x = (z - max z) / T, p = softmax(x), y its target, w t
 
     loss = (1 - s) w_y (logsumexp(x) - x_y) + s / C sum_j w_j (logsumexp(x) - x_j)        class-index target
     loss = sum_j w_j ((1 - s) q_j + s / C) (logsumexp(x) - x_j)                            class-probability target
+    loss = share loss(y1) + (1 - share) loss(y2)                                           mixed target (y1, y2, share)
 
 `mean` divides by the sum of w_y over the samples that are not ignored (index targets) or by the number of samples
-(probability targets), as torch.nn.functional.cross_entropy does.
+(probability targets), as torch.nn.functional.cross_entropy does. A mixed target (mixup: Zhang et al. 2018; CutMix: Yun
+et al. 2019) means the probabilities share [j = y1] + (1 - share) [j = y2], so its mean divides by the samples too.
+
+`scale_gradient` multiplies the gradient of the logits, and nothing else, by T or T^2: the loss's own is O(1 / T).
 
 Two points of numerics. The maximum is taken off before the division, so an offset common to all logits costs no
 digits at any T. And logsumexp(x) - x_y is evaluated as log(1 + sum_{j != y} exp(x_j - x_y)), whose gradient at the
@@ -45,16 +49,22 @@ class RowStats(NamedTuple):
 
 def tempered_cross_entropy(
     input: Tensor,
-    target: Tensor,
+    target: Tensor | tuple[Tensor, Tensor, float | Tensor],
     T: float | Tensor = 1.0,
     weight: Tensor | None = None,
     ignore_index: int = -100,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
+    scale_gradient: str | None = None,
 ) -> Tensor:
     """The loss of the module's docstring; arguments as in `fastrank.kernels.tempered_ce`, already validated."""
     z, T = _classes_last(input), _per_sample(T, input)
-    if target.is_floating_point():
+    if scale_gradient is not None:
+        factor = T.detach() if isinstance(T, Tensor) else T
+        z = _ScaledGradient.apply(z, factor if scale_gradient == "T" else factor * factor)
+    if isinstance(target, tuple):
+        rows, count = _mixed_rows(z, target, T, weight, label_smoothing)
+    elif target.is_floating_point():
         rows, count = _probability_rows(z, _classes_last(target), T, weight, label_smoothing)
     else:
         rows, count = _index_rows(z, target.long(), T, weight, ignore_index, label_smoothing)
@@ -64,9 +74,12 @@ def tempered_cross_entropy(
 
 
 @torch.no_grad()
-def row_stats(input: Tensor, target: Tensor, T: float | Tensor = 1.0, ignore_index: int = -100) -> RowStats:
-    """`RowStats` of the logits; for probability targets the rank is that of the most probable class."""
+def row_stats(input: Tensor, target: Tensor | tuple, T: float | Tensor = 1.0, ignore_index: int = -100) -> RowStats:
+    """`RowStats` of the logits; for probability and mixed targets the rank is that of the most probable class."""
     z, T = _classes_last(input), _per_sample(T, input)
+    if isinstance(target, tuple):
+        first, second, share = target
+        target = torch.where(_per_label(share, first) < 0.5, second.long(), first.long())
     if target.is_floating_point():
         y, known = _classes_last(target).argmax(-1), torch.tensor(True, device=z.device)
     else:
@@ -116,9 +129,28 @@ def _tempered(z: Tensor, T: float | Tensor) -> Tensor:
     return torch.where(masked, 0, x) / T + torch.where(masked, x, 0) / T.detach()
 
 
+class _ScaledGradient(torch.autograd.Function):
+    """The identity; its gradient is multiplied by `factor`."""
+
+    @staticmethod
+    def forward(ctx, z, factor):
+        ctx.factor = factor
+        return z.view_as(z)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.factor, None
+
+
+def _per_label(share: float | Tensor, labels: Tensor) -> Tensor:
+    """The share of each sample such that it broadcasts against its labels."""
+    share = torch.as_tensor(share, dtype=None if isinstance(share, Tensor) else torch.float64, device=labels.device)
+    return share.reshape(share.shape + (1,) * (labels.dim() - share.dim()))
+
+
 def _index_rows(z, target, T, weight, ignore_index, label_smoothing):
     classes = z.shape[-1]
-    used = target != ignore_index
+    used = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index
     known = used & (target >= 0) & (target < classes)
     y = torch.where(known, target, 0)
     x = _tempered(z.masked_fill(~used.unsqueeze(-1), 0), T)  # an ignored sample may hold NaN
@@ -136,6 +168,15 @@ def _index_rows(z, target, T, weight, ignore_index, label_smoothing):
     rows = torch.where(known, rows, torch.where(used, torch.nan, 0.0))
     count = used.sum() if w is None else torch.where(known, w[y], 0).sum()
     return rows, count
+
+
+def _mixed_rows(z, target, T, weight, label_smoothing):
+    first, second, share = target
+    share = _per_label(share, first).to(z.dtype)
+    of_first, of_second = (
+        _index_rows(z, labels.long(), T, weight, None, label_smoothing)[0] for labels in (first, second)
+    )
+    return share * of_first + (1 - share) * of_second, first.numel()
 
 
 def _probability_rows(z, q, T, weight, label_smoothing):

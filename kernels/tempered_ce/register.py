@@ -1,29 +1,35 @@
 """Registers the fused kernels with torch: one operator for the loss, one for its gradient, both with fake kernels and
 autograd, so that eager, torch.compile, double backward and opcheck all meet the same two names.
 
-The operators take class-index targets; everything else is the reference's (see `__init__.py`).
+The operators have no derivative for weights, class probabilities or shares: those are the reference's (see
+`__init__.py`).
 """
 
 from __future__ import annotations
 
 import torch
-from fastrank.kernels.tempered_ce import layout, native, reference
+from fastrank.kernels.tempered_ce import layout, native, reference, validate
 from torch import Tensor
 
+_SCALES = {power: name for name, power in validate.GRADIENT_POWERS.items()}
+
 # loss: reduced as asked, in the accumulator's dtype. rows: see layout.STATE. denominator: what the mean divided by,
-# else 1. grad: with `with_grad` (native, reduced, without label smoothing) the logits' gradient for grad_loss = 1, out
-# of the same pass; else empty. `temperature` ([] or [N]) overrides `T`; `impl` names the kernel: native or triton.
+# else 1. grad: with `with_grad` (native, reduced) the logits' gradient for grad_loss = 1, out of the same pass; else
+# empty. `target` holds labels (int64) or class probabilities; with `second` and `share` it is the first of two labels.
+# `temperature` ([] or [N]) overrides `T`; `grad_power` is that of T in the logits' gradient; `impl` names the kernel:
+# native or triton.
 torch.library.define(
     "fastrank::tempered_ce",
-    "(Tensor logits, Tensor target, float T, Tensor? temperature, Tensor? weight, int ignore_index, str reduction,"
-    " float label_smoothing, bool stats, bool with_grad, str impl)"
+    "(Tensor logits, Tensor target, Tensor? second, Tensor? share, float T, Tensor? temperature, Tensor? weight,"
+    " int ignore_index, str reduction, float label_smoothing, int grad_power, bool stats, bool with_grad, str impl)"
     " -> (Tensor loss, Tensor rows, Tensor denominator, Tensor grad)",
 )
 # The gradients of the loss, times grad_loss, for the logits and for `temperature` (empty where that is None).
 torch.library.define(
     "fastrank::tempered_ce_backward",
-    "(Tensor grad_loss, Tensor logits, Tensor target, Tensor rows, Tensor denominator, float T, Tensor? temperature,"
-    " Tensor? weight, int ignore_index, str reduction, float label_smoothing, str impl)"
+    "(Tensor grad_loss, Tensor logits, Tensor target, Tensor? second, Tensor? share, Tensor rows, Tensor denominator,"
+    " float T, Tensor? temperature, Tensor? weight, int ignore_index, str reduction, float label_smoothing,"
+    " int grad_power, str impl)"
     " -> (Tensor grad_logits, Tensor grad_temperature)",
 )
 
@@ -36,27 +42,26 @@ def _kernels(impl: str):
     return triton
 
 
-@torch.library.impl("fastrank::tempered_ce", ("cpu", "cuda"))
-def _forward(logits, target, T, temperature, weight, ignore_index, reduction, label_smoothing, stats, with_grad, impl):
-    return _kernels(impl).forward(
-        logits, target, T, temperature, weight, ignore_index, reduction, label_smoothing, stats, with_grad
-    )
+def _forward(*arguments):
+    *arguments, impl = arguments
+    return _kernels(impl).forward(*arguments)
 
 
-@torch.library.impl("fastrank::tempered_ce_backward", ("cpu", "cuda"))
 def _backward(
-    grad_loss, logits, target, rows, denominator, T, temperature, weight, ignore_index, reduction, label_smoothing, impl
-):
+    grad_loss, logits, target, second, share, rows, denominator, T, temperature, weight,
+    ignore_index, reduction, label_smoothing, grad_power, impl,
+):  # fmt: skip
     grad = _kernels(impl).backward(
-        grad_loss, logits, target, rows, denominator, T, temperature, weight, ignore_index, label_smoothing
-    )
-    return grad, _temperature_grad(grad_loss, target, rows, denominator, temperature)
+        grad_loss, logits, target, second, share, rows, denominator, T, temperature, weight,
+        ignore_index, label_smoothing, grad_power,
+    )  # fmt: skip
+    return grad, temperature_grad(grad_loss, logits, rows, denominator, temperature)
 
 
-def _temperature_grad(grad_loss: Tensor, target: Tensor, rows: Tensor, denominator: Tensor, temperature: Tensor | None):
+def temperature_grad(grad_loss: Tensor, logits: Tensor, rows: Tensor, denominator: Tensor, temperature: Tensor | None):
     if temperature is None:
         return rows.new_empty(0)
-    slope = rows[layout.SLOPE].reshape(target.shape)
+    slope = rows[layout.SLOPE].reshape(layout.sample_shape(logits))
     per_row = grad_loss.to(rows.dtype) * slope / denominator
     # An unused row has slope 0: where all are, 0 / 0 is no reason to poison a learnt temperature.
     per_row = torch.where(slope == 0, 0, per_row)
@@ -69,60 +74,72 @@ def _temperature_grad(grad_loss: Tensor, target: Tensor, rows: Tensor, denominat
 
 @torch.library.register_fake("fastrank::tempered_ce")
 def _forward_fake(
-    logits, target, T, temperature, weight, ignore_index, reduction, label_smoothing, stats, with_grad, impl
-):
-    return layout.outputs(logits, target, reduction, stats, with_grad)
+    logits, target, second, share, T, temperature, weight, ignore_index, reduction, label_smoothing, grad_power,
+    stats, with_grad, impl,
+):  # fmt: skip
+    return layout.outputs(logits, reduction, stats, with_grad)
 
 
 @torch.library.register_fake("fastrank::tempered_ce_backward")
 def _backward_fake(
-    grad_loss, logits, target, rows, denominator, T, temperature, weight, ignore_index, reduction, label_smoothing, impl
-):
+    grad_loss, logits, target, second, share, rows, denominator, T, temperature, weight,
+    ignore_index, reduction, label_smoothing, grad_power, impl,
+):  # fmt: skip
     grad_temperature = rows.new_empty(0) if temperature is None else torch.empty_like(temperature)
     return torch.empty_like(logits), grad_temperature
 
 
+#: Where logits and temperature stand among the operators' arguments, and how many those are.
+_LOGITS, _TEMPERATURE, _COUNT = 0, 5, 14
+_BACKWARD_GRAD_LOSS, _BACKWARD_LOGITS, _BACKWARD_TEMPERATURE, _BACKWARD_COUNT = 0, 1, 8, 15
+
+
 def _save_forward(ctx, inputs, output):
-    logits, target, T, temperature, weight, ignore_index, reduction, label_smoothing, _stats, _with_grad, impl = inputs
+    (logits, target, second, share, T, temperature, weight,
+     ignore_index, reduction, label_smoothing, grad_power, _stats, _with_grad, impl) = inputs  # fmt: skip
     _loss, rows, denominator, grad = output
-    ctx.save_for_backward(logits, target, rows, denominator, temperature, weight)
+    ctx.save_for_backward(logits, target, second, share, rows, denominator, temperature, weight)
     ctx.mark_non_differentiable(rows, denominator, grad)
     ctx.ready = grad if grad.numel() else None
     ctx.set_materialize_grads(False)
-    ctx.options = (T, ignore_index, reduction, label_smoothing, impl)
+    ctx.options = (T, ignore_index, reduction, label_smoothing, grad_power, impl)
 
 
 def _grad_of_loss(ctx, grad_loss, *_of_other_outputs):
-    nothing = (None,) * 11
+    grads = [None] * _COUNT
     if grad_loss is None:
-        return nothing
-    logits, target, rows, denominator, temperature, weight = ctx.saved_tensors
-    T, ignore_index, reduction, label_smoothing, impl = ctx.options
+        return tuple(grads)
+    logits, target, second, share, rows, denominator, temperature, weight = ctx.saved_tensors
+    T, ignore_index, reduction, label_smoothing, grad_power, impl = ctx.options
     # The forward pass may have left the gradient for grad_loss = 1. It is given away, so once only: whoever gets it may
     # write into it. (A subclass of Tensor here is a tracer's, without a value.)
     ready, ctx.ready = ctx.ready, None
     if ready is not None and type(grad_loss) is Tensor and not torch.is_grad_enabled() and grad_loss.item() == 1:
-        grad_temperature = _temperature_grad(grad_loss, target, rows, denominator, temperature)
-        return (ready, None, None, None if temperature is None else grad_temperature, *nothing[4:])
-    grad, grad_temperature = torch.ops.fastrank.tempered_ce_backward(
-        grad_loss, logits, target, rows, denominator, T, temperature, weight,
-        ignore_index, reduction, label_smoothing, impl,
+        grads[_LOGITS] = ready
+        if temperature is not None:
+            grads[_TEMPERATURE] = temperature_grad(grad_loss, logits, rows, denominator, temperature)
+        return tuple(grads)
+    grads[_LOGITS], grad_temperature = tempered_ce_backward(
+        grad_loss, logits, target, second, share, rows, denominator, T, temperature, weight,
+        ignore_index, reduction, label_smoothing, grad_power, impl,
     )  # fmt: skip
-    return (grad, None, None, None if temperature is None else grad_temperature, *nothing[4:])
+    if temperature is not None:
+        grads[_TEMPERATURE] = grad_temperature
+    return tuple(grads)
 
 
 def _save_backward(ctx, inputs, output):
-    (grad_loss, logits, target, _rows, _denominator, T, temperature, weight,
-     ignore_index, reduction, label_smoothing, _impl) = inputs  # fmt: skip
-    ctx.save_for_backward(grad_loss, logits, target, temperature, weight)
+    (grad_loss, logits, target, second, share, _rows, _denominator, T, temperature, weight,
+     ignore_index, reduction, label_smoothing, grad_power, _impl) = inputs  # fmt: skip
+    ctx.save_for_backward(grad_loss, logits, target, second, share, temperature, weight)
     ctx.set_materialize_grads(False)
-    ctx.options = (T, ignore_index, reduction, label_smoothing)
+    ctx.options = (T, ignore_index, reduction, label_smoothing, grad_power)
 
 
 def _grad_of_grad(ctx, grad_grad, grad_grad_temperature):
     """Differentiates the reference's gradient instead of the kernel's: rare, and then right to any order."""
-    grad_loss, logits, target, temperature, weight = ctx.saved_tensors
-    T, ignore_index, reduction, label_smoothing = ctx.options
+    grad_loss, logits, target, second, share, temperature, weight = ctx.saved_tensors
+    T, ignore_index, reduction, label_smoothing, grad_power = ctx.options
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         # Aliases: grad_loss may itself depend on the logits, a path that is not this operator's to count.
@@ -130,25 +147,26 @@ def _grad_of_grad(ctx, grad_grad, grad_grad_temperature):
         temperature = None if temperature is None else _alias(temperature)
         first_of = [logits] if temperature is None else [logits, temperature]
         loss = reference.tempered_cross_entropy(
-            logits, target, T if temperature is None else temperature, weight, ignore_index, reduction, label_smoothing
-        )
+            logits, target if second is None else (target, second, share), T if temperature is None else temperature,
+            weight, ignore_index, reduction, label_smoothing, _SCALES[grad_power],
+        )  # fmt: skip
         first = torch.autograd.grad(loss, first_of, grad_loss.to(loss.dtype), create_graph=True)
         pairs = [
             (value, grad)
             for value, grad in zip(first, (grad_grad, grad_grad_temperature), strict=False)
             if grad is not None and value.requires_grad
         ]
-        second = torch.autograd.grad(
+        second_order = torch.autograd.grad(
             [value for value, _ in pairs],
             [grad_loss, *first_of],
             [grad for _, grad in pairs],
             create_graph=again,
             allow_unused=True,
         )
-    grads = [None] * 12
-    grads[0], grads[1] = second[:2]
+    grads = [None] * _BACKWARD_COUNT
+    grads[_BACKWARD_GRAD_LOSS], grads[_BACKWARD_LOGITS] = second_order[:2]
     if temperature is not None:
-        grads[6] = second[2]
+        grads[_BACKWARD_TEMPERATURE] = second_order[2]
     return tuple(grads)
 
 
@@ -156,12 +174,18 @@ def _alias(x: Tensor) -> Tensor:
     return x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
 
 
-def _differentiable(op, setup, backward) -> None:
-    """What torch.library.register_autograd(op, backward, setup_context=setup) does, but cheaper: that one walks the
+def _differentiable(op, kernel, setup, backward):
+    """Registers `kernel` and its derivative. Returns `op` as a function that goes straight to `kernel` where nobody but
+    autograd looks on.
+
+    What torch.library.register_autograd(op, backward, setup_context=setup) does, but cheaper: that one walks the
     operator's schema in Python at every call, which here takes as long as the whole loss of a small batch. (For the
-    same reason `setup` runs inside `forward`: torch binds the signature anew for a separate setup_context.)"""
+    same reason `setup` runs inside `forward`: torch binds the signature anew for a separate setup_context.)
+    """
 
     def compute(*inputs):
+        if _unobserved(inputs[0]):
+            return kernel(*inputs)
         with torch._C._AutoDispatchBelowAutograd():
             return op(*inputs)
 
@@ -177,9 +201,31 @@ def _differentiable(op, setup, backward) -> None:
     def call(*inputs):
         return Fused.apply(*inputs) if torch.is_grad_enabled() else compute(*inputs)
 
-    torch.library.impl(f"fastrank::{op.__name__}", "Autograd")(call)
+    torch.library.impl(f"fastrank::{op.__name__}", ("cpu", "cuda"), kernel)
+    torch.library.impl(f"fastrank::{op.__name__}", "Autograd", call)
+
+    def direct(*inputs):
+        return call(*inputs) if _unobserved(inputs[0]) else op(*inputs)
+
+    return direct
 
 
-tempered_ce = torch.ops.fastrank.tempered_ce
-_differentiable(tempered_ce, _save_forward, _grad_of_loss)
-_differentiable(torch.ops.fastrank.tempered_ce_backward, _save_backward, _grad_of_grad)
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _unobserved(x: Tensor) -> bool:
+    """Whether this is a plain eager call: no tracer, transform, mode or subclass that must see the operator."""
+    return (
+        type(x) in _PLAIN
+        and not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and not torch._C._is_tracing()
+        and not torch.autograd._profiler_enabled()
+    )
+
+
+tempered_ce = _differentiable(torch.ops.fastrank.tempered_ce, _forward, _save_forward, _grad_of_loss)
+tempered_ce_backward = _differentiable(
+    torch.ops.fastrank.tempered_ce_backward, _backward, _save_backward, _grad_of_grad
+)

@@ -214,17 +214,20 @@ def backward_kernel(
 def forward(
     logits: Tensor,
     target: Tensor,
+    second: None,
+    share: None,
     T: float,
     temperature: Tensor | None,
     weight: Tensor | None,
     ignore_index: int,
     reduction: str,
     label_smoothing: float,
+    grad_power: int,
     stats: bool,
     with_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(loss, rows, denominator, grad) as `register.py` defines them; `with_grad` must be False."""
-    loss, rows, denominator, grad = layout.outputs(logits, target, reduction, stats, with_grad)
+    """(loss, rows, denominator, grad) as `register.py` defines them, for one label each and `with_grad=False`."""
+    loss, rows, denominator, grad = layout.outputs(logits, reduction, stats, with_grad)
     view = _view(logits)
     target = target.contiguous()
     temperature, weight, weight_sum = _parameters(rows, T, temperature, weight, label_smoothing)
@@ -256,6 +259,8 @@ def backward(
     grad_loss: Tensor,
     logits: Tensor,
     target: Tensor,
+    second: None,
+    share: None,
     rows: Tensor,
     denominator: Tensor,
     T: float,
@@ -263,6 +268,7 @@ def backward(
     weight: Tensor | None,
     ignore_index: int,
     label_smoothing: float,
+    grad_power: int,
 ) -> Tensor:
     """The gradient of the loss with respect to the logits, in their dtype and memory order."""
     grad = torch.empty_like(logits)
@@ -272,7 +278,13 @@ def backward(
     out = in_place if in_place is not None else torch.empty_like(logits, memory_format=torch.contiguous_format)
     out = layout.as_ncd(out)
     view = _view(logits)
-    grad_loss = grad_loss.to(rows.dtype).contiguous()
+    grad_loss = grad_loss.to(rows.dtype)
+    if grad_power:
+        factor = T if temperature is None else temperature.to(rows.dtype)
+        if temperature is not None and temperature.dim():
+            factor = factor.reshape(-1, *(1,) * (logits.dim() - 2)).expand(target.shape)
+        grad_loss = grad_loss * factor**grad_power
+    grad_loss = grad_loss.contiguous()
     temperature, weight, weight_sum = _parameters(rows, T, temperature, weight, label_smoothing)
     count, shape, align = target.numel(), tile(view.shape[1]), _alignment(view, out)
     with torch.cuda.device_of(logits):

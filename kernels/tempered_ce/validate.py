@@ -8,12 +8,16 @@ import torch
 from torch import Tensor
 
 REDUCTIONS = ("none", "mean", "sum")
+#: Power of T that the gradient of the logits is multiplied by.
+GRADIENT_POWERS = {None: 0, "T": 1, "T2": 2}
 INDEX_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def options(T: float | Tensor, reduction: str, label_smoothing: float) -> None:
+def options(T: float | Tensor, reduction: str, label_smoothing: float, scale_gradient: str | None = None) -> None:
     """The arguments that can be judged before any logits are there."""
+    if scale_gradient not in GRADIENT_POWERS:
+        raise ValueError(f"scale_gradient: expected None, 'T' or 'T2', got {scale_gradient!r}")
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction: expected one of {', '.join(REDUCTIONS)}, got {reduction!r}")
     if not 0.0 <= label_smoothing <= 1.0:
@@ -29,11 +33,14 @@ def options(T: float | Tensor, reduction: str, label_smoothing: float) -> None:
         raise ValueError(f"T: expected a finite temperature > 0, got {T!r}")
 
 
-def arguments(input: Tensor, target: Tensor, T: float | Tensor, weight: Tensor | None, ignore_index: int) -> None:
+def arguments(
+    input: Tensor, target: Tensor | tuple, T: float | Tensor, weight: Tensor | None, ignore_index: int
+) -> None:
     """Shapes, dtypes and devices; reads no values, so it neither waits for a device nor breaks a graph."""
-    for name, value in (("input", input), ("target", target), ("weight", weight)):
-        if not isinstance(value, Tensor) and not (name == "weight" and value is None):
-            raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    if not isinstance(input, Tensor):
+        raise TypeError(f"input: expected a tensor, got {type(input).__name__}")
+    if weight is not None and not isinstance(weight, Tensor):
+        raise TypeError(f"weight: expected a tensor, got {type(weight).__name__}")
     if input.dtype not in FLOAT_DTYPES:
         raise TypeError(f"input: expected logits in float64, float32, bfloat16 or float16, got {input.dtype}")
     if input.dim() == 0:
@@ -41,7 +48,15 @@ def arguments(input: Tensor, target: Tensor, T: float | Tensor, weight: Tensor |
     classes = input.shape[min(1, input.dim() - 1)]
     if classes == 0:
         raise ValueError(f"input: expected at least one class, got shape {_shape(input)}")
-    _target(input, target, ignore_index)
+    if isinstance(target, tuple):
+        _mixed_target(input, target, ignore_index)
+    elif isinstance(target, Tensor):
+        _target(input, target, ignore_index)
+    else:
+        raise TypeError(
+            f"target: expected a tensor, or a tuple (first labels, second labels, share of the first), "
+            f"got {type(target).__name__}"
+        )
     if weight is not None:
         if weight.shape != (classes,):
             raise ValueError(f"weight: expected one value per class [{classes}], got shape {_shape(weight)}")
@@ -61,8 +76,8 @@ def arguments(input: Tensor, target: Tensor, T: float | Tensor, weight: Tensor |
 
 
 def _target(input: Tensor, target: Tensor, ignore_index: int) -> None:
-    _same_device("target", target, input)
     if target.is_floating_point():
+        _same_device("target", target, input)
         if target.shape != input.shape:
             raise ValueError(
                 f"target: expected class probabilities shaped like input {_shape(input)}, or integer class indices, "
@@ -71,33 +86,80 @@ def _target(input: Tensor, target: Tensor, ignore_index: int) -> None:
         if ignore_index >= 0:
             raise ValueError(f"ignore_index: expected none with class-probability targets, got {ignore_index}")
         return
-    if target.dtype not in INDEX_DTYPES:
-        raise TypeError(f"target: expected integer class indices or class probabilities, got {target.dtype}")
-    expected = input.shape[:1] + input.shape[2:] if input.dim() > 1 else torch.Size(())
-    if target.shape != expected:
+    _indices("target", target, input, "integer class indices or class probabilities")
+
+
+def _mixed_target(input: Tensor, target: tuple, ignore_index: int) -> None:
+    if len(target) != 3:
         raise ValueError(
-            f"target: expected class indices of shape {list(expected)} for input {_shape(input)}, got {_shape(target)}"
+            f"target: expected (first labels, second labels, share of the first), got {len(target)} values"
+        )
+    *labels, share = target
+    for name, value in zip(("target[0]", "target[1]"), labels, strict=True):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected a tensor of class indices, got {type(value).__name__}")
+        _indices(name, value, input, "integer class indices")
+    if ignore_index >= 0:
+        raise ValueError(f"ignore_index: expected none with mixed targets, got {ignore_index}")
+    if isinstance(share, Tensor):
+        _same_device("target[2]", share, input)
+        samples = () if input.dim() == 1 else (input.shape[0],)
+        if not share.is_floating_point() or share.shape not in (torch.Size(()), torch.Size(samples)):
+            raise ValueError(
+                f"target[2]: expected the first label's share as a number or one per sample {list(samples)}, "
+                f"got {share.dtype} of shape {_shape(share)}"
+            )
+    elif not isinstance(share, numbers.Real):
+        raise TypeError(f"target[2]: expected a number or a tensor, got {type(share).__name__}")
+    elif not 0 <= share <= 1:
+        raise ValueError(f"target[2]: expected the first label's share in [0, 1], got {share!r}")
+
+
+def _indices(name: str, labels: Tensor, input: Tensor, what: str) -> None:
+    _same_device(name, labels, input)
+    if labels.dtype not in INDEX_DTYPES:
+        raise TypeError(f"{name}: expected {what}, got {labels.dtype}")
+    expected = input.shape[:1] + input.shape[2:] if input.dim() > 1 else torch.Size(())
+    if labels.shape != expected:
+        raise ValueError(
+            f"{name}: expected class indices of shape {list(expected)} for input {_shape(input)}, got {_shape(labels)}"
         )
 
 
-def values(target: Tensor, T: float | Tensor, classes: int, ignore_index: int) -> None:
-    """Labels and temperatures themselves. The native kernel does this on its way; here it serves the reference."""
-    if not target.is_floating_point():
-        bad = (target != ignore_index) & ((target < 0) | (target >= classes))
+def values(target: Tensor | tuple, T: float | Tensor, classes: int, ignore_index: int) -> None:
+    """Labels, shares and temperatures themselves. The native kernel does this on its way; here it serves the
+    reference."""
+    mixed = isinstance(target, tuple)
+    for labels in target[:2] if mixed else (target,):
+        if labels.is_floating_point():
+            continue
+        bad = (labels < 0) | (labels >= classes)
+        if not mixed:
+            bad &= labels != ignore_index
         if bad.any():
-            raise bad_label(target, int(bad.flatten().nonzero()[0]), classes, ignore_index)
+            raise bad_label(labels, int(bad.flatten().nonzero()[0]), classes, None if mixed else ignore_index)
     if isinstance(T, Tensor):
         bad = ~((T > 0) & T.isfinite())
         if bad.any():
             raise bad_temperature(T, int(bad.flatten().nonzero()[0]))
+    if mixed and isinstance(target[2], Tensor):
+        bad = ~((target[2] >= 0) & (target[2] <= 1))
+        if bad.any():
+            raise bad_share(target[2], int(bad.flatten().nonzero()[0]))
 
 
-def bad_label(target: Tensor, row: int, classes: int, ignore_index: int) -> IndexError:
+def bad_label(target: Tensor, row: int, classes: int, ignore_index: int | None) -> IndexError:
     """The error for the label at `row` of the flattened target."""
     position = tuple(int(i) for i in torch.unravel_index(torch.tensor(row), target.shape))
     place = f" at position {position if len(position) > 1 else position[0]}" if position else ""
-    label = int(target.flatten()[row])
-    return IndexError(f"target: expected labels in [0, {classes}) or ignore_index={ignore_index}, got {label}{place}")
+    label, ignored = int(target.flatten()[row]), "" if ignore_index is None else f" or ignore_index={ignore_index}"
+    return IndexError(f"target: expected labels in [0, {classes}){ignored}, got {label}{place}")
+
+
+def bad_share(share: Tensor, sample: int) -> ValueError:
+    place = f" for sample {sample}" if share.dim() else ""
+    value = float(share.detach().flatten()[sample])
+    return ValueError(f"target[2]: expected the first label's share in [0, 1], got {value}{place}")
 
 
 def bad_temperature(T: Tensor, sample: int) -> ValueError:

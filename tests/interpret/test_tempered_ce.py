@@ -36,7 +36,7 @@ def test_keeps_its_error_bound(dtype, T):
         check(suite.OP, "triton", suite.Case(n, c, dtype, T, strides))
 
 
-@pytest.mark.parametrize("options", suite.OPTIONS)
+@pytest.mark.parametrize("options", [o for o in suite.OPTIONS if "target" not in o])
 def test_keeps_its_error_bound_with_weight_and_smoothing(options):
     for (n, c), dtype in zip(SHAPES, itertools.cycle(suite.DTYPES)):
         check(suite.OP, "triton", suite.Case(n, c, dtype, 2.0, **options))
@@ -124,6 +124,6 @@ def test_derivatives_and_opcheck():
     assert torch.autograd.gradgradcheck(loss, (z, T))
     opcheck(
         torch.ops.fastrank.tempered_ce.default,
-        (z, y, 1.0, T, None, -100, "mean", 0.1, True, False, "triton"),
+        (z, y, None, None, 1.0, T, None, -100, "mean", 0.1, 0, True, False, "triton"),
         test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
     )

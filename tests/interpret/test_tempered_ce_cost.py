@@ -99,9 +99,11 @@ def test_bytes(traffic, dtype, options):
         weight = torch.ones(classes, dtype=acc) if options.get("weight") else None
         smoothing, stats = 0.1 if options.get("smoothing") else 0.0, bool(options.get("stats"))
         loss, state, denominator, _ = kernels.forward(
-            logits, target, 1.0, temperature, weight, -100, reduction, smoothing, stats, False
+            logits, target, None, None, 1.0, temperature, weight, -100, reduction, smoothing, 0, stats, False
         )
-        kernels.backward(loss, logits, target, state, denominator, 1.0, temperature, weight, -100, smoothing)
+        kernels.backward(
+            loss, logits, target, None, None, state, denominator, 1.0, temperature, weight, -100, smoothing, 0
+        )
 
         shared = {"reduction": reduction, "weight": weight is not None, "smoothing": smoothing > 0, "temperature": kind}
         launches = cost.forward(rows, classes, dtype, stats=stats, **shared)

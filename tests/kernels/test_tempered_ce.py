@@ -529,7 +529,16 @@ def test_a_bad_temperature_is_named(impl, bad):
         ((Z, Y[:3]), ValueError, r"target: expected class indices of shape \[4\].* got \[3\]"),
         ((Z, Y.bool()), TypeError, "target: expected integer class indices"),
         ((Z, Y.float()), ValueError, "target: expected class probabilities shaped like input"),
-        ((Z, [0, 1, 2, 0]), TypeError, "target: expected a tensor, got list"),
+        ((Z, [0, 1, 2, 0]), TypeError, "target: expected a tensor, or a tuple .*, got list"),
+        ((Z, (Y, Y)), ValueError, "target: expected .* got 2 values"),
+        ((Z, (Y, Y.float(), 0.5)), TypeError, r"target\[1\]: expected integer class indices, got torch.float32"),
+        ((Z, (Y[:3], Y, 0.5)), ValueError, r"target\[0\]: expected class indices of shape \[4\]"),
+        ((Z, (Y, Y, 1.5)), ValueError, r"target\[2\]: expected the first label's share in \[0, 1\], got 1.5"),
+        ((Z, (Y, Y, "half")), TypeError, r"target\[2\]: expected a number or a tensor, got str"),
+        ((Z, (Y, Y, torch.ones(3))), ValueError, r"target\[2\]: .* one per sample \[4\]"),
+        ((Z, (Y, Y, torch.tensor([0.5, 0, 2, 1]))), ValueError, r"target\[2\]: .* got 2.0 for sample 2"),
+        ((Z, (Y, Y + 3, 0.5)), IndexError, r"target: expected labels in \[0, 3\), got"),
+        ((Z, (Y, Y, 0.5), 1.0, None, 1), ValueError, "ignore_index: expected none with mixed targets"),
         ((Z, Y, "1"), TypeError, "T: expected a float or a tensor, got str"),
         ((Z, Y, torch.tensor(1)), TypeError, "T: expected a floating-point tensor"),
         ((Z, Y, torch.ones(3)), ValueError, r"T: .* one value per sample \[4\], got shape \[3\]"),
@@ -551,7 +560,7 @@ def test_errors_name_the_argument(arguments, error, message):
 
 def test_impl_is_never_replaced_silently():
     with pytest.raises(RuntimeError, match="impl='native'"):
-        tempered_cross_entropy(Z, Z.softmax(1), impl="native")
+        tempered_cross_entropy(Z, Z.softmax(1).requires_grad_(), impl="native")
     with pytest.raises(RuntimeError, match="impl='triton' cannot run tempered_ce"):
         tempered_cross_entropy(Z, Y, impl="triton")
     with pytest.raises(ValueError, match="impl: expected one of"):
@@ -569,14 +578,18 @@ def test_opcheck():
         ("mean", T, False, 0.0), ("none", torch.rand(4) + 1, True, 0.1), ("sum", None, False, 0.0)
     ):  # fmt: skip
         with_grad = reduction != "none"
-        arguments = (z, y, 1.5, temperature, torch.rand(5), -100, reduction, smoothing, stats, with_grad, "native")
+        arguments = (
+            z, y, None, None, 1.5, temperature, torch.rand(5), -100, reduction, smoothing, 0, stats, with_grad,
+            "native",
+        )  # fmt: skip
         opcheck(torch.ops.fastrank.tempered_ce.default, arguments)
         loss, rows, denominator, _ = torch.ops.fastrank.tempered_ce(*arguments)
         grad_loss = torch.randn_like(loss).requires_grad_()
         opcheck(
             torch.ops.fastrank.tempered_ce_backward.default,
-            (grad_loss, z, y, rows, denominator, 1.5, temperature, arguments[4], -100, reduction, smoothing, "native"),
-        )
+            (grad_loss, z, y, None, None, rows, denominator, 1.5, temperature, arguments[6], -100, reduction, smoothing,
+             0, "native"),
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "reduction": "none", "return_stats": True}], ids=str)
