@@ -30,23 +30,39 @@ def interpreter() -> Conflict | None:
     return None
 
 
-def waiting_threads() -> Conflict | None:
-    """libgomp's threads spin while they wait: with another busy process on the same cores, steps took ten times as
-    long. The command line sets the policy for itself; a user's own script has to, so what counts is the shell's."""
-    if _shell_variable("OMP_WAIT_POLICY").upper() == "PASSIVE":
-        return None
-    return (
-        "OMP_WAIT_POLICY is not PASSIVE in the shell: torch's threads spin while they wait (this command sets it)",
-        "if other processes share the cores, export OMP_WAIT_POLICY=PASSIVE before your own scripts",
-    )
-
-
 def too_many_threads() -> Conflict | None:
     """More threads than this process may use cores (an affinity mask or a container's quota)."""
     cores, threads = usable_cores(), torch.get_num_threads()
     if threads <= cores:
         return None
     return f"{threads} threads on {cores} usable cores", f"export OMP_NUM_THREADS={max(1, int(cores))}"
+
+
+def bad_thread_count() -> Conflict | None:
+    """What OpenMP cannot read it leaves out, with a line on stderr at most."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        value = os.environ.get(name)
+        if value is not None and not re.fullmatch(r"\s*[1-9]\d*\s*(,\s*[1-9]\d*\s*)*", value):
+            return f"{name}={value!r} is no number of threads and is ignored", f"unset {name}, or export a whole number"
+    return None
+
+
+def instruction_set() -> Conflict | None:
+    """FASTRANK_ISA forces a lower instruction set than the processor's best, for tests."""
+    wanted, core = os.environ.get("FASTRANK_ISA"), backend.core()
+    if wanted is None or core is None:
+        return None
+    if wanted != core.isa:
+        return f"FASTRANK_ISA={wanted!r} is not among {core.built_isas} or not this processor's", "unset FASTRANK_ISA"
+    return f"FASTRANK_ISA={wanted} may hold the native core below what the processor can", "unset FASTRANK_ISA"
+
+
+def hidden_devices() -> Conflict | None:
+    """A GPU that the driver knows and CUDA_VISIBLE_DEVICES hides."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None or driver_cuda() is None or torch.cuda.is_available():
+        return None
+    return f"CUDA_VISIBLE_DEVICES={visible!r} hides every GPU from torch", "unset CUDA_VISIBLE_DEVICES"
 
 
 def openmp_runtimes() -> Conflict | None:
@@ -108,14 +124,22 @@ def cupy_version() -> Conflict | None:
 
 CHECKS: tuple[Callable[[], Conflict | None], ...] = (
     interpreter,
-    waiting_threads,
     too_many_threads,
+    bad_thread_count,
+    instruction_set,
+    hidden_devices,
     openmp_runtimes,
     triton_version,
     driver_too_old,
     no_device_code,
     cupy_version,
 )
+
+
+def waiting_threads_spin() -> bool:
+    """Whether libgomp's threads spin while they wait: with another busy process on the same cores, steps took ten
+    times as long. The command line sets the policy for itself; what counts is the shell that a script starts from."""
+    return _shell_variable("OMP_WAIT_POLICY").upper() != "PASSIVE"
 
 
 def usable_cores() -> float:

@@ -15,12 +15,15 @@ import numpy
 import torch
 
 from fastrank import __version__
-from fastrank.conflicts import conflicts, driver_cuda, usable_cores, version
+from fastrank.conflicts import conflicts, driver_cuda, usable_cores, version, waiting_threads_spin
 from fastrank.extras import EXTRAS
 from fastrank.kernels import backend
 
-#: Environment variables that change how many threads run, or how they wait.
-THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_WAIT_POLICY")
+#: Environment variables that change what runs, and where: by name, or by the beginning of it.
+SETTINGS = (
+    "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "FASTRANK_", "TRITON_", "OMP_", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS",
+    "PYTORCH_",
+)  # fmt: skip
 
 
 def doctor() -> dict[str, str]:
@@ -36,6 +39,7 @@ def doctor() -> dict[str, str]:
         "torch": f"{torch.__version__}, numpy {numpy.__version__}, triton {_version('triton')}",
         "platform": f"{platform.platform()}, {_processor()}",
         "threads": _threads(),
+        "environment": _environment(),
         "BLAS": _blas(),
         "C++ compiler": _compiler(),
         "nvcc": _nvcc(),
@@ -73,10 +77,14 @@ def _processor() -> str:
 
 
 def _threads() -> str:
-    settings = [f"{name}={os.environ[name]}" for name in THREAD_SETTINGS if name in os.environ]
-    return f"{torch.get_num_threads()} by torch and the native core, {usable_cores():g} usable cores" + "".join(
-        f", {setting}" for setting in settings
-    )
+    found = f"{torch.get_num_threads()} by torch and the native core, {usable_cores():g} usable cores"
+    advice = "; if other processes share them -> export OMP_WAIT_POLICY=PASSIVE before scripts of your own"
+    return found + (advice if waiting_threads_spin() else "")
+
+
+def _environment() -> str:
+    found = (f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(SETTINGS))
+    return ", ".join(found) or "nothing set that matters here"
 
 
 def _blas() -> str:
@@ -104,23 +112,33 @@ def _version(distribution: str) -> str:
         return "missing"
 
 
-def _first_line(*command: str) -> str:
+def _run(*command: str) -> str:
+    """What the command prints, never empty."""
     try:
         output = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
         return f"does not run ({error})"
-    return output.strip().splitlines()[-1 if "nvcc" in command[0] else 0] if output.strip() else "says nothing"
+    return output.strip() or "says nothing"
+
+
+def _first_line(*command: str) -> str:
+    return _run(*command).splitlines()[0]
 
 
 def _compiler() -> str:
     path = next((p for name in ("c++", "g++", "clang++") if (p := shutil.which(name))), None)
-    cure = "none on PATH -> `apt install g++`, then `pip install -e .` again"
-    return _first_line(path, "--version") if path else cure
+    if path:
+        return _first_line(path, "--version")
+    if backend.core():
+        return "none on PATH (needed only to build the core, which is there)"
+    return "none on PATH -> `apt install g++`, then `pip install -e .` again"
 
 
 def _nvcc() -> str:
     path = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
-    return _first_line(path, "--version") if path else "none on PATH (needed only to build the CUDA kernels)"
+    if not path:
+        return "none on PATH (needed only to build the CUDA kernels)"
+    return f"{_run(path, '--version').splitlines()[-1]} ({path})"
 
 
 def _driver() -> str:
@@ -135,7 +153,10 @@ def _driver() -> str:
 def _devices() -> dict[str, str]:
     if not torch.cuda.is_available():
         built = torch.version.cuda
-        return {"GPU": f"none visible to torch ({f'built for CUDA {built}' if built else 'a CPU-only build of torch'})"}
+        reason = f"built for CUDA {built}" if built else "a CPU-only build of torch"
+        if "CUDA_VISIBLE_DEVICES" in os.environ:
+            reason += f", CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']!r}"
+        return {"GPU": f"none visible to torch ({reason})"}
     found = {}
     for index in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(index)
@@ -160,9 +181,9 @@ def _op(op: str) -> str:
 
 def _runs(op: str, device: str) -> str:
     best = backend.OPS[op][device][0]
+    if device == "cuda" and not torch.cuda.is_available():
+        return f"{best} (no device here)"
     reason = backend.problem(op, device, best)
     if not reason:
         return best
-    if device == "cuda" and not torch.cuda.is_available():
-        return f"{best} (no device here)"
     return f"reference, since {best}: {reason}"

@@ -120,20 +120,52 @@ def test_two_builds_of_cupy(monkeypatch):
     assert "installed together" in conflicts.cupy_version()[0]
 
 
-@pytest.mark.parametrize(("policy", "conflict"), [("PASSIVE", False), ("ACTIVE", True), (None, True)])
-def test_the_waiting_policy_of_the_shell_counts(policy, conflict):
+@pytest.mark.parametrize(("policy", "spins"), [("PASSIVE", False), (None, True)])
+def test_the_waiting_policy_of_the_shell_counts(policy, spins):
     """What this process sets afterwards, as the command line does, is no setting of the user's."""
     code = (
         "import os; os.environ['OMP_WAIT_POLICY'] = 'PASSIVE'\n"
-        "from fastrank import conflicts; print(conflicts.waiting_threads() is not None)"
+        "from fastrank import conflicts; print(conflicts.waiting_threads_spin())"
     )
 
     environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
     environment |= {"OMP_WAIT_POLICY": policy} if policy else {}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == str(conflict)
+    assert run.stdout.strip() == str(spins)
 
 
 def test_the_interpreter_is_named(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert conflicts.interpreter()[1] == "unset TRITON_INTERPRET"
+
+
+@pytest.mark.parametrize(("value", "wrong"), [("abc", True), ("0", True), ("", True), ("4", False), ("4,2", False)])
+def test_a_thread_count_that_openmp_cannot_read(monkeypatch, value, wrong):
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    found = conflicts.bad_thread_count()
+    assert (found is not None) is wrong and (not wrong or repr(value) in found[0])
+
+
+def test_a_forced_instruction_set_is_named(monkeypatch):
+    monkeypatch.setattr(backend, "core", lambda: types.SimpleNamespace(isa="avx2", built_isas="scalar,avx2"))
+    monkeypatch.delenv("FASTRANK_ISA", raising=False)
+    assert conflicts.instruction_set() is None
+    monkeypatch.setenv("FASTRANK_ISA", "foo")
+    assert "FASTRANK_ISA='foo' is not among scalar,avx2" in conflicts.instruction_set()[0]
+    monkeypatch.setenv("FASTRANK_ISA", "avx2")
+    assert "below what the processor can" in conflicts.instruction_set()[0]
+
+
+def test_hidden_gpus_are_named(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "weird,7")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "CUDA_VISIBLE_DEVICES='weird,7'" in fastrank.doctor()["GPU"]
+    monkeypatch.setattr(conflicts, "driver_cuda", lambda: 13000)
+    assert "CUDA_VISIBLE_DEVICES='weird,7' hides" in conflicts.hidden_devices()[0]
+    monkeypatch.setattr(conflicts, "driver_cuda", lambda: None)
+    assert conflicts.hidden_devices() is None
+
+
+def test_a_compiler_is_not_missed_where_the_core_is_built(monkeypatch):
+    monkeypatch.setattr(diagnosis.shutil, "which", lambda *_, **__: None)
+    assert "->" not in diagnosis._compiler()

@@ -98,7 +98,7 @@ def to_text(found: Plan, title: str, budget: float | None, width: int | None = N
     kinds = [(kind, str(len(works)), found.cost(works)) for kind, works in found.by(_kind).items()]
     table(
         "figures", [*kinds, ("a tracked step", str(all_of_it.matrices), all_of_it)],
-        "roofline: no implementation of these products is faster. kernels: our kernels as they are cut, and one launch "
+        "roofline: the floor of these products from cold memory. kernels: our kernels as they are cut, and one launch "
         "latency for each of torch's small operations. * factorisations of torch.linalg: "
         + _assumptions(found)["library"],
     )  # fmt: skip
