@@ -113,10 +113,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Cut:
-    """One way to reach a budget: what `watch` would be asked for, and the share that is predicted then."""
+    """One way to reach a budget: what `watch` would be asked for, and the share that is predicted then.
+
+    `change` is "every", "light", "metrics" or "layers"; `kept` the metrics or layers that are left.
+    """
 
     change: str
-    dropped: tuple[str, ...]
+    kept: tuple[str, ...]
     every: int
     share: float
 
@@ -220,34 +223,33 @@ def cuts(found: Plan, budget: float) -> list[Cut]:
     """Ways to bring the predicted share of a training step to `budget` (0.05 is 5 %), each on its own.
 
     Cadence alone (`every`); the preset "light" and the cadence that it needs; kinds of figures left out, the dearest
-    first; layers left out, the dearest first.
+    first; layers left out, the dearest first. What comes to the same as one before is not repeated.
     """
     if not budget > 0:
         raise InputError("budget", "a share > 0, such as 5%", budget)
     if found.share() <= budget:
         return []
-    options = [_cadence(found, budget, found.works, "track less often", ())]
+    options = [_cadence(found, budget, found.works, "every", ())]
     light = [work for work in found.works if work.kind in PRESETS["light"][0]]
     if 0 < len(light) < len(found.works):
-        options.append(_cadence(found, budget, light, 'metrics="light"', ()))
-    for noun, key in (("metrics", lambda w: w.kind), ("layers", lambda w: w.layer)):
+        options.append(_cadence(found, budget, light, "light", ()))
+    for change, key in (("metrics", lambda w: w.kind), ("layers", lambda w: w.layer)):
         # Logits are always measured.
         always = [work for work in found.works if work.kind == "logits"]
         kept = {name: works for name, works in found.by(key).items() if works[0].kind != "logits"}
         dear = sorted(kept, key=lambda name: -found.cost(kept[name]).ms)
-        dropped: list[str] = []
         while len(kept) > 1 and found.share([*always, *(w for works in kept.values() for w in works)]) > budget:
-            dropped.append(dear[len(dropped)])
-            kept.pop(dropped[-1])
+            kept.pop(dear.pop(0))
         works = [*always, *(w for members in kept.values() for w in members)]
-        options.append(_cadence(found, budget, works, f"leave out {noun}", tuple(dropped)))
+        if {id(work) for work in works} not in ({id(work) for work in light}, {id(work) for work in found.works}):
+            options.append(_cadence(found, budget, works, change, tuple(kept)))
     return options
 
 
-def _cadence(found: Plan, budget: float, works: Iterable[Work], change: str, dropped: tuple[str, ...]) -> Cut:
+def _cadence(found: Plan, budget: float, works: Iterable[Work], change: str, kept: tuple[str, ...]) -> Cut:
     works = list(works)
     every = max(found.every, math.ceil(found.share(works, every=1) / budget))
-    return Cut(change, dropped, every, found.share(works, every=every))
+    return Cut(change, kept, every, found.share(works, every=every))
 
 
 def _device(device: str | Device) -> Device:

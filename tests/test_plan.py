@@ -123,12 +123,14 @@ def test_cuts_reach_the_budget_and_say_what_they_drop():
     found = plan(small("meta"), torch.empty(SHAPE, device="meta"))
     budget = found.share() / 7
     options = cuts(found, budget)
-    assert options[0].every == math.ceil(7) and not options[0].dropped
+    assert options[0].every == math.ceil(7) and options[0].change == "every"
     assert all(option.share <= budget * (1 + 1e-9) for option in options)
-    kinds = next(option for option in options if "metrics" in option.change and option.dropped)
-    assert set(kinds.dropped) < {w.kind for w in found.works} - {"logits"}
-    rest = [w for w in found.works if w.kind not in kinds.dropped]
+    kinds = next(option for option in options if option.change in ("metrics", "layers"))
+    of = (lambda w: w.kind) if kinds.change == "metrics" else (lambda w: w.layer)
+    rest = [w for w in found.works if of(w) in kinds.kept or w.kind == "logits"]
+    assert 0 < len(rest) < len(found.works)
     assert found.share(rest, every=kinds.every) == pytest.approx(kinds.share)
+    assert len({(option.every, option.share) for option in options}) == len(options)
     assert cuts(found, 10 * found.share()) == []
 
 

@@ -122,9 +122,10 @@ def _print_cuts(console: Any, found: Plan, budget: float) -> None:
         return
     console.print(f"budget {100 * budget:g} %: over it; any one of these is predicted to reach it:")
     for cut in options:
-        names = ", ".join(cut.dropped[:6]) + (f" and {len(cut.dropped) - 6} more" if len(cut.dropped) > 6 else "")
-        dropped = f" without {names}" if names else ""
-        console.print(f"  {cut.change}: every={cut.every}{dropped} (+{100 * cut.share:.3g} %)")
+        first = ", ".join(repr(name) for name in cut.kept[:6])
+        more = f", and {len(cut.kept) - 6} more (all of them with --json)" if len(cut.kept) > 6 else ""
+        ask = {"every": "", "light": 'metrics="light", '}.get(cut.change, f"{cut.change}=[{first}{more}], ")
+        console.print(f"  watch(..., {ask}every={cut.every}): +{100 * cut.share:.3g} %", markup=False)
 
 
 def _assumptions(found: Plan) -> dict[str, Any]:
