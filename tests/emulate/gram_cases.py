@@ -14,7 +14,8 @@ from fastrank.kernels.gram.config import FAST_BLOCK
 from torch import Tensor
 
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}  # DType in csrc/gram/gram.h
-SPLIT_ROWS, MAX_SPLITS = 2048, 64  # kSplitRows and kMaxSplits in csrc/gram/kernels.cuh
+SPLIT_ROWS, MAX_SPLITS, TILE = 2048, 64, 64  # kSplitRows, kMaxSplits, kTile in csrc/gram/kernels.cuh
+FAR = 2**31 + 8  # a stride, in elements: one step overflows an int, two end where a small offset should
 UPPER = 7.0  # what stands above the diagonal, and stays
 
 
@@ -24,6 +25,8 @@ class Case:
 
     layout: "rows" (X [n, d] contiguous), "columns" (its transpose is), "gaps" (every second row and column of a larger
     matrix), "images" ([n / pixels, d, pixels], contiguous), "channels_last" (the same, transposed). Gaps hold NaN.
+    "far_rows", "far_columns", "far_images": rows, columns or images, and the rows of C, are FAR elements apart.
+    With `plan` nothing is computed: C[0, 0] on gets the workspace's size and the depths, for any n, and d from 2 on.
     """
 
     n: int
@@ -37,11 +40,14 @@ class Case:
     integer: int = 0  # entries are odd integers up to this, positive from 300 on; 0: normally distributed
     ldc: int = 0  # beyond d
     mirror: bool = False
+    mean: float = 0.0  # of all columns, and near the shift
+    plan: bool = False
 
     def __str__(self) -> str:
-        what = "mirror" if self.mirror else f"{self.dtype} {'fast' if self.fast else 'exact'} {self.layout}"
+        what = f"{self.dtype} {'fast' if self.fast else 'exact'} {self.layout}"
+        what = "mirror" if self.mirror else "plan" if self.plan else what
         return f"[{self.n}, {self.d}] {what}" + "".join(
-            f" {name}" for name in ("shifted", "summed", "integer") if getattr(self, name)
+            f" {name}" for name in ("shifted", "summed", "integer", "mean") if getattr(self, name)
         )
 
 
@@ -59,22 +65,26 @@ class Problem:
 
 def build(case: Case) -> Problem:
     generator = torch.Generator().manual_seed(case.n * 1000 + case.d)
-    n, d = case.n, case.d
+    n, d = 0 if case.plan else case.n, case.d
     if case.integer:
         least = 300 if case.integer >= 300 else -case.integer
         X = torch.randint(least // 2, case.integer // 2, (n, d), generator=generator).double() * 2 + 1
         shift = torch.randint(-2, 3, (d,), generator=generator).double()
         C, total = torch.randint(-9, 9, (d, d + case.ldc), generator=generator).double(), torch.full((d,), 5.0).double()
     else:
-        X = torch.randn(n, d, generator=generator, dtype=torch.float64) + 0.5
-        shift = torch.linspace(-2, 2, d, dtype=torch.float64)
+        X = torch.randn(n, d, generator=generator, dtype=torch.float64) + 0.5 + case.mean
+        shift = torch.linspace(-2, 2, d, dtype=torch.float64) + case.mean * 1.00001  # no fp32 numbers
         C = torch.randn(d, d + case.ldc, generator=generator, dtype=torch.float64)
         total = torch.randn(d, generator=generator, dtype=torch.float64)
     X = X.to(case.dtype)
     C[:, :d] = C[:, :d].tril() + torch.full((d, d), UPPER).double().triu(1)
     C[:, d:] = float("nan")
     storage, view = _stored(X, case)
-    if view.ndim == 3:
+    if case.layout.startswith("far"):
+        strides = {
+            "far_rows": (n, 0, FAR, 1), "far_columns": (n, 0, 1, FAR), "far_images": (case.pixels, FAR, d, 1)
+        }[case.layout]  # fmt: skip
+    elif view.ndim == 3:
         strides = (view.shape[2], view.stride(0), view.stride(2), view.stride(1))
     else:
         strides = (max(n, 1), 0, view.stride(0), view.stride(1))
@@ -87,7 +97,7 @@ def build(case: Case) -> Problem:
 def _stored(X: Tensor, case: Case) -> tuple[Tensor, Tensor]:
     """A storage, and X as a view of it in the case's layout."""
     n, d = X.shape
-    if case.layout == "rows":
+    if case.layout == "rows" or case.layout.startswith("far"):  # the driver moves these apart
         return X.reshape(-1), X
     if case.layout == "columns":
         storage = X.T.contiguous().reshape(-1)
@@ -109,14 +119,16 @@ def _stored(X: Tensor, case: Case) -> tuple[Tensor, Tensor]:
 
 
 def write(problems: Sequence[Problem], path: Path) -> None:
-    """The case file: per case the Header of drivers/gram.cpp (15 int64), then X's storage, shift, C and total."""
+    """The case file: per case the Header of drivers/gram.cpp (17 int64), then X's storage, shift, C and total."""
     with path.open("wb") as file:
         for p in problems:
             case, size = p.case, p.storage.element_size()
             parts = [p.storage, p.shift, p.C, p.total]
             sizes = [0 if x is None else x.numel() * x.element_size() for x in parts]
-            header = [case.mirror, DTYPES[case.dtype], case.fast, case.n, case.d, *p.strides, p.start * size]
-            file.write(struct.pack("15q", *header, sizes[0], sizes[1], sizes[2], p.C.shape[1], sizes[3]))
+            far = case.layout.startswith("far")
+            ldc = FAR if far else p.C.shape[1]
+            header = [case.mirror, case.plan, far, DTYPES[case.dtype], case.fast, case.n, case.d, *p.strides]
+            file.write(struct.pack("17q", *header, p.start * size, sizes[0], sizes[1], sizes[2], ldc, sizes[3]))
             for x in parts:
                 if x is not None:
                     file.write(bytes(x.contiguous().view(torch.uint8).numpy()) if x.numel() else b"")
@@ -153,14 +165,29 @@ def _doubles(file, count: int) -> Tensor:
     return torch.frombuffer(data, dtype=torch.float64) if data else torch.empty(0, dtype=torch.float64)
 
 
+def cut(rows: int) -> tuple[int, int]:
+    """How kernels.cuh cuts the rows: splits, and rows of the longest."""
+    splits = max(1, min(MAX_SPLITS, -(-rows // SPLIT_ROWS)))
+    per = -(-max(1, -(-rows // splits)) // FAST_BLOCK) * FAST_BLOCK
+    return -(-rows // per), min(rows, per)
+
+
+def before_c(rows: int, fast: bool) -> int:
+    """Depth::before of gram.h on a device."""
+    splits, longest = cut(rows)
+    return (-(-longest // FAST_BLOCK) + 1 if fast else longest) + (splits if splits > 1 else 0)
+
+
+def workspace(rows: int, columns: int) -> int:
+    splits, side = cut(rows)[0], -(-columns // TILE)
+    return splits * (side * (side + 1) // 2 * TILE * TILE + side * TILE) if splits > 1 else 0
+
+
 def depth(case: Case) -> Depth:
-    """As kernels.gram.bound.depth for a device, which needs a core with CUDA: how kernels.cuh cuts the rows."""
-    splits = max(1, min(MAX_SPLITS, -(-case.n // SPLIT_ROWS)))
-    per = -(-max(1, -(-case.n // splits)) // FAST_BLOCK) * FAST_BLOCK
-    splits, longest = -(-case.n // per), min(case.n, per)
+    """As kernels.gram.bound.depth for a device, which needs a core with CUDA."""
     adds = 1
     fast = case.fast and case.dtype != torch.float64
-    before = (-(-longest // FAST_BLOCK) + 1 if fast else longest) + (splits if splits > 1 else 0)
+    before = before_c(case.n, fast)
     return Depth(min(case.n, FAST_BLOCK) + 3, before + 2, adds) if fast else Depth(0, before + 3, adds)
 
 
@@ -170,6 +197,10 @@ def wrong(result: Result) -> str:
     d = case.d
     if result.message:
         return result.message
+    if case.plan:
+        expected = [workspace(case.n, d), before_c(case.n, False), before_c(case.n, True), 1]
+        got = result.C.reshape(-1)[:4].tolist()
+        return "" if got == expected else f"workspace, depths and additions are {got}, expected {expected}"
     if case.mirror:
         lower = p.C.tril()
         return "" if torch.equal(result.C, lower + lower.tril(-1).T) else "not the mirror of the lower triangle"

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 from emulate import toolchain
-from emulate.gram_cases import DTYPES, Case, run
+from emulate.gram_cases import DTYPES, MAX_SPLITS, Case, cut, run
 from fastrank.kernels import backend
 from fastrank.kernels.gram import bound
 
@@ -17,8 +17,8 @@ SCHEDULES = ("lockstep", "reverse", "warps", "warps-reverse", "random:1", "rando
 
 #: Around a step of 16 rows, a tile of 64 columns and a chunk of 128 rows; one, primes; nothing.
 SHAPES = [(1, 1), (1, 64), (5, 3), (15, 63), (16, 64), (17, 65), (37, 71), (127, 31), (129, 130), (0, 3), (4, 0)]
-#: Around the first cut into splits, and the largest number of columns and splits that stays quick.
-SPLITS = [(2047, 2), (2048, 65), (2049, 3), (4097, 5), (6145, 17)]
+#: Around the first cut into splits, several tiles in several splits, and the most splits that stay quick.
+SPLITS = [(2047, 2), (2048, 65), (2049, 3), (2049, 70), (4097, 5), (6145, 17)]
 LAYOUTS = ["columns", "gaps", "images", "channels_last"]
 
 
@@ -55,6 +55,33 @@ def test_integers_are_exact(builds, tmp_path):
     # 128 squares of 361 are the most that fp32 sums without rounding: the flush must come in time.
     cases += [Case(n, 5, torch.float32, fast, shifted=False, integer=361) for n in (128, 1000) for fast in (0, 1)]
     assert not complaints(builds, tmp_path, cases)
+
+
+def test_mean_far_above_the_spread(builds, tmp_path):
+    """X - shift is fp64 in both modes: in fp32 it would lose most of the digits."""
+    cases = [
+        Case(n, d, dtype, fast, mean=1e4, layout=layout)
+        for n, d, layout in [(37, 70, "rows"), (130, 5, "columns")]
+        for dtype in (torch.float64, torch.float32)
+        for fast in (False, True)
+    ]
+    assert not complaints(builds, tmp_path, cases)
+
+
+@pytest.mark.parametrize("layout", ["far_rows", "far_columns", "far_images"])
+def test_offsets_beyond_32_bits(builds, tmp_path, layout):
+    cases = [
+        Case(n, d, dtype, fast, layout, pixels)
+        for n, d, pixels in [(3, 3, 1), (6, 2, 2)]
+        for dtype, fast in [(torch.bfloat16, False), (torch.float32, True)]
+    ]
+    assert not complaints(builds, tmp_path, cases)
+
+
+def test_rows_are_cut_into_few_splits(builds, tmp_path):
+    rows = (1, 2047, 2048, 2049, 4097, 64 * 2048, 64 * 2048 + 1, 10**6, 2**40)
+    assert cut(10**6)[0] == MAX_SPLITS and max(cut(n)[0] for n in rows) == MAX_SPLITS
+    assert not complaints(builds, tmp_path, [Case(n, d, plan=True, summed=False) for n in rows for d in (2, 64, 130)])
 
 
 def test_mirror(builds, tmp_path):
