@@ -42,7 +42,7 @@ def run(
     plots: Path | None = None,
     echo=print,
 ) -> int:
-    """Exit code of `fastrank bench`: 1 where a check failed or a ratio regressed.
+    """Exit code of `fastrank bench`: 1 where a check failed or a ratio regressed on the machine of the saved run.
 
     Args:
         names: of BENCHMARKS; all if empty. quick: the cases that are marked so, for less time.
@@ -53,7 +53,7 @@ def run(
     """
     chosen = [load(name) for name in names or BENCHMARKS]
     device = _device(device)
-    before = results.read(against) if against else None
+    before = results.only(results.read(against), case) if against else None
     if save and not save.replace("-", "").replace("_", "").replace(".", "").isalnum():
         raise InputError("save", "a name of letters, digits, '.', '-' and '_'", repr(save))
     if threads is not None and threads < 1:
@@ -82,7 +82,7 @@ def run(
     document["peaks"] = peaks = machine.higher(peaks, machine.peaks(device, span))
     rates = ", ".join(f"{name} {rate / 1e9:.0f} {_unit(name)}" for name, rate in peaks.items())
     echo(f"\n{time.perf_counter() - start:.0f} s; this machine's peaks, measured before and after: {rates}")
-    changes = []
+    changes, confirmed = [], document
     if before:
 
         def again(name: str, title: str) -> dict:
@@ -90,9 +90,11 @@ def run(
             entry = run_one(load(name), device, quick, seconds, title, echo)
             return entry["cases"][title]
 
-        changes = comparison.confirm(before, document, again)
+        changes, confirmed = comparison.confirm(before, document, again)
         echo("\nagainst the run of " + before["date"] + "\n" + comparison.report(changes, before, document))
-    return _conclude(document, changes, json, save, plots, echo)
+    # What is kept is the first measurement; what failed in a later one fails the run too.
+    failed = list(dict.fromkeys(failures(document) + failures(confirmed)))
+    return _conclude(document, failed, changes, json, save, plots, echo)
 
 
 def load(name: str) -> Benchmark:
@@ -162,7 +164,15 @@ def failures(document: dict) -> list[str]:
     ]
 
 
-def _conclude(document: dict, changes: list, json: Path | None, save: str | None, plots: Path | None, echo) -> int:
+def _conclude(
+    document: dict,
+    failed: list[str],
+    changes: list,
+    json: Path | None,
+    save: str | None,
+    plots: Path | None,
+    echo,
+) -> int:
     if json:
         echo(f"results: {results.write(document, json)}")
     if save:
@@ -172,7 +182,6 @@ def _conclude(document: dict, changes: list, json: Path | None, save: str | None
 
         for path in draw(document, plots):
             echo(f"picture: {path}")
-    failed = failures(document)
     for line in failed:
         echo(f"FAILED {line}")
     return 1 if failed or comparison.regressions(changes) else 0

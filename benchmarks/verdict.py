@@ -48,7 +48,7 @@ def summary(document: dict) -> str:
     ]
     predicted = next((s["figures"] for s in stages if s["name"] == "prediction" and s["figures"]), None)
     if predicted:
-        lines += ["", f"Kernels, against the model of {predicted['model']}:", ""]
+        lines += ["", f"Kernels, against the model of {predicted['model']}, {_cell(predicted['why'])}:", ""]
         lines += ["| case | kernel | bound by | roofline us | predicted us | measured us | measured / predicted |"]
         lines += ["|---|---|---|---|---|---|---|", *(_kernel(k) for k in predicted["kernels"])]
     return "\n".join(lines)

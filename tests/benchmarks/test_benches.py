@@ -16,7 +16,12 @@ pytest.importorskip("sklearn")
 #: Fields that make a benchmark's own kinds of case tiny.
 TINY = {
     "tempered_ce": [{"rows": 5, "classes": 7}, {"rows": 5, "classes": 7, "features": 3}],
-    "gram": [{"n": 6, "d": 4}, {"n": 12, "d": 3, "images": 2, "kind": "channels"}, {"n": 3, "d": 8, "kind": "dual"}],
+    "gram": [
+        {"n": 8, "d": 4, "kind": "accumulate"},
+        {"n": 8, "d": 4, "kind": "accumulate", "shift": True},
+        {"n": 12, "d": 3, "images": 2, "kind": "channels"},
+        {"n": 3, "d": 8, "kind": "dual"},
+    ],
     "rank": [{"shapes": ((20, 30),), "kind": kind} for kind in ("spectrum", "rank", "top")],
     "tracking": [{"batch": 4, "every": 2}],
 }
@@ -78,6 +83,50 @@ def test_a_wrong_kernel_fails_the_run(tiny, monkeypatch):
     assert any(line.startswith("FAILED tempered_ce: 5 x 7 float32") and "wrong: error" in line for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("title", "wrong"),
+    [
+        ("dual", None),  # its upper triangle is missing
+        ("8 x 4 float32", lambda G, total: (G, total + 1e-3)),
+        ("8 x 4 float32", lambda G, total: (G, total * float("nan"))),
+        ("shifted", lambda G, total: (G * 1.001, total)),
+    ],
+)
+def test_a_wrong_gram_matrix_fails_the_run(tiny, monkeypatch, title, wrong):
+    import bench_gram
+
+    dual, accumulate = bench_gram.gram_dual, bench_gram.gram_accumulate_
+
+    def wrongly(G, total, *args):
+        accumulate(G, total, *args)
+        for target, source in zip((G, total), wrong(G, total), strict=True):
+            target.copy_(source)
+
+    monkeypatch.setattr(bench_gram, "gram_accumulate_", wrongly)
+    monkeypatch.setattr(bench_gram, "gram_dual", lambda X, mode: dual(X, mode).tril())
+    lines, options = [], {"quick": True, "seconds": 0.001, "device": "cpu"}
+    assert runner.run(["gram"], case=title, echo=lines.append, **options) == 1
+    failed = [line for line in lines if line.startswith("FAILED")]
+    assert failed and all("fastrank" in line and "wrong: error" in line for line in failed)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])
+def test_the_gram_bench_counts_the_same_on_either_name_of_the_cpu(device):
+    import bench_gram
+
+    case = bench_gram.accumulate(8, 4, "a test")
+    assert [launch.kernel for launch in bench_gram.account(case, 8, 4, "exact", device)] == ["native"]
+
+
+def test_cases_left_out_are_not_gone(tiny):
+    options = {"quick": True, "seconds": 0.001, "device": "cpu"}
+    lines = []
+    assert runner.run(["gram"], save="all", echo=lines.append, **options) == 0
+    runner.run(["gram"], case="shifted", against="all", echo=lines.append, **options)
+    told = next(line for line in reversed(lines) if "against the run of" in line)
+    assert "gone" not in told and "of 2 ratios" in told
+
+
 def test_save_against_and_plots(tiny):
     options = {"quick": True, "seconds": 0.001, "device": "cpu"}
     lines = []
@@ -91,8 +140,8 @@ def test_save_against_and_plots(tiny):
     faster = results.write(run, tiny / "faster.json")
     assert runner.run(["gram"], against=str(faster), echo=lines.append, **options) == 1
     told = next(line for line in reversed(lines) if "against the run of" in line)
-    assert sum("got worse: once more" in line for line in lines) == 2 * 3
-    assert "regression" in told and told.endswith("0 of 6 ratios unchanged (within 10%, or within their spread)")
+    assert sum("got worse: once more" in line for line in lines) == 2 * 4
+    assert "regression" in told and told.endswith("0 of 8 ratios unchanged (within 10%, or within their spread)")
 
 
 def test_every_benchmark_keeps_the_shape(monkeypatch):
@@ -130,7 +179,17 @@ def test_mistakes_are_named_before_anything_runs(tiny, options, message):
 
 
 def test_files_that_are_no_runs(tiny):
-    for content, message in (("{", "a JSON file"), ('{"schema": 0}', "a run with schema 1"), ("[]", "with list")):
+    run = {"schema": 1, "date": "today", "quick": True, "machine": {}, "benchmarks": {}}
+    result = {"ours": True, "speed": {"median": 1.0, "low": 1.0, "high": None}}
+    flawed = run | {"benchmarks": {"gram": {"cases": {"a case": {"results": {"fastrank": result}}}}}}
+    for content, message in (
+        ("{", "a JSON file"),
+        ('{"schema": 0}', "a run with schema 1"),
+        ("[]", "with list"),
+        ('{"schema": 1}', "a run with a date"),
+        (json.dumps(run | {"benchmarks": {"gram": {}}}), "a run with cases of gram"),
+        (json.dumps(flawed), "a run with a high speed of gram: a case, fastrank"),
+    ):
         path = tiny / "run.json"
         path.write_text(content)
         with pytest.raises(fastrank.InputError, match=message):

@@ -12,13 +12,13 @@ def spread(median, width=0.02):
 
 def run(speed, *, ours="fastrank", case="a case", **machine):
     results = {
-        "torch": {"ours": False, "speed": spread(1.0)},
-        ours: {"ours": True, "speed": speed},
+        "torch": {"ours": False, "speed": spread(1.0), "failed": False},
+        ours: {"ours": True, "speed": speed, "failed": False},
     }
     return {
         "quick": False,
         "machine": {"cpu": "one", "threads": 2} | machine,
-        "benchmarks": {"gram": {"cases": {case: {"results": results}}}},
+        "benchmarks": {"gram": {"cases": {case: {"results": results, "problem": ""}}}},
     }
 
 
@@ -65,6 +65,33 @@ def test_a_regression_must_be_there_each_time_it_is_measured(again, verdict, mea
         asked.append((name, title))
         return run(spread(again))["benchmarks"][name]["cases"][title]
 
-    (change,) = confirm(before, after, measure_again)
+    ((change,), _) = confirm(before, after, measure_again)
+    assert after == run(spread(1.4))  # what would be saved is the first measurement
     assert change.verdict == verdict and asked == [("gram", "a case")] * measured
     assert change.after["median"] == again  # the better of the measurements stands
+
+
+@pytest.mark.parametrize("again", [{"failed": True, "speed": None}, None])
+def test_a_failure_when_measured_again_stays_one(again):
+    after = run(spread(1.4))
+
+    def measure_again(name, title):
+        entry = run(spread(2.0))["benchmarks"][name]["cases"][title]
+        results = entry["results"]
+        if again is None:
+            return entry | {"results": {}, "problem": "not enough memory"}
+        return entry | {"results": results | {"fastrank": results["fastrank"] | again}}
+
+    changes, confirmed = confirm(run(spread(2.0)), after, measure_again)
+    assert [c.verdict for c in changes] == ["broken"] and regressions(changes)
+    assert confirmed["benchmarks"]["gram"]["cases"]["a case"]["results"]["fastrank"]["failed"]
+    assert after == run(spread(1.4))
+
+
+@pytest.mark.parametrize("speed", [spread(1.0), spread(4.0)])
+def test_a_ratio_that_moved_on_another_machine_is_not_comparable(speed):
+    before, after = run(spread(2.0)), run(speed, cpu="another")
+    changes, _ = confirm(before, after, lambda name, title: pytest.fail("measured again"))
+    assert [c.verdict for c in changes] == ["not comparable"] and not regressions(changes)
+    assert "\nnot comparable gram: a case, fastrank" in report(changes, before, after)
+    assert [c.verdict for c in compare(before, run(speed, threads=1))] != ["not comparable"]  # the same machine

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import gpu_check
 import pytest
@@ -49,7 +50,12 @@ def document():
         stage | {"name": "memcheck", "status": "skipped", "reason": "not found"},
         stage | {"name": "bench gram", "status": "pass", "reason": "fine", "figures": bench},
         stage
-        | {"name": "prediction", "status": "pass", "reason": "ok", "figures": {"model": "H9", "kernels": kernels}},
+        | {
+            "name": "prediction",
+            "status": "pass",
+            "reason": "ok",
+            "figures": {"model": "H9", "why": "measured peaks", "kernels": kernels},
+        },
     ]
     return {"date": "2030-01-02T03:04:05+00:00", "machine": machine, "stages": stages}
 
@@ -58,6 +64,7 @@ def test_the_report(document):
     text = verdict.render(document)
     assert "## Imaginary 9, 2030-01-02" in text and "FAILED: streams" in text
     assert "| streams: about | **FAIL** | 1 | exit code 1 |" in text and "| skipped | 1 | not found |" in text
+    assert "against the model of H9, measured peaks:" in text
     assert "| c | `k` | memory | 1.0 | 2.0 | 3.0 | 1.50 |" in text and "| not found |" in text
     assert "| **fastrank** | 0.002 | 0.009 | 3.00x | 2.70 .. 3.30 | 1.0e-08 | 3.0 | 4.5 |" in text
     assert "CuPy: not installed" in text and r"Error: a \| b" in text and "not enough memory" in text
@@ -141,8 +148,41 @@ def test_small_calls_of_every_op_run_and_every_kernel_is_predicted():
 
     main("cpu")
     assert {call.name.split()[0] for call in CALLS} == {"tempered_ce", "gram_accumulate_", "gram_dual"}
-    rows = predict.compare("cpu")
+    model, why = predict.model_of("cpu")
+    assert why.startswith("measured peaks")
+    rows = predict.compare("cpu", model)
     assert rows and all(row["measured"] > 0 and row["predicted"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "sms", "sheet"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 108, "A100 80GB SXM"),
+        ("NVIDIA H100 80GB HBM3", 132, "H100 SXM"),
+        ("NVIDIA H200", 132, "H200 SXM"),
+        ("NVIDIA B200", 148, "B200"),
+        ("NVIDIA H100 80GB HBM3", 114, None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", 16, None),
+        ("NVIDIA H100 PCIe", 114, None),
+        ("NVIDIA H100 NVL", 132, None),
+        ("NVIDIA A100-PCIE-40GB", 108, None),
+        ("NVIDIA GH200 480GB", 132, None),
+    ],
+)
+def test_a_data_sheet_is_that_of_the_very_product(monkeypatch, name, sms, sheet):
+    import machine
+    import predict
+    from fastrank.kernels.cost import Launch
+
+    properties = SimpleNamespace(name=name, multi_processor_count=sms, total_memory=1, L2_cache_size=1)
+    peaks = {"copy": 1e12, "fp32": 4e12, "fp64": 2e12, "bf16_tensor": 9e12}
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(machine, "peaks", lambda device: peaks)
+    model, why = predict.model_of("cuda")
+    assert model.name == (sheet or name) and model.sms == sms and name in why
+    assert why.startswith("data sheet" if sheet else "measured peaks")
+    bound = predict._row("case", "k", 1.0, [Launch("k", 0, 0, {"fp64": 9})], model)["bound"]
+    assert bound == ("fp64" if sheet else "fp64_tensor-or-vector")
 
 
 def test_the_profilers_names_are_matched():
@@ -164,3 +204,29 @@ def test_benchmarks_need_a_checkout(monkeypatch, capsys, tmp_path):
     error = capsys.readouterr().err
     assert exit.value.code == 2 and error.count("\n") == 1
     assert error.startswith("fastrank: bench: expected a checkout with benchmarks/, got fastrank installed in ")
+
+
+def test_every_profiled_call_finds_a_cold_l2(monkeypatch):
+    import predict
+    import torch.profiler
+
+    done = []
+
+    class Profile:
+        def __init__(self, activities):
+            done.clear()
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def events(self):
+            return [SimpleNamespace(device_type="DeviceType.CUDA", name="k", device_time_total=t) for t in (1, 3, 2)]
+
+    monkeypatch.setattr(torch.profiler, "profile", Profile)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(predict, "l2_flush", lambda device: SimpleNamespace(zero_=lambda: done.append("flush")))
+    assert predict.kernel_times(lambda: done.append("run"), "cuda") == {"k": pytest.approx(2e-6)}
+    assert done == ["flush", "run"] * predict.CALLS

@@ -46,7 +46,8 @@ def test_contenders_take_turns(monkeypatch):
     monkeypatch.setattr(harness._CpuClock, "repeats", lambda self, run: 1)
     monkeypatch.setattr(harness._CpuClock, "sample", lambda self, run, repeats: run() or 1.0)
     measure(problem(a=right("a", order), b=right("b", order), c=right("c", order)), "cpu", 0.0)
-    timed = order[6:]  # two checked calls each
+    assert order[-3:] == ["a", "b", "c"]  # checked again
+    timed = order[6:-3]  # two checked calls each
     rounds = [timed[i : i + 3] for i in range(0, len(timed), 3)]
     assert len(rounds) == harness.MIN_SAMPLES and all(sorted(r) == ["a", "b", "c"] for r in rounds)
     assert len({r[0] for r in rounds}) == 3
@@ -84,3 +85,21 @@ def test_a_long_call_is_timed_once_and_compilation_not_at_all(monkeypatch):
 def test_few_values_have_their_extremes_for_quartiles():
     assert Spread.of([3.0, 1.0, 2.0]) == Spread(2.0, 1.0, 3.0, 3)
     assert Spread.of([1.0, 2.0, 3.0, 4.0, 5.0]).samples == 5
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_an_answer_that_goes_wrong_while_it_is_timed_fails_the_run(raises):
+    calls = []
+
+    def error(result):
+        if raises and len(calls) > 2:
+            raise RuntimeError("gone")
+        return 0.0 if len(calls) == 2 else 1.0
+
+    drifting = Contender(lambda: calls.append(1), error, 1e-6, ours=True)
+    outcomes = measure(problem(base=right(), other=drifting), "cpu", 0.0)
+    other = outcomes["other"]
+    assert other.failed and other.seconds is None and other.speed is None and outcomes["base"].seconds
+    assert other.problem == (
+        "RuntimeError: gone" if raises else "wrong after it was timed: error 1.0e+00 above 1.0e-06"
+    )
