@@ -49,6 +49,7 @@ def linear_tempered_cross_entropy(
         ValueError, TypeError, IndexError: as `tempered_cross_entropy`; and for features, classifier or bias that do not
             fit each other.
     """
+    _validate_types(features, classifier, bias)
     features, classifier, bias = _autocast(features, classifier, bias)
     _validate(features, classifier, bias)
     validate.options(T, reduction, label_smoothing, scale_gradient)
@@ -144,7 +145,8 @@ def _run(problem, options, needed, scale):
                 of_rows, logits, *chosen, rows, denominator, T, tempered, *parameters,
                 "sum" if reduced else "none", label_smoothing, power, impl,
             )  # fmt: skip
-        alpha = float(scale) if at_once else 1.0
+        # A mean over no row is NaN, but moves nothing: its gradients are 0, not 0 / 0.
+        alpha = (float(scale) if scale.isfinite() else 0.0) if at_once else 1.0
         if needed[0]:
             _add_product(of_features[chunk], grad, classifier, alpha)
         if needed[1]:
@@ -195,18 +197,21 @@ def _differentiable(ctx, grad_loss, needed):
     return tuple(next(found) if need else None for need in needed)
 
 
-def _autocast(*tensors: Tensor | None):
-    device = next(x.device.type for x in tensors if isinstance(x, Tensor)) if isinstance(tensors[0], Tensor) else "cpu"
+def _autocast(features: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+    device = features.device.type
     if not torch.is_autocast_enabled(device):
-        return tensors
+        return features, *others
     dtype = torch.get_autocast_dtype(device)
-    return tuple(x.to(dtype) if isinstance(x, Tensor) and x.dtype != torch.float64 else x for x in tensors)
+    return tuple(x if x is None or x.dtype == torch.float64 else x.to(dtype) for x in (features, *others))
 
 
-def _validate(features, classifier, bias) -> None:
+def _validate_types(features, classifier, bias) -> None:
     for name, value in (("features", features), ("classifier", classifier), ("bias", bias)):
         if not isinstance(value, Tensor) and not (name == "bias" and value is None):
             raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+
+
+def _validate(features, classifier, bias) -> None:
     if features.dim() != 2 or features.dtype not in validate.FLOAT_DTYPES:
         raise ValueError(f"features: expected [N, d] of float dtype, got {features.dtype} {list(features.shape)}")
     if classifier.dim() != 2 or classifier.shape[1] != features.shape[1] or classifier.shape[0] == 0:

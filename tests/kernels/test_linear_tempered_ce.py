@@ -123,6 +123,13 @@ def test_no_row_at_all():
     assert loss == 0 and not torch.autograd.grad(loss, classifier)[0].any()
 
 
+def test_a_mean_over_ignored_rows_is_nan_and_moves_nothing():
+    features, classifier, bias = problem(n=6)
+    loss = linear_tempered_cross_entropy(features, classifier, torch.full((6,), -100), bias)
+    assert loss.isnan()
+    assert not any(grad.any() for grad in torch.autograd.grad(loss, (features, classifier, bias)))
+
+
 X, W, Y = torch.randn(4, 3), torch.randn(5, 3), torch.tensor([0, 1, 2, 4])
 
 
