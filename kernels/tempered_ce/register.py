@@ -114,7 +114,8 @@ def _grad_of_loss(ctx, grad_loss, *_of_other_outputs):
     # The forward pass may have left the gradient for grad_loss = 1. It is given away, so once only: whoever gets it may
     # write into it. (A subclass of Tensor here is a tracer's, without a value.)
     ready, ctx.ready = ctx.ready, None
-    if ready is not None and type(grad_loss) is Tensor and not torch.is_grad_enabled() and grad_loss.item() == 1:
+    plain = type(grad_loss) is Tensor and not _batched(grad_loss)
+    if ready is not None and plain and not torch.is_grad_enabled() and grad_loss.item() == 1:
         grads[_LOGITS] = ready
         if temperature is not None:
             grads[_TEMPERATURE] = temperature_grad(grad_loss, logits, rows, denominator, temperature)
@@ -210,6 +211,9 @@ def _differentiable(op, kernel, setup, backward):
     return direct
 
 
+#: Whether a tensor stands for several, as under torch.autograd.grad(is_grads_batched=True).
+_batched = torch._C._functorch.is_legacy_batchedtensor
+
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
@@ -222,6 +226,7 @@ def _unobserved(x: Tensor) -> bool:
         and torch._C._functorch.peek_interpreter_stack() is None
         and not torch._C._is_tracing()
         and not torch.autograd._profiler_enabled()
+        and not _batched(x)
     )
 
 

@@ -12,6 +12,8 @@ REDUCTIONS = ("none", "mean", "sum")
 GRADIENT_POWERS = {None: 0, "T": 1, "T2": 2}
 INDEX_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+#: T and 1 / T, and their products with any logit below 1e8, are then normal numbers in float32.
+LOWEST_T, HIGHEST_T = 1e-30, 1e30
 
 
 def options(T: float | Tensor, reduction: str, label_smoothing: float, scale_gradient: str | None = None) -> None:
@@ -20,6 +22,8 @@ def options(T: float | Tensor, reduction: str, label_smoothing: float, scale_gra
         raise ValueError(f"scale_gradient: expected None, 'T' or 'T2', got {scale_gradient!r}")
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction: expected one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+    if not isinstance(label_smoothing, numbers.Real):
+        raise TypeError(f"label_smoothing: expected a number in [0, 1], got {type(label_smoothing).__name__}")
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing!r}")
     if isinstance(T, Tensor):
@@ -31,6 +35,8 @@ def options(T: float | Tensor, reduction: str, label_smoothing: float, scale_gra
         raise TypeError(f"T: expected a float or a tensor, got {type(T).__name__}")
     elif not 0 < T < float("inf"):
         raise ValueError(f"T: expected a finite temperature > 0, got {T!r}")
+    elif not LOWEST_T <= T <= HIGHEST_T:
+        raise ValueError(f"T: expected a temperature in [{LOWEST_T:g}, {HIGHEST_T:g}], got {T!r}")
 
 
 def arguments(
@@ -41,6 +47,8 @@ def arguments(
         raise TypeError(f"input: expected a tensor, got {type(input).__name__}")
     if weight is not None and not isinstance(weight, Tensor):
         raise TypeError(f"weight: expected a tensor, got {type(weight).__name__}")
+    if not isinstance(ignore_index, numbers.Integral) or isinstance(ignore_index, bool):
+        raise TypeError(f"ignore_index: expected an int, got {type(ignore_index).__name__}")
     if input.dtype not in FLOAT_DTYPES:
         raise TypeError(f"input: expected logits in float64, float32, bfloat16 or float16, got {input.dtype}")
     if input.dim() == 0:
@@ -133,13 +141,14 @@ def values(target: Tensor | tuple, T: float | Tensor, classes: int, ignore_index
     for labels in target[:2] if mixed else (target,):
         if labels.is_floating_point():
             continue
+        labels = labels.long()  # a narrow dtype would wrap ignore_index
         bad = (labels < 0) | (labels >= classes)
         if not mixed:
             bad &= labels != ignore_index
         if bad.any():
             raise bad_label(labels, int(bad.flatten().nonzero()[0]), classes, None if mixed else ignore_index)
     if isinstance(T, Tensor):
-        bad = ~((T > 0) & T.isfinite())
+        bad = ~((T >= LOWEST_T) & (T <= HIGHEST_T))
         if bad.any():
             raise bad_temperature(T, int(bad.flatten().nonzero()[0]))
     if mixed and isinstance(target[2], Tensor):
@@ -164,7 +173,9 @@ def bad_share(share: Tensor, sample: int) -> ValueError:
 
 def bad_temperature(T: Tensor, sample: int) -> ValueError:
     place = f" for sample {sample}" if T.dim() else ""
-    return ValueError(f"T: expected finite temperatures > 0, got {float(T.detach().flatten()[sample])}{place}")
+    value = float(T.detach().flatten()[sample])
+    wanted = f"temperatures in [{LOWEST_T:g}, {HIGHEST_T:g}]" if 0 < value < float("inf") else "finite temperatures > 0"
+    return ValueError(f"T: expected {wanted}, got {value}{place}")
 
 
 def _same_device(name: str, value: Tensor, input: Tensor) -> None:
