@@ -61,7 +61,7 @@ def tempered_cross_entropy(
     mixed = isinstance(target, tuple)
     chosen = choose(input, target, weight, impl)
     if chosen == "reference":
-        if input.device.type == "cpu" and not torch.compiler.is_compiling() and not _transformed():
+        if values_are_known(input):
             validate.values(target, T, input.shape[min(1, input.dim() - 1)], ignore_index)
         loss = reference.tempered_cross_entropy(
             input, target, T, weight, ignore_index, reduction, label_smoothing, scale_gradient
@@ -112,6 +112,11 @@ def choose(input: Tensor, target: Tensor | tuple, weight: Tensor | None, impl: s
     if impl in (None, "reference"):
         return "reference"
     raise RuntimeError(f"impl={impl!r} {problem}; leave impl=None for these arguments")
+
+
+def values_are_known(x: Tensor) -> bool:
+    """Whether looking at labels and temperatures beside `x` neither waits for a device nor breaks a trace."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not _transformed()
 
 
 def _varies(number: float) -> bool:

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+from functools import partial
 
 import pytest
 
@@ -14,6 +15,7 @@ import tempered_ce_conformity as suite
 import torch
 from conformity import check
 from fastrank.kernels.tempered_ce import RowStats, tempered_cross_entropy
+from tempered_ce_failures import FAILURES
 from torch.library import opcheck
 
 inf, nan = float("inf"), float("nan")
@@ -127,3 +129,16 @@ def test_derivatives_and_opcheck():
         (z, y, None, None, 1.0, T, None, -100, "mean", 0.1, 0, True, False, "triton"),
         test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
     )
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_no_failure_of_other_kernels(name):
+    """See tests/kernels/test_tempered_ce_failures.py; "the host" is then the kernel's wrapper."""
+    loss = partial(tempered_cross_entropy, impl="triton")
+    options = {"device": "cpu"} if name == "the_host_reads_no_tensor" else {}
+    try:
+        FAILURES[name].check(loss, **options)
+    except RuntimeError as error:
+        if "has no kernel for" not in str(error):
+            raise
+        pytest.skip(str(error))

@@ -183,15 +183,6 @@ def test_integer_labels_of_any_width():
         assert torch.equal(tempered_cross_entropy(z, y.to(dtype)), expected)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
-def test_autocast_leaves_precision_alone(impl):
-    z, y = batch(dtype=torch.bfloat16)
-    with torch.autocast("cpu", torch.bfloat16):
-        inside = tempered_cross_entropy(z, y, 3.0, impl=impl)
-    assert inside.dtype == torch.float32
-    assert torch.equal(inside, tempered_cross_entropy(z, y, 3.0, impl=impl))
-
-
 # ---- the temperature ----
 
 
@@ -282,31 +273,10 @@ def test_third_derivative_is_that_of_the_reference():
 
 
 @pytest.mark.parametrize("impl", IMPLS)
-def test_hessian_vector_product(impl):
-    (z, y), v, T = batch(), torch.randn(6, 10, dtype=torch.float64), 3.0
-    first = grad_of(tempered_cross_entropy(z, y, T, reduction="sum", impl=impl), z, create_graph=True)[0]
-    second = grad_of((first * v).sum(), z)[0]
-    p = (z.detach() / T).softmax(1)
-    torch.testing.assert_close(second, (p * v - p * (p * v).sum(1, keepdim=True)) / T**2)
-
-
-@pytest.mark.parametrize("impl", IMPLS)
 def test_a_function_of_the_loss_has_the_right_second_derivative(impl):
     """grad_loss depends on the logits too: that path must be counted once."""
     z, y = batch()
     assert torch.autograd.gradgradcheck(lambda z: tempered_cross_entropy(z, y, 2.0, impl=impl).square(), (z,))
-
-
-@pytest.mark.parametrize("impl", IMPLS)
-def test_grad_loss_of_any_value_and_stride(impl):
-    z, y = batch()
-    rows = tempered_cross_entropy(z, y, 2.0, reduction="none", impl=impl)
-    unit = grad_of(tempered_cross_entropy(z, y, 2.0, reduction="sum", impl=impl), z)[0]
-    wide = torch.randn(12, dtype=torch.float64)
-    for g in (wide[:6], wide[::2], wide[:1].expand(6), torch.zeros(6).double()):
-        torch.testing.assert_close(grad_of(rows, z, grad_outputs=g, retain_graph=True)[0], unit * g[:, None])
-    mean = tempered_cross_entropy(z, y, 2.0, impl=impl)
-    torch.testing.assert_close(grad_of(mean * -65536.0, z)[0], unit * -65536 / 6)
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -318,16 +288,6 @@ def test_a_small_half_precision_gradient_is_scaled_before_it_is_rounded(impl):
     true = grad_of(tempered_cross_entropy(exact, y, 1000.0) * 2**20, exact)[0]
     assert true.abs().max() * 2**-20 < torch.finfo(torch.float16).smallest_normal
     torch.testing.assert_close(scaled.double(), true, rtol=1e-3, atol=2**-24)
-
-
-@pytest.mark.parametrize("impl", IMPLS)
-def test_logits_survive_and_a_second_backward_repeats_the_first(impl):
-    z, y = batch()
-    before = z.detach().clone()
-    loss = tempered_cross_entropy(z, y, 2.0, impl=impl)
-    first = grad_of(loss, z, retain_graph=True)[0].clone()
-    assert torch.equal(grad_of(loss, z)[0], first)
-    assert torch.equal(z.detach(), before)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -382,27 +342,6 @@ def test_image_layouts_give_the_same_figures():
             assert torch.equal(grad_of(got.sum(), view)[0], grad)
 
 
-def test_expanded_logits():
-    z, y = torch.randn(1, 9, dtype=torch.float64).requires_grad_(), torch.randint(9, (5,))
-    ours, theirs = (f(z.expand(5, 9), y) for f in (tempered_cross_entropy, F.cross_entropy))
-    torch.testing.assert_close(grad_of(ours, z), grad_of(theirs, z))
-
-
-def test_offsets_beyond_32_bits():
-    stride = 2**31 + 64
-    store = torch.empty(stride + 8, dtype=torch.bfloat16)  # 4 GiB of addresses, of which two pages are touched
-    z = store.as_strided((2, 8), (stride, 1))
-    z.copy_(torch.randn(2, 8))
-    y = torch.tensor([3, 5])
-    for view in (z, z.unsqueeze(0).transpose(1, 2)):  # the row stride as a stride of N, and of D
-        target = y if view.dim() == 2 else y[None]
-        view = view.detach().requires_grad_()
-        compact = view.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
-        far, near = (tempered_cross_entropy(v, target, impl="native") for v in (view, compact))
-        assert torch.equal(far, near)
-        assert torch.equal(grad_of(far, view)[0], grad_of(near, compact)[0])
-
-
 # ---- rows that are not finite ----
 
 
@@ -436,13 +375,6 @@ def test_minus_infinity_is_a_class_without_probability(impl, c):
     torch.testing.assert_close(ours, theirs)
     assert ours[0] == 0 and ours[2] == inf
     torch.testing.assert_close(grad_of(ours[:2].sum(), z), grad_of(theirs[:2].sum(), z))
-
-
-@pytest.mark.parametrize("impl", IMPLS)
-def test_one_class(impl):
-    z, y = torch.randn(4, 1, requires_grad=True), torch.zeros(4, dtype=torch.long)
-    loss = tempered_cross_entropy(z, y, 1e-2, impl=impl)
-    assert loss == 0 and (grad_of(loss, z)[0] == 0).all()
 
 
 # ---- statistics ----
