@@ -35,8 +35,8 @@ def tempered_cross_entropy(
         target: class indices (any integer dtype) of shape [], [N] or [N, d1, ...]; class probabilities shaped like
             `input`; or mixed (mixup, CutMix): (first, second, share), two tensors of class indices and the first's
             share in [0, 1], a number, a 0-d tensor or one per sample, [N].
-        T: temperature > 0: a number; a 0-d tensor, read when the kernel runs (so that it may change in place); or one
-            value per sample, [N]. A tensor may require grad.
+        T: temperature in [1e-30, 1e30]: a number; a 0-d tensor, read when the kernel runs (so that it may change in
+            place); or one value per sample, [N]. A tensor may require grad.
         weight: one factor per class, [C].
         ignore_index: label of samples that count neither in the loss nor in its mean, and whose gradient is 0.
         reduction: "none", "mean" or "sum".
@@ -53,8 +53,17 @@ def tempered_cross_entropy(
     Raises:
         ValueError, TypeError: an argument of the wrong value, shape, dtype or device, by name.
         IndexError: a label outside [0, C) on the CPU, with its position. On CUDA, where looking would wait for the
-            device, the loss of such a sample is NaN, and so it is for a T that is not finite and above 0.
+            device, the loss of such a sample is NaN, and so it is for a T that is not finite and above 0; likewise in a
+            compiled reference and under torch.func.
         RuntimeError: `impl` cannot run here.
+
+    Where it differs from torch's at T = 1, on purpose: the loss of 16-bit logits is float32, and its dtype follows the
+    logits alone, not a float64 `weight` or target; labels may be of any integer dtype and weights of any floating one;
+    label_smoothing below 0 is an error, not none; one sample [C] has a label [], not [1]; logits without a class are an
+    error even without a sample. An ignored sample has a gradient of 0 even where the mean is NaN.
+
+    In a compiled graph a T that changes belongs in a tensor, which never compiles again; a number does once, when it
+    first changes. torch.func's transforms and forward-mode differentiation run through the reference.
     """
     validate.options(T, reduction, label_smoothing, scale_gradient)
     validate.arguments(input, target, T, weight, ignore_index)
