@@ -135,7 +135,6 @@ def _varies(number: float) -> bool:
     return not has_static_value(number)
 
 
-@torch.compiler.assume_constant_result
 def _transformed() -> bool:
     """Whether a transform of torch.func (vmap, grad, jvp, ...) or forward-mode differentiation is under way. (A
     compiled graph is guarded by the transforms around it.)"""
@@ -145,9 +144,12 @@ def _transformed() -> bool:
 _chosen: dict[tuple[str, str | None], str] = {}
 
 
-@torch.compiler.assume_constant_result
 def _choose(device: str, impl: str | None) -> str:
     """The backend for tensors on `device`; a constant of the process, so also of a compiled graph."""
     if (device, impl) not in _chosen:
         _chosen[device, impl] = backend.choose("tempered_ce", torch.empty(0, device=device), impl)
     return _chosen[device, impl]
+
+
+# As torch.compiler.assume_constant_result marks them; that imports the compiler, seconds for those who never compile.
+_choose._dynamo_marked_constant = _transformed._dynamo_marked_constant = True

@@ -136,7 +136,7 @@ class _ScaledGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(z, factor):
-        return z.view_as(z)
+        return z.clone()
 
     @staticmethod
     def setup_context(ctx, inputs, output):

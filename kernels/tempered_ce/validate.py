@@ -12,8 +12,10 @@ REDUCTIONS = ("none", "mean", "sum")
 GRADIENT_POWERS = {None: 0, "T": 1, "T2": 2}
 INDEX_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-#: T and 1 / T, and their products with any logit below 1e8, are then normal numbers in float32.
-LOWEST_T, HIGHEST_T = 1e-30, 1e30
+#: 1e-30 to 1e30 as a number of any dtype: T and 1 / T, and their products with logits up to 1e8, are then in float32's
+#: range.
+LOWEST_T, HIGHEST_T = 2.0**-100, 2.0**100
+_T_RANGE = "[1e-30, 1e30]"
 
 
 def options(T: float | Tensor, reduction: str, label_smoothing: float, scale_gradient: str | None = None) -> None:
@@ -36,7 +38,7 @@ def options(T: float | Tensor, reduction: str, label_smoothing: float, scale_gra
     elif not 0 < T < float("inf"):
         raise ValueError(f"T: expected a finite temperature > 0, got {T!r}")
     elif not LOWEST_T <= T <= HIGHEST_T:
-        raise ValueError(f"T: expected a temperature in [{LOWEST_T:g}, {HIGHEST_T:g}], got {T!r}")
+        raise ValueError(f"T: expected a temperature in {_T_RANGE}, got {T!r}")
 
 
 def arguments(
@@ -174,7 +176,7 @@ def bad_share(share: Tensor, sample: int) -> ValueError:
 def bad_temperature(T: Tensor, sample: int) -> ValueError:
     place = f" for sample {sample}" if T.dim() else ""
     value = float(T.detach().flatten()[sample])
-    wanted = f"temperatures in [{LOWEST_T:g}, {HIGHEST_T:g}]" if 0 < value < float("inf") else "finite temperatures > 0"
+    wanted = f"temperatures in {_T_RANGE}" if 0 < value < float("inf") else "finite temperatures > 0"
     return ValueError(f"T: expected {wanted}, got {value}{place}")
 
 
