@@ -60,7 +60,7 @@ def tempered_cross_entropy(
     Where it differs from torch's at T = 1, on purpose: the loss of 16-bit logits is float32, and its dtype follows the
     logits alone, not a float64 `weight` or target; labels may be of any integer dtype and weights of any floating one;
     label_smoothing below 0 is an error, not none; one sample [C] has a label [], not [1]; logits without a class are an
-    error even without a sample. An ignored sample has a gradient of 0 even where the mean is NaN.
+    error even without a sample.
 
     In a compiled graph a T that changes belongs in a tensor, which never compiles again; a number does once, when it
     first changes. torch.func's transforms and forward-mode differentiation run through the reference.

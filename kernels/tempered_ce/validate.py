@@ -20,7 +20,7 @@ _T_RANGE = "[1e-30, 1e30]"
 
 def options(T: float | Tensor, reduction: str, label_smoothing: float, scale_gradient: str | None = None) -> None:
     """The arguments that can be judged before any logits are there."""
-    if scale_gradient not in GRADIENT_POWERS:
+    if scale_gradient not in tuple(GRADIENT_POWERS):
         raise ValueError(f"scale_gradient: expected None, 'T' or 'T2', got {scale_gradient!r}")
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction: expected one of {', '.join(REDUCTIONS)}, got {reduction!r}")
@@ -51,6 +51,8 @@ def arguments(
         raise TypeError(f"weight: expected a tensor, got {type(weight).__name__}")
     if not isinstance(ignore_index, numbers.Integral) or isinstance(ignore_index, bool):
         raise TypeError(f"ignore_index: expected an int, got {type(ignore_index).__name__}")
+    if not -(2**63) <= ignore_index < 2**63:
+        raise ValueError(f"ignore_index: expected an int of 64 bits, got {ignore_index}")
     if input.dtype not in FLOAT_DTYPES:
         raise TypeError(f"input: expected logits in float64, float32, bfloat16 or float16, got {input.dtype}")
     if input.dim() == 0:

@@ -12,9 +12,11 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 pytest.importorskip("triton")
 
 import tempered_ce_conformity as suite
+import tempered_ce_random as random_problems
 import torch
 from conformity import check
 from fastrank.kernels.tempered_ce import RowStats, tempered_cross_entropy
+from hypothesis import HealthCheck, given, reject, settings
 from tempered_ce_failures import FAILURES
 from torch.library import opcheck
 
@@ -142,3 +144,14 @@ def test_no_failure_of_other_kernels(name):
         if "has no kernel for" not in str(error):
             raise
         pytest.skip(str(error))
+
+
+@settings(max_examples=60, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(random_problems.problems())
+def test_keeps_its_bound_for_any_problem(problem):
+    try:
+        random_problems.check(problem, "triton")
+    except RuntimeError as error:
+        if "has no kernel for" not in str(error):
+            raise
+        reject()

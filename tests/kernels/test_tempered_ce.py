@@ -419,6 +419,18 @@ def test_a_bad_temperature_is_named(impl, bad):
         tempered_cross_entropy(Z, Y, torch.tensor([1.0, 1.0, bad, 1.0]), impl=impl)
 
 
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("bad", [5e-324, 1e-45, 1e-40, 1e-31, 1e31, 1e39, 1e308])
+def test_a_temperature_that_float32_cannot_divide_by_is_named(impl, bad):
+    """1 / T, or T in float32, would be infinite or 0, and the loss NaN or that of another temperature."""
+    for dtype in (torch.float64, torch.float32):
+        with pytest.raises(ValueError, match=r"T: expected a temperature in \[1e-30, 1e30\], got"):
+            tempered_cross_entropy(Z.to(dtype), Y, bad, impl=impl)
+        each = torch.tensor([1.0, 1e-30, 1e30, bad], dtype=torch.float64)
+        with pytest.raises(ValueError, match=r"T: expected temperatures in \[1e-30, 1e30\], got .* for sample 3"):
+            tempered_cross_entropy(Z.to(dtype), Y, each, impl=impl)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -447,6 +459,11 @@ def test_a_bad_temperature_is_named(impl, bad):
         ((Z, Y, 1.0, torch.ones(3).long()), TypeError, "weight: expected a floating-point tensor"),
         ((Z, Y, 1.0, None, -100, "avg"), ValueError, "reduction: expected one of none, mean, sum"),
         ((Z, Y, 1.0, None, -100, "mean", 1.5), ValueError, r"label_smoothing: expected a number in \[0, 1\]"),
+        ((Z, Y, 1.0, None, -100, "mean", "0.1"), TypeError, r"label_smoothing: expected a number in \[0, 1\], got str"),
+        ((Z, Y, 1.0, None, 1.0), TypeError, "ignore_index: expected an int, got float"),
+        ((Z, Y, 1.0, None, 2**63), ValueError, "ignore_index: expected an int of 64 bits, got 9223372036854775808"),
+        ((Z, Y, 10**400), ValueError, r"T: expected a temperature in \[1e-30, 1e30\], got 1000"),
+        ((Z, Y, 1.0, None, None), TypeError, "ignore_index: expected an int, got NoneType"),
         ((Z, Z.softmax(1), 1.0, None, 1), ValueError, "ignore_index: expected none with class-probability"),
         ((Z, Y.to("meta")), ValueError, "target: expected a tensor on cpu"),
     ],
