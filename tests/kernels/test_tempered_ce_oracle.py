@@ -28,7 +28,7 @@ def samples(shape):
 def combinations(probabilities):
     """Every option; ignore_index none of the labels, a valid class, and a negative one that is among them."""
     ignored = (-100,) if probabilities else (-100, 0, -1)
-    return itertools.product(("none", "mean", "sum"), (False, True), (0.0, 0.2, 1.0), ignored, (1.0, 2.5))
+    return itertools.product(("none", "mean", "sum"), (False, True), (0.0, 0.2, 1.0), ignored)
 
 
 def in_float64(options):
@@ -43,7 +43,9 @@ def test_equals_torch_for_every_option(shape, dtype, probabilities, impl):
     acc = torch.float64 if dtype == torch.float64 else torch.float32
     eps, rounding = torch.finfo(acc).eps, torch.finfo(dtype)
     c = shape[min(1, len(shape) - 1)]
-    for reduction, weighted, smoothing, ignore, T in combinations(probabilities):
+    temperatures = itertools.cycle((1.0, 1.0, 2.5, 1.0, 2.5))  # as many as no option has values
+    for reduction, weighted, smoothing, ignore in combinations(probabilities):
+        T = next(temperatures)
         z = (3 * torch.randn(shape)).to(dtype).requires_grad_()
         weight = torch.rand(c).to(acc) if weighted else None
         if probabilities:
