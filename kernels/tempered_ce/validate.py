@@ -20,11 +20,11 @@ _T_RANGE = "[1e-30, 1e30]"
 
 def options(T: float | Tensor, reduction: str, label_smoothing: float, scale_gradient: str | None = None) -> None:
     """The arguments that can be judged before any logits are there."""
-    if scale_gradient not in tuple(GRADIENT_POWERS):
+    if scale_gradient is not None and scale_gradient not in ("T", "T2"):
         raise ValueError(f"scale_gradient: expected None, 'T' or 'T2', got {scale_gradient!r}")
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction: expected one of {', '.join(REDUCTIONS)}, got {reduction!r}")
-    if not isinstance(label_smoothing, numbers.Real):
+    if type(label_smoothing) is not float and not isinstance(label_smoothing, numbers.Real):
         raise TypeError(f"label_smoothing: expected a number in [0, 1], got {type(label_smoothing).__name__}")
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing!r}")
@@ -49,7 +49,9 @@ def arguments(
         raise TypeError(f"input: expected a tensor, got {type(input).__name__}")
     if weight is not None and not isinstance(weight, Tensor):
         raise TypeError(f"weight: expected a tensor, got {type(weight).__name__}")
-    if not isinstance(ignore_index, numbers.Integral) or isinstance(ignore_index, bool):
+    if type(ignore_index) is not int and (
+        isinstance(ignore_index, bool) or not isinstance(ignore_index, numbers.Integral)
+    ):
         raise TypeError(f"ignore_index: expected an int, got {type(ignore_index).__name__}")
     if not -(2**63) <= ignore_index < 2**63:
         raise ValueError(f"ignore_index: expected an int of 64 bits, got {ignore_index}")
