@@ -8,6 +8,7 @@ namespace py = pybind11;
 namespace fastrank {
 void bind_gram(py::module_& m);
 void bind_tempered_ce(py::module_& m);
+void bind_tempered_mse(py::module_& m);
 }  // namespace fastrank
 
 PYBIND11_MODULE(_core, m) {
@@ -23,4 +24,5 @@ PYBIND11_MODULE(_core, m) {
 #endif
   fastrank::bind_gram(m);
   fastrank::bind_tempered_ce(m);
+  fastrank::bind_tempered_mse(m);
 }
