@@ -65,7 +65,9 @@ def tempered_mse(
     if chosen == "reference":
         if input.device.type == "cpu" and not torch.compiler.is_compiling():
             validate.values(target, T, input.shape[min(1, input.dim() - 1)], ignore_index)
-        return reference.tempered_mse(input, target, T, weight, ignore_index, reduction, label_smoothing, scale_gradient)
+        return reference.tempered_mse(
+            input, target, T, weight, ignore_index, reduction, label_smoothing, scale_gradient
+        )
     # On the CPU a training step's gradient comes out of the forward pass (see register.py).
     with_grad = (
         chosen == "native"

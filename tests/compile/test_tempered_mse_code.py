@@ -18,7 +18,9 @@ def _ptx(codes, name: str) -> str:
 
 
 @pytest.mark.parametrize(("dtype", "variant"), [("fp32", "plain"), ("fp32", "soft"), ("fp64", "soft")])
-@pytest.mark.parametrize(("kernel", "rows", "classes"), [("forward", 1, 2048), ("forward", 2, 1024), ("backward", 1, 2048)])
+@pytest.mark.parametrize(
+    ("kernel", "rows", "classes"), [("forward", 1, 2048), ("forward", 2, 1024), ("backward", 1, 2048)]
+)
 def test_flops_per_logit(triton_kernels, kernel, rows, classes, dtype, variant):
     """Two tiles that differ only in logits per thread differ by what the cost model counts, instruction by
     instruction."""

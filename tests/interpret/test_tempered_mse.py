@@ -54,7 +54,14 @@ def both(z, target, T, **options):
 
 @pytest.mark.parametrize(
     ("shape", "reduction"),
-    [((10,), "mean"), ((5, 10), "mean"), ((5, 10), "sum"), ((0, 10), "mean"), ((3, 70, 2, 2), "none"), ((2, 2100), "sum")],
+    [
+        ((10,), "mean"),
+        ((5, 10), "mean"),
+        ((5, 10), "sum"),
+        ((0, 10), "mean"),
+        ((3, 70, 2, 2), "none"),
+        ((2, 2100), "sum"),
+    ],
     ids=str,
 )
 def test_equals_the_reference(shape, reduction):
