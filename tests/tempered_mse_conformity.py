@@ -1,14 +1,14 @@
-"""The tempered squared error as an `Op` of the conformity suite; cases, layouts and the error of a probability are those
-of tempered_ce_conformity.py.
+"""The tempered squared error as an `Op` of the conformity suite; cases, layouts and the error of a probability are
+those of tempered_ce_conformity.py.
 
 Outputs: the unreduced loss, the gradient of the logits for a given grad_loss, and the gradient of a T per sample.
 
-The bound. With eps of the accumulator, p_j is right to eps p_j (K X_j + A) (derived there), and so is q = 1 - p_a, a sum
-of such, beside the class a with p_a > 1/2. A difference d_j = p_j - t_j errs by that, by the roundings of t_j and by
-its own; d_a = (1 - t_a) - q by those of q and 1 - t_a. Every sum adds the roundings of its additions. The loss, M = sum
-beside a of p d, D = p_a d_a + M, the gradient p_j (d_j - D) or p_a (q d_a - M) and its product with x then follow,
-term by term in absolute value. Nothing in the bound of p_a (q d_a - M) is larger than q: a kernel that forms p_a - 1, or
-d_a - D from its parts, breaks it. Squares and products below the smallest normal number may be 0.
+The bound. With eps of the accumulator, p_j is right to eps p_j (K X_j + A) (derived there), and so is q = 1 - p_a, a
+sum of such, beside the class a with p_a > 1/2. A difference d_j = p_j - t_j errs by that, by the roundings of t_j and
+by its own; d_a = (1 - t_a) - q by those of q and 1 - t_a. Every sum adds the roundings of its additions. The loss, M =
+sum beside a of p d, D = p_a d_a + M, the gradient p_j (d_j - D) or p_a (q d_a - M) and its product with x then follow,
+term by term in absolute value. Nothing in the bound of p_a (q d_a - M) is larger than q: a kernel that forms p_a - 1,
+or d_a - D from its parts, breaks it. Squares and products below the smallest normal number may be 0.
 """
 
 from __future__ import annotations

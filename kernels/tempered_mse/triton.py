@@ -25,7 +25,7 @@ _SCALARS = ["T", "smoothing"]
 @triton.jit
 def _number(value, ACC: tl.constexpr):
     """A number of the host's; for float64 its bits, as Triton passes every float as float32."""
-    if ACC == tl.float64:
+    if tl.float64 == ACC:
         value = tl.cast(tl.cast(value, tl.int64), tl.float64, bitcast=True)
     return value
 
@@ -62,7 +62,7 @@ def _labels(
     target_ptr, second_ptr, share_ptr, r, n, share_stride, row_ok, C, ignore_index,
     TARGET: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """(labels y and y2, -1 where there is none; the first's share; whether the row counts; whether its labels exist)."""
+    """(labels y and y2, -1 where there is none; y's share; whether the row counts; whether its labels exist)."""
     y2 = tl.full(r.shape, -1, tl.int64)
     share = tl.full(r.shape, 1.0, ACC)
     if TARGET == "probabilities":

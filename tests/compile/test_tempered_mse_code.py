@@ -5,8 +5,8 @@ import dataclasses
 import gpu_builds
 import pytest
 import torch
-from fastrank.kernels.tempered_mse import cost
 from compile.test_triton_code import _arithmetic
+from fastrank.kernels.tempered_mse import cost
 
 
 def _build(name: str):

@@ -29,7 +29,7 @@ def _triton_chosen() -> Iterator[None]:
 
 @contextmanager
 def triton_on_cpu(driver: EmulatedDriver) -> Iterator[EmulatedDriver]:
-    """Inside, `tempered_mse(..., impl="triton")` takes CPU tensors and runs compiled PTX; uninitialised memory is NaN."""
+    """Inside, `tempered_mse(..., impl="triton")` runs compiled PTX on CPU tensors; uninitialised memory is NaN."""
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     assert torch.utils.deterministic.fill_uninitialized_memory

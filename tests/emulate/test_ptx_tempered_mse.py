@@ -232,6 +232,9 @@ def test_mistakes_are_caught(number, compiled, triton_emulator, launches):
     _, old, new, shown_by = SOURCE_MUTANTS[number]
     expected = CALLS[shown_by]("reference")
     driver = EmulatedDriver(triton_emulator, launches.OUTPUTS)
-    with replaced(old, new, compiled / str(number)), launches.triton_on_cpu(driver):
-        with pytest.raises((KernelFailure, AssertionError)):
-            assert_equal(CALLS[shown_by], expected)
+    with (
+        replaced(old, new, compiled / str(number)),
+        launches.triton_on_cpu(driver),
+        pytest.raises((KernelFailure, AssertionError)),
+    ):
+        assert_equal(CALLS[shown_by], expected)
