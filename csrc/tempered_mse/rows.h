@@ -192,6 +192,68 @@ template <class S, bool ACROSS> struct Rows {
     }
     m = best;
 
+    const Sums row = op.target && op.smoothing == 0 ? hard_sums() : soft_sums();
+    const V share = 1 / row.total, weight = row_weight();
+    const V mean = keep<A>(row.total < A(2), share * row.d_a) + row.M, top = share * (row.q_a * row.d_a - row.M);
+    put(op.loss, keep<A>(used, weight * row.squares));
+    put_state(kMseMax, m);
+    put_state(kMseTotal, row.total);
+    put_state(kMseMean, mean);
+    put_state(kMseSlope, keep<A>(used, 2 * weight * (row.moment - mean * row.all_moment)));
+    put_state(kMseTop, top);
+    put_state(kMseWeight, weight);
+    if (op.grad) write_gradient(row.total, mean, top, weight, scale());
+  }
+
+  // Of a row: S and q; sums of d^2, of p d beside a, of d at a; of p d x and p x, where a temperature needs them.
+  struct Sums {
+    V total, q_a, squares, M, d_a, moment, all_moment;
+  };
+
+  // One pass over the exponentials, for labels without smoothing: d_j = p_j but at the labels, so that e_j^2 can be
+  // summed before S is known, and nothing is subtracted.
+  Sums hard_sums() {
+    const bool moments = op.temperature != nullptr;
+    V sum[5];  // beside the maximum e, at it a count; beside maximum and labels e^2 and e^2 x; e x
+    sums(sum, [&](int64_t j, int n, V (&some)[5]) __attribute__((always_inline)) {
+      const V v = logits(j, n), shifted = (v - m) * inverse, e_j = exp_of_nonpositive(shifted);
+      keep_exponentials(j, e_j);
+      const I at_maximum = v == m, at = classes(j);
+      const V beside = at_maximum ? V{} : e_j, plain = (at == label[0]) | (at == label[1]) ? V{} : beside;
+      some[0] += beside;
+      some[1] += keep<A>(at_maximum, splat(A(1)));
+      some[2] += plain * plain;
+      if (moments) {
+        const V x = e_j > A(0) ? shifted : V{};
+        some[3] += plain * plain * x;
+        some[4] += e_j * x;
+      }
+    });
+    // A maximum that is infinite leaves no probabilities: (inf - inf) is NaN.
+    const V others = sum[0] + (m - m), total = others + sum[1], share = 1 / total, q_a = others / total;
+    const I single = total < A(2);
+    V free = sum[1], at_a{}, squares{}, M{}, moment = sum[3] * share * share;
+    for (int i = 0; i < 2; ++i) {
+      V z_y = m;
+      for (int lane = 0; lane < width; ++lane)
+        if (label[i][lane] >= 0) z_y[lane] = ACROSS ? widen(z[label[i][lane]]) : z_tile[label[i][lane] * width + lane];
+      const I present = label[i] >= 0, at_maximum = present & (z_y == m), counts = present & ~(single & at_maximum);
+      const V shifted = (z_y - m) * inverse, p = exp_of_nonpositive(shifted) * share, d = p - mass[i];
+      const V pd = keep<A>(counts, p * d);
+      free -= keep<A>(at_maximum, splat(A(1)));
+      at_a += keep<A>(single & at_maximum, mass[i]);
+      squares += keep<A>(counts, d * d);
+      M += pd;
+      moment += pd * (p > A(0) ? shifted : V{});
+    }
+    // Where several share the maximum, all are as any other class.
+    const V plain = (sum[2] + keep<A>(~single, free)) * share * share;
+    const V d_a = keep<A>(single, (1 - at_a) - q_a);
+    return {total, q_a, squares + plain + d_a * d_a, M + plain, d_a, moment, sum[4] * share};
+  }
+
+  // Two passes, for every target: d_j^2 from its parts would cancel where p is close to t.
+  Sums soft_sums() {
     V e_sums[2];  // beside the maximum; at it (a count)
     sums(e_sums, [&](int64_t j, int n, V (&some)[2]) __attribute__((always_inline)) {
       const V v = logits(j, n), e_j = exponentials(v);
@@ -200,34 +262,26 @@ template <class S, bool ACROSS> struct Rows {
       some[0] += at_maximum ? V{} : e_j;
       some[1] += keep<A>(at_maximum, splat(A(1)));
     });
-    // A maximum that is infinite leaves no probabilities: (inf - inf) is NaN.
     const V others = e_sums[0] + (m - m), total = others + e_sums[1], share = 1 / total, q_a = others / total;
     const I single = total < A(2);
-
+    const bool moments = op.temperature != nullptr;
     V sum[5];  // d^2, p d beside a, d at a, p d x, p x
     sums(sum, [&](int64_t j, int n, V (&some)[5]) __attribute__((always_inline)) {
       const V z_j = logits(j, n), p = kept(j) * share, t = unsmoothed(j, n);
       const I top = single & (z_j == m), beside = ACROSS ? ~top & inside(n) : ~top;
       const V at_top = (1 - t) * hard + spread - q_a;
       const V d = keep<A>(top, at_top) + keep<A>(beside, p - (t * hard + soft));
-      const V pd = keep<A>(beside, p * d), x = p > A(0) ? (z_j - m) * inverse : V{};
+      const V pd = keep<A>(beside, p * d);
       some[0] += d * d;
       some[1] += pd;
       some[2] += keep<A>(top, at_top);
-      some[3] += pd * x;
-      some[4] += p * x;
+      if (moments) {
+        const V x = p > A(0) ? (z_j - m) * inverse : V{};
+        some[3] += pd * x;
+        some[4] += p * x;
+      }
     });
-    const V d_a = sum[2], M = sum[1];
-    const V mean = keep<A>(single, share * d_a) + M;
-    const V top = share * (q_a * d_a - M), weight = row_weight();
-    put(op.loss, keep<A>(used, weight * sum[0]));
-    put_state(kMseMax, m);
-    put_state(kMseTotal, total);
-    put_state(kMseMean, mean);
-    put_state(kMseSlope, keep<A>(used, 2 * weight * (sum[3] - mean * sum[4])));
-    put_state(kMseTop, top);
-    put_state(kMseWeight, weight);
-    if (op.grad) write_gradient(total, mean, top, weight, scale());
+    return {total, q_a, sum[0], sum[1], sum[2], sum[3], sum[4]};
   }
 
   void backward() {
