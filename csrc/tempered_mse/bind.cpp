@@ -3,7 +3,6 @@
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
-#include <cmath>
 #include <memory>
 
 #include "common/pages.h"
@@ -19,6 +18,9 @@ namespace {
 constexpr int64_t kSerialElements = 1 << 15;
 // Logits in one task: small enough to balance, large enough that handing it out costs nothing.
 constexpr int64_t kTaskElements = 1 << 14;
+
+// T and 1 / T, and their products with any logit below 1e8, are then normal numbers in float.
+constexpr double kLowestT = 1e-30, kHighestT = 1e30;
 
 using Kernel = void (*)(const SquaredError&, int64_t, int64_t, void*);
 
@@ -60,14 +62,16 @@ template <class A> Fault first_fault(const SquaredError& op) {
   if (fault.kind != Fault::none) return fault;
   const A* const T = static_cast<const A*>(op.temperature);
   for (int64_t i = 0; T && i < (op.temperature_stride ? op.n : 1); ++i)
-    if (!(T[i] > 0 && std::isfinite(T[i]))) return {Fault::temperature, i};
+    if (!(T[i] >= kLowestT && T[i] <= kHighestT)) return {Fault::temperature, i};
   const A* const share = static_cast<const A*>(op.share);
   for (int64_t i = 0; share && i < (op.share_stride ? op.n : 1); ++i)
     if (!(share[i] >= 0 && share[i] <= 1)) return {Fault::share, i};
   return {};
 }
 
-Fault first_fault_any(const SquaredError& op) { return op.dtype == 0 ? first_fault<double>(op) : first_fault<float>(op); }
+Fault first_fault_any(const SquaredError& op) {
+  return op.dtype == 0 ? first_fault<double>(op) : first_fault<float>(op);
+}
 
 // What a mean divides by: C times the weights of the rows that count; with class probabilities, C times the rows.
 template <class A> double mean_divisor(const SquaredError& op) {
@@ -170,8 +174,8 @@ void bind_tempered_mse(py::module_& m) {
         }
         return answer(fault);
       },
-      "(fault kind, position): kind 0 none, 1 and 2 a label of target and second outside [0, C), 3 a temperature that is\n"
-      "not finite and > 0, 4 a share outside [0, 1]. reduction: 0 none (loss: [N * D]), 1 mean, 2 sum (loss: one\n"
+      "(fault kind, position): kind 0 none, 1 and 2 a label of target and second outside [0, C), 3 a temperature\n"
+      "outside [1e-30, 1e30], 4 a share outside [0, 1]. reduction: 0 none (loss: [N * D]), 1 mean, 2 sum (loss: one\n"
       "value); denominator: what the mean divides by, else 1. grad: 0, or where the gradient for grad_loss = 1 goes.");
   m.def(
       "tempered_mse_backward",

@@ -5,7 +5,8 @@ namespace fastrank {
 namespace FASTRANK_ISA_NAMESPACE {
 namespace {
 
-template <class S, bool ACROSS> void run(const SquaredError& op, int64_t begin, int64_t end, void* scratch, bool forward) {
+template <class S, bool ACROSS>
+void run(const SquaredError& op, int64_t begin, int64_t end, void* scratch, bool forward) {
   using Block = Rows<S, ACROSS>;
   for (int64_t r = begin; r < end; r += ACROSS ? 1 : Block::width) {
     Block block(op, r, end, static_cast<Acc<S>*>(scratch));

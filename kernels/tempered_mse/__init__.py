@@ -11,6 +11,7 @@ from fastrank.kernels.tempered_ce import validate
 from fastrank.kernels.tempered_ce.reference import accumulator
 from fastrank.kernels.tempered_mse import reference, register
 from torch import Tensor
+from torch.autograd import forward_ad
 
 __all__ = ["choose", "tempered_mse"]
 
@@ -63,7 +64,7 @@ def tempered_mse(
     mixed = isinstance(target, tuple)
     chosen = choose(input, target, weight, impl)
     if chosen == "reference":
-        if input.device.type == "cpu" and not torch.compiler.is_compiling():
+        if input.device.type == "cpu" and not torch.compiler.is_compiling() and not _transformed():
             validate.values(target, T, input.shape[min(1, input.dim() - 1)], ignore_index)
         return reference.tempered_mse(
             input, target, T, weight, ignore_index, reduction, label_smoothing, scale_gradient
@@ -79,6 +80,11 @@ def tempered_mse(
     temperature = second = share = None
     if isinstance(T, Tensor):
         T, temperature = 1.0, T if T.device == input.device else T.to(input.device, non_blocking=True)
+    elif torch.compiler.is_compiling() and _varies(T):
+        # A number that changes is an input of the graph, but an operator's argument only as a tensor; only arithmetic
+        # makes it one without compiling again for every value. In the accumulator's dtype: a number alone is float64.
+        temperature = torch.ones((), dtype=accumulator(input.dtype), device=input.device) * T
+        T = 1.0
     if mixed:
         target, second, share = target
         second = second.long()
@@ -95,14 +101,29 @@ def choose(input: Tensor, target: Tensor | tuple, weight: Tensor | None, impl: s
     """The implementation that computes the loss of these (validated) arguments."""
     # A kernel has no derivative for probabilities, shares or weights.
     parameters = (weight, target[2] if isinstance(target, tuple) else target)
-    if not any(isinstance(x, Tensor) and x.requires_grad for x in parameters):
+    if any(isinstance(x, Tensor) and x.requires_grad for x in parameters):
+        problem = "has no gradient for weight, class probabilities or a mixed target's share"
+    elif _transformed():
+        problem = "does not run in torch.func's transforms or forward-mode differentiation"
+    else:
         return _choose(input.device.type, impl)
     if impl in (None, "reference"):
         return "reference"
-    raise RuntimeError(
-        f"impl={impl!r} has no gradient for weight, class probabilities or a mixed target's share; leave impl=None for "
-        "these arguments"
-    )
+    raise RuntimeError(f"impl={impl!r} {problem}; leave impl=None for these arguments")
+
+
+def _varies(number: float) -> bool:
+    """Whether a number is an input of the graph being compiled, rather than a constant in it."""
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # half a second of imports, loaded by then
+
+    return not has_static_value(number)
+
+
+@torch.compiler.assume_constant_result
+def _transformed() -> bool:
+    """Whether a transform of torch.func (vmap, grad, jvp, ...) or forward-mode differentiation is under way. (A
+    compiled graph is guarded by the transforms around it.)"""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 _chosen: dict[tuple[str, str | None], str] = {}

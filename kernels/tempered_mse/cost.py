@@ -17,8 +17,8 @@ from fastrank.kernels.tempered_mse.layout import STATE
 _LABEL = 8  # int64
 
 #: Per logit. First walk: take off the maximum, scale by 1 / T and log2(e), the maximum itself, the sum beside it and
-#: the count at it. Second walk: the same exponential, p, d beside the maximum and at it, and five sums, three of them of
-#: products.
+#: the count at it. Second walk: the same exponential, p, d beside the maximum and at it, and five sums, three of
+#: them of products.
 FORWARD = 25
 #: The second walk's own exponential, where the row is more than the tile that holds the first's.
 SECOND_WALK = 2

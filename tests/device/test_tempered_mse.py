@@ -1,4 +1,4 @@
-"""The squared error on a device: the error bound of every dtype, layout and option, and what a GPU says of bad input."""
+"""The squared error on a device: the error bound of every dtype, layout and option; what a GPU says of bad input."""
 
 import itertools
 

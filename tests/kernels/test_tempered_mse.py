@@ -622,6 +622,32 @@ def test_a_temperature_that_changes_in_place_does_not_recompile():
     assert counter.frame_count == 1
 
 
+def test_a_number_that_changes_compiles_once_more_at_most():
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    z, y = batch(5, 7, torch.float32)
+    compiled = torch.compile(tempered_mse, fullgraph=True, backend=counter)
+    for value in (1.0, 2.5, 10.0, 31.0, 100.0):
+        assert torch.equal(compiled(z, y, value), tempered_mse(z, y, value))
+    assert counter.frame_count <= 2
+
+
+@pytest.mark.parametrize("kind", ["index", "mixed", "probabilities"])
+def test_transforms_of_torch_func(kind):
+    z, y = torch.randn(3, 4, 5, dtype=torch.float64), torch.randint(5, (3, 4))
+    target = {"index": y, "mixed": (y, y.roll(1), torch.rand(3, 4).double()), "probabilities": z.softmax(2)}[kind]
+    each = [(target[0][i], target[1][i], target[2][i]) if kind == "mixed" else target[i] for i in range(3)]
+    loss = lambda z, t: tempered_mse(z, t, 2.0)  # noqa: E731
+    torch.testing.assert_close(
+        torch.vmap(loss)(z, target), torch.stack([loss(a, b) for a, b in zip(z, each, strict=True)])
+    )
+    leaves = [a.clone().requires_grad_() for a in z]
+    expected = torch.stack([grad_of(loss(a, b), a)[0] for a, b in zip(leaves, each, strict=True)])
+    torch.testing.assert_close(torch.vmap(torch.func.grad(loss))(z, target), expected)
+    _, tangent = torch.func.jvp(lambda a: loss(a, each[0]), (z[0],), (torch.ones_like(z[0]),))
+    torch.testing.assert_close(tangent, torch.zeros(()).double(), rtol=0, atol=1e-15)  # an offset changes nothing
+
+
 def test_reference_runs_without_the_core(monkeypatch):
     from fastrank.kernels import tempered_mse as op
 
