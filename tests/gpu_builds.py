@@ -231,9 +231,9 @@ def _tempered_ce() -> list[TritonBuild]:
     return list(builds.values())
 
 
-#: "soft": class probabilities, weight, smoothing and a temperature tensor; "mixed": two labels, [N, C, 2].
+#: "soft": class probabilities, weight, smoothing and a temperature tensor; "nested": two labels, [N, C, 2].
 _MSE_VARIANTS = (
-    ("fp32", "plain"), ("bf16", "plain"), ("fp32", "soft"), ("fp16", "soft"), ("fp64", "soft"), ("fp32", "mixed"),
+    ("fp32", "plain"), ("bf16", "plain"), ("fp32", "soft"), ("fp16", "soft"), ("fp64", "soft"), ("fp32", "nested"),
 )  # fmt: skip
 
 
@@ -241,10 +241,10 @@ def tempered_mse_launch(classes: int, dtype: torch.dtype, variant: str, rows: in
     """Forward and backward through the launch code of kernels/tempered_mse/triton.py, on uninitialised tensors."""
     from fastrank.kernels.tempered_mse import triton as kernels
 
-    shape = (rows // 2, classes, 2) if variant == "mixed" else (rows, classes)
+    shape = (rows // 2, classes, 2) if variant == "nested" else (rows, classes)
     logits, labels = torch.empty(shape, dtype=dtype), torch.zeros((shape[0], *shape[2:]), dtype=torch.int64)
     target, second, share, temperature, weight, smoothing = labels, None, None, None, None, 0.0
-    if variant == "mixed":
+    if variant == "nested":
         second, share = labels, torch.ones(())
     if variant == "soft":
         target, temperature, weight, smoothing = torch.empty(shape), torch.ones(()), torch.ones(classes), 0.1

@@ -1,6 +1,6 @@
-// The rows that one vector holds: one row across its lanes (ACROSS), or a row in each lane. Every quantity of a row is a
-// vector, the same in all lanes of a row that lies across; so both ways share every formula, and differ in where class j
-// lies and in how a sum ends.
+// The rows that one vector holds: one row across its lanes (ACROSS), or a row in each lane. Every quantity of a row is
+// a vector, the same in all lanes of a row that lies across; so both ways share every formula, and differ in where
+// class j lies and in how a sum ends.
 #pragma once
 
 #include "tempered_ce/math.h"
@@ -98,7 +98,8 @@ template <class S, bool ACROSS> struct Rows {
     if (ACROSS && j < to) body(j, static_cast<int>(to - j));
   }
 
-  // The sums of body(j, count, sums) over all classes, in chunks: one lane alone would add up rounding with every class.
+  // The sums of body(j, count, sums) over all classes, in chunks: one lane alone would add up rounding with every
+  // class.
   template <int N, class Body> FASTRANK_INLINE void sums(V (&total)[N], Body body) const {
     for (V& t : total) t = V{};
     for (int64_t j = 0; j < op.c; j += kChunk * step) {

@@ -36,9 +36,9 @@ def tile(classes: int) -> Tile:
 
 
 #: What the tiles count on, as compiled by the triton that constraints.txt names: registers a thread at most, and blocks
-#: at once on a multiprocessor. "soft" is class probabilities, weight, smoothing and a temperature tensor; "mixed" two
+#: at once on a multiprocessor. "soft" is class probabilities, weight, smoothing and a temperature tensor; "nested" two
 #: labels, [N, C, d1]. Where a compiler gives something else, tests/compile says so and this table follows, by decision.
-_VARIANTS = ("plain", "soft", "mixed", "fp64 soft")
+_VARIANTS = ("plain", "soft", "nested", "fp64 soft")
 _CLAIMS = {
     "forward 64x16": ((64, 8), (64, 8), (120, 4), (144, 3)),
     "forward 8x128": ((64, 8), (56, 9), (112, 4), (128, 4)),
