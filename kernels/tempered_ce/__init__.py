@@ -55,6 +55,8 @@ def tempered_cross_entropy(
             device, the loss of such a sample is NaN, and so it is for a T that is not finite and above 0.
         RuntimeError: `impl` cannot run here.
     """
+    if type(T) is int:
+        T = float(T)
     validate.options(T, reduction, label_smoothing, scale_gradient)
     validate.arguments(input, target, T, weight, ignore_index)
     mixed = isinstance(target, tuple)
@@ -93,12 +95,13 @@ def tempered_cross_entropy(
 def choose(input: Tensor, target: Tensor | tuple, weight: Tensor | None, impl: str | None) -> str:
     """The implementation that computes the loss of these (validated) arguments."""
     # A kernel has no derivative for probabilities, shares or weights.
-    parameters = (weight, target[2] if isinstance(target, tuple) else target)
-    if any(isinstance(x, Tensor) and x.requires_grad for x in parameters):
+    mixed = isinstance(target, tuple)
+    share = target[2] if mixed else target
+    if (weight is not None and weight.requires_grad) or (isinstance(share, Tensor) and share.requires_grad):
         problem = "has no gradient for weight, class probabilities or a mixed target's share"
     else:
         chosen = _choose(input.device.type, impl)
-        if chosen != "triton" or not (isinstance(target, tuple) or target.is_floating_point()):
+        if chosen != "triton" or not (mixed or target.is_floating_point()):
             return chosen
         problem = "has no kernel for class probabilities or mixed targets yet"
     if impl in (None, "reference"):

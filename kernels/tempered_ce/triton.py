@@ -228,6 +228,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(loss, rows, denominator, grad) as `register.py` defines them, for one label each and `with_grad=False`."""
     loss, rows, denominator, grad = layout.outputs(logits, reduction, stats, with_grad)
+    denominator.fill_(1)
     view = _view(logits)
     target = target.contiguous()
     temperature, weight, weight_sum = _parameters(rows, T, temperature, weight, label_smoothing)
