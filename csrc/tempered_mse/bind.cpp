@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <memory>
 
-#include "common/pages.h"
 #include "common/parallel.h"
 #include "tempered_mse/tempered_mse.h"
 
@@ -34,8 +33,6 @@ Kernel kernel_of(bool forward) {
 
 void over_rows(Kernel kernel, const SquaredError& op, int threads) {
   const int64_t rows = op.row_count(), lanes = op.across() ? 1 : SquaredError::kLanes;
-  constexpr int64_t itemsize[] = {8, 4, 2, 2};  // of f64, f32, bf16, f16
-  advise_huge_pages(op.grad, rows * op.c * itemsize[op.dtype]);
   const int64_t step = std::max<int64_t>(1, kTaskElements / op.c / lanes) * lanes;
   const int64_t bytes = op.scratch() * (op.dtype == 0 ? 8 : 4);
   if (rows * op.c <= kSerialElements) threads = 1;

@@ -112,10 +112,6 @@ template <class S, bool ACROSS> struct Rows {
       for (V& t : total) t = splat(sum<A>(t));
   }
 
-  template <class P> static FASTRANK_INLINE V load_up_to(const P* p, int n, A fill) {
-    return n == width ? load(p) : load_some(p, n, fill);
-  }
-
   // Beyond the last class -inf, and a probability of 0.
   FASTRANK_INLINE V logits(int64_t j, int n) const {
     return ACROSS ? load_up_to(z + j, n, -static_cast<A>(__builtin_huge_val())) : load(z_tile + j * width);
@@ -168,8 +164,7 @@ template <class S, bool ACROSS> struct Rows {
       g = single & (logits(j, n) == m) ? at_top : g;
       g = keep<A>(used, g);  // an ignored row may hold NaN
       if (!ACROSS) store(e + j * width, g);
-      else if (n == width) store(grad + j, g);
-      else store_some(grad + j, g, n);
+      else store_up_to(grad + j, g, n);
     });
     if (ACROSS) return;
     S* rows[width];
@@ -186,12 +181,7 @@ template <class S, bool ACROSS> struct Rows {
       const V v = logits(j, n);
       best = v > best ? v : best;
     });
-    if (ACROSS) {
-      A highest = best[0];
-      for (int i = 1; i < width; ++i) highest = best[i] > highest ? best[i] : highest;
-      best = splat(highest);
-    }
-    m = best;
+    m = ACROSS ? splat(largest<A>(best)) : best;
 
     const Sums row = op.target && op.smoothing == 0 ? hard_sums() : soft_sums();
     const V share = 1 / row.total, weight = row_weight();

@@ -59,6 +59,8 @@ def tempered_mse(
             device, the loss of such a sample is NaN, and so it is for a T that is not finite and above 0.
         RuntimeError: `impl` cannot run here.
     """
+    if type(T) is int:
+        T = float(T)
     validate.options(T, reduction, label_smoothing, scale_gradient)
     validate.arguments(input, target, T, weight, ignore_index)
     mixed = isinstance(target, tuple)

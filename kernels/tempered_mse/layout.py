@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from fastrank.kernels import buffers
 from fastrank.kernels.tempered_ce.layout import geometry, sample_shape
 from fastrank.kernels.tempered_ce.reference import accumulator
 from torch import Tensor
@@ -25,7 +26,7 @@ def outputs(logits: Tensor, reduction: str, with_grad: bool) -> tuple[Tensor, Te
     rows = torch.empty((len(STATE), math.prod(samples)), dtype=acc, device=logits.device)
     denominator = torch.ones((), dtype=acc, device=logits.device)
     if with_grad:
-        grad = torch.empty_like(logits)
+        grad = buffers.empty_like(logits)
         if geometry(grad) is not None:
             return loss, rows, denominator, grad
     return loss, rows, denominator, logits.new_empty(0)

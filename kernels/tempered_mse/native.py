@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from fastrank.kernels import backend
+from fastrank.kernels import backend, buffers
 from fastrank.kernels.tempered_ce.layout import geometry
 from fastrank.kernels.tempered_ce.native import _DTYPES, _REDUCTIONS, _address, _placed, _raise, _stride
 from fastrank.kernels.tempered_mse import layout
@@ -60,7 +60,7 @@ def backward(
     grad_power: int,
 ) -> Tensor:
     """The gradient of the loss with respect to the logits, in their dtype and memory order."""
-    grad = torch.empty_like(logits)
+    grad = buffers.empty_like(logits)
     in_place = geometry(grad) is not None
     out = grad if in_place else torch.empty(logits.shape, dtype=logits.dtype)
     grad_loss = grad_loss.to(rows.dtype).contiguous()

@@ -92,9 +92,9 @@ def _backward_fake(
     return torch.empty_like(logits), grad_temperature
 
 
-#: Where logits and temperature stand among the operators' arguments, and how many those are.
-_LOGITS, _TEMPERATURE, _COUNT = 0, 5, 13
-_BACKWARD_GRAD_LOSS, _BACKWARD_LOGITS, _BACKWARD_TEMPERATURE, _BACKWARD_COUNT = 0, 1, 8, 15
+#: Where the inputs that have a derivative stand among the operators' arguments.
+_DIFFERENTIABLE = (0, 5)  # logits, temperature
+_BACKWARD_DIFFERENTIABLE = (0, 1, 8)  # grad_loss, logits, temperature
 
 
 def _save_forward(ctx, inputs, output):
@@ -102,33 +102,28 @@ def _save_forward(ctx, inputs, output):
      ignore_index, reduction, label_smoothing, grad_power, _with_grad, impl) = inputs  # fmt: skip
     _loss, rows, denominator, grad = output
     ctx.save_for_backward(logits, target, second, share, rows, denominator, temperature, weight)
-    ctx.mark_non_differentiable(rows, denominator, grad)
     ctx.ready = grad if grad.numel() else None
-    ctx.set_materialize_grads(False)
+    ctx.learns_temperature = temperature is not None
     ctx.options = (T, ignore_index, reduction, label_smoothing, grad_power, impl)
 
 
-def _grad_of_loss(ctx, grad_loss, *_of_other_outputs):
-    grads = [None] * _COUNT
-    if grad_loss is None:
-        return tuple(grads)
-    logits, target, second, share, rows, denominator, temperature, weight = ctx.saved_tensors
-    T, ignore_index, reduction, label_smoothing, grad_power, impl = ctx.options
+def _grad_of_loss(ctx, grad_loss):
     # The forward pass may have left the gradient for grad_loss = 1. It is given away, so once only: whoever gets it may
     # write into it. (A subclass of Tensor here is a tracer's, without a value.)
     ready, ctx.ready = ctx.ready, None
-    if ready is not None and type(grad_loss) is Tensor and not torch.is_grad_enabled() and grad_loss.item() == 1:
-        grads[_LOGITS] = ready
-        if temperature is not None:
-            grads[_TEMPERATURE] = temperature_grad(grad_loss, logits, rows, denominator, temperature)
-        return tuple(grads)
-    grads[_LOGITS], grad_temperature = tempered_mse_backward(
+    if ready is not None and (type(grad_loss) is not Tensor or torch.is_grad_enabled() or grad_loss.item() != 1):
+        ready = None
+    if ready is not None and not ctx.learns_temperature:
+        return ready, None
+    logits, target, second, share, rows, denominator, temperature, weight = ctx.saved_tensors
+    if ready is not None:
+        return ready, temperature_grad(grad_loss, logits, rows, denominator, temperature)
+    T, ignore_index, reduction, label_smoothing, grad_power, impl = ctx.options
+    grad, grad_temperature = tempered_mse_backward(
         grad_loss, logits, target, second, share, rows, denominator, T, temperature, weight,
         ignore_index, reduction, label_smoothing, grad_power, impl,
     )  # fmt: skip
-    if temperature is not None:
-        grads[_TEMPERATURE] = grad_temperature
-    return tuple(grads)
+    return grad, None if temperature is None else grad_temperature
 
 
 def _save_backward(ctx, inputs, output):
@@ -166,14 +161,12 @@ def _grad_of_grad(ctx, grad_grad, grad_grad_temperature):
             create_graph=again,
             allow_unused=True,
         )
-    grads = [None] * _BACKWARD_COUNT
-    grads[_BACKWARD_GRAD_LOSS], grads[_BACKWARD_LOGITS] = second_order[:2]
-    if temperature is not None:
-        grads[_BACKWARD_TEMPERATURE] = second_order[2]
-    return tuple(grads)
+    return (*second_order, None) if temperature is None else second_order
 
 
-tempered_mse = _differentiable(torch.ops.fastrank.tempered_mse, _forward, _save_forward, _grad_of_loss)
+tempered_mse = _differentiable(
+    torch.ops.fastrank.tempered_mse, _forward, _DIFFERENTIABLE, 1, _save_forward, _grad_of_loss
+)
 tempered_mse_backward = _differentiable(
-    torch.ops.fastrank.tempered_mse_backward, _backward, _save_backward, _grad_of_grad
+    torch.ops.fastrank.tempered_mse_backward, _backward, _BACKWARD_DIFFERENTIABLE, 2, _save_backward, _grad_of_grad
 )
