@@ -20,6 +20,8 @@ constexpr int64_t kSerialElements = 1 << 15;
 constexpr int64_t kTaskElements = 1 << 14;
 // From this size on, a gradient goes past the caches: it would have left them before anybody reads it.
 constexpr int64_t kStreamBytes = int64_t{32} << 20;
+// As kernels/tempered_ce/validate.py.
+constexpr double kLowestT = 0x1p-100, kHighestT = 0x1p100;
 
 using Kernel = void (*)(const CrossEntropy&, int64_t, int64_t, void*);
 
@@ -70,7 +72,7 @@ template <class A> Fault first_fault(const CrossEntropy& op) {
   if (fault.kind != Fault::none) return fault;
   const A* const T = static_cast<const A*>(op.temperature);
   for (int64_t i = 0; T && i < (op.temperature_stride ? op.n : 1); ++i)
-    if (!(T[i] > 0 && std::isfinite(T[i]))) return {Fault::temperature, i};
+    if (!(T[i] >= A(kLowestT) && T[i] <= A(kHighestT))) return {Fault::temperature, i};
   const A* const share = static_cast<const A*>(op.share);
   for (int64_t i = 0; share && i < (op.share_stride ? op.n : 1); ++i)
     if (!(share[i] >= 0 && share[i] <= 1)) return {Fault::share, i};

@@ -108,9 +108,10 @@ def _grad_of_loss(ctx, grad_loss):
     # The forward pass may have left the gradient for grad_loss = 1. It is given away, so once only: whoever gets it may
     # write into it. (A subclass of Tensor here is a tracer's, without a value.)
     ready, ctx.ready = ctx.ready, None
-    if ready is not None and (type(grad_loss) is not Tensor or torch.is_grad_enabled() or grad_loss.item() != 1):
+    plain = ready is not None and type(grad_loss) is Tensor and not _batched(grad_loss)
+    if not plain or torch.is_grad_enabled() or grad_loss.item() != 1:
         ready = None
-    if ready is not None and not ctx.learns_temperature:
+    elif not ctx.learns_temperature:
         return ready, None
     logits, target, second, share, rows, denominator, temperature, weight = ctx.saved_tensors
     if ready is not None:
@@ -211,6 +212,9 @@ def _differentiable(op, kernel, inputs, outputs, setup, backward):
     return direct
 
 
+#: Whether a tensor stands for several, as under torch.autograd.grad(is_grads_batched=True).
+_batched = torch._C._functorch.is_legacy_batchedtensor
+
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
@@ -223,6 +227,7 @@ def _unobserved(x: Tensor) -> bool:
         and torch._C._functorch.peek_interpreter_stack() is None
         and not torch._C._is_tracing()
         and not torch.autograd._profiler_enabled()
+        and not _batched(x)
     )
 
 

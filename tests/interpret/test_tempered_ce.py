@@ -2,6 +2,7 @@
 
 import itertools
 import os
+from functools import partial
 
 import pytest
 
@@ -11,9 +12,12 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 pytest.importorskip("triton")
 
 import tempered_ce_conformity as suite
+import tempered_ce_random as random_problems
 import torch
 from conformity import check
 from fastrank.kernels.tempered_ce import RowStats, tempered_cross_entropy
+from hypothesis import HealthCheck, given, reject, settings
+from tempered_ce_failures import FAILURES
 from torch.library import opcheck
 
 inf, nan = float("inf"), float("nan")
@@ -127,3 +131,27 @@ def test_derivatives_and_opcheck():
         (z, y, None, None, 1.0, T, None, -100, "mean", 0.1, 0, True, False, "triton"),
         test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
     )
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_no_failure_of_other_kernels(name):
+    """See tests/kernels/test_tempered_ce_failures.py; "the host" is then the kernel's wrapper."""
+    loss = partial(tempered_cross_entropy, impl="triton")
+    options = {"device": "cpu"} if name == "the_host_reads_no_tensor" else {}
+    try:
+        FAILURES[name].check(loss, **options)
+    except RuntimeError as error:
+        if "has no kernel for" not in str(error):
+            raise
+        pytest.skip(str(error))
+
+
+@settings(max_examples=60, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(random_problems.problems())
+def test_keeps_its_bound_for_any_problem(problem):
+    try:
+        random_problems.check(problem, "triton")
+    except RuntimeError as error:
+        if "has no kernel for" not in str(error):
+            raise
+        reject()
