@@ -18,8 +18,8 @@ constexpr int64_t kSerialElements = 1 << 15;
 // Logits in one task: small enough to balance, large enough that handing it out costs nothing.
 constexpr int64_t kTaskElements = 1 << 14;
 
-// T and 1 / T, and their products with any logit below 1e8, are then normal numbers in float.
-constexpr double kLowestT = 1e-30, kHighestT = 1e30;
+// As kernels/tempered_ce/validate.py.
+constexpr double kLowestT = 0x1p-100, kHighestT = 0x1p100;
 
 using Kernel = void (*)(const SquaredError&, int64_t, int64_t, void*);
 
@@ -59,7 +59,7 @@ template <class A> Fault first_fault(const SquaredError& op) {
   if (fault.kind != Fault::none) return fault;
   const A* const T = static_cast<const A*>(op.temperature);
   for (int64_t i = 0; T && i < (op.temperature_stride ? op.n : 1); ++i)
-    if (!(T[i] >= kLowestT && T[i] <= kHighestT)) return {Fault::temperature, i};
+    if (!(T[i] >= A(kLowestT) && T[i] <= A(kHighestT))) return {Fault::temperature, i};
   const A* const share = static_cast<const A*>(op.share);
   for (int64_t i = 0; share && i < (op.share_stride ? op.n : 1); ++i)
     if (!(share[i] >= 0 && share[i] <= 1)) return {Fault::share, i};

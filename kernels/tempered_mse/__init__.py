@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import torch
 from fastrank.kernels import backend
-from fastrank.kernels.tempered_ce import validate
+from fastrank.kernels.tempered_ce import _transformed, _varies, validate, values_are_known
 from fastrank.kernels.tempered_ce.reference import accumulator
 from fastrank.kernels.tempered_mse import reference, register
 from torch import Tensor
-from torch.autograd import forward_ad
 
 __all__ = ["choose", "tempered_mse"]
 
@@ -40,8 +39,8 @@ def tempered_mse(
         target: class indices (any integer dtype) of shape [], [N] or [N, d1, ...]; class probabilities shaped like
             `input`; or mixed (mixup, CutMix): (first, second, share), two tensors of class indices and the first's
             share in [0, 1], a number, a 0-d tensor or one per sample, [N].
-        T: temperature > 0: a number; a 0-d tensor, read when the kernel runs (so that it may change in place); or one
-            value per sample, [N]. A tensor may require grad.
+        T: temperature in [1e-30, 1e30]: a number; a 0-d tensor, read when the kernel runs (so that it may change in
+            place); or one value per sample, [N]. A tensor may require grad.
         weight: one factor per class, [C].
         ignore_index: label of samples that count neither in the loss nor in its mean, and whose gradient is 0.
         reduction: "none", "mean" or "sum".
@@ -56,17 +55,19 @@ def tempered_mse(
     Raises:
         ValueError, TypeError: an argument of the wrong value, shape, dtype or device, by name.
         IndexError: a label outside [0, C) on the CPU, with its position. On CUDA, where looking would wait for the
-            device, the loss of such a sample is NaN, and so it is for a T that is not finite and above 0.
+            device, the loss of such a sample is NaN, and so it is for a T that is not finite and above 0; likewise in a
+            compiled reference and under torch.func.
         RuntimeError: `impl` cannot run here.
+
+    In a compiled graph a T that changes belongs in a tensor, which never compiles again; a number does once, when it
+    first changes. torch.func's transforms and forward-mode differentiation run through the reference.
     """
-    if type(T) is int:
-        T = float(T)
     validate.options(T, reduction, label_smoothing, scale_gradient)
     validate.arguments(input, target, T, weight, ignore_index)
     mixed = isinstance(target, tuple)
     chosen = choose(input, target, weight, impl)
     if chosen == "reference":
-        if input.device.type == "cpu" and not torch.compiler.is_compiling() and not _transformed():
+        if values_are_known(input):
             validate.values(target, T, input.shape[min(1, input.dim() - 1)], ignore_index)
         return reference.tempered_mse(
             input, target, T, weight, ignore_index, reduction, label_smoothing, scale_gradient
@@ -114,26 +115,15 @@ def choose(input: Tensor, target: Tensor | tuple, weight: Tensor | None, impl: s
     raise RuntimeError(f"impl={impl!r} {problem}; leave impl=None for these arguments")
 
 
-def _varies(number: float) -> bool:
-    """Whether a number is an input of the graph being compiled, rather than a constant in it."""
-    from torch.fx.experimental.symbolic_shapes import has_static_value  # half a second of imports, loaded by then
-
-    return not has_static_value(number)
-
-
-@torch.compiler.assume_constant_result
-def _transformed() -> bool:
-    """Whether a transform of torch.func (vmap, grad, jvp, ...) or forward-mode differentiation is under way. (A
-    compiled graph is guarded by the transforms around it.)"""
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
-
-
 _chosen: dict[tuple[str, str | None], str] = {}
 
 
-@torch.compiler.assume_constant_result
 def _choose(device: str, impl: str | None) -> str:
     """The backend for tensors on `device`; a constant of the process, so also of a compiled graph."""
     if (device, impl) not in _chosen:
         _chosen[device, impl] = backend.choose("tempered_mse", torch.empty(0, device=device), impl)
     return _chosen[device, impl]
+
+
+# As torch.compiler.assume_constant_result marks them; that imports the compiler, seconds for those who never compile.
+_choose._dynamo_marked_constant = True

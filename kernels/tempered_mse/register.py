@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from fastrank.kernels.tempered_ce import validate
 from fastrank.kernels.tempered_ce.layout import sample_shape
-from fastrank.kernels.tempered_ce.register import _alias, _differentiable
+from fastrank.kernels.tempered_ce.register import _alias, _batched, _differentiable
 from fastrank.kernels.tempered_mse import layout, native, reference
 from torch import Tensor
 
@@ -111,9 +111,10 @@ def _grad_of_loss(ctx, grad_loss):
     # The forward pass may have left the gradient for grad_loss = 1. It is given away, so once only: whoever gets it may
     # write into it. (A subclass of Tensor here is a tracer's, without a value.)
     ready, ctx.ready = ctx.ready, None
-    if ready is not None and (type(grad_loss) is not Tensor or torch.is_grad_enabled() or grad_loss.item() != 1):
+    plain = ready is not None and type(grad_loss) is Tensor and not _batched(grad_loss)
+    if not plain or torch.is_grad_enabled() or grad_loss.item() != 1:
         ready = None
-    if ready is not None and not ctx.learns_temperature:
+    elif not ctx.learns_temperature:
         return ready, None
     logits, target, second, share, rows, denominator, temperature, weight = ctx.saved_tensors
     if ready is not None:

@@ -540,6 +540,14 @@ def test_a_label_out_of_range_is_named_with_its_position(impl):
 
 
 @pytest.mark.parametrize("impl", IMPLS)
+def test_the_range_of_temperatures(impl):
+    assert tempered_mse(Z, Y, torch.tensor([1e-30, 1e30, 1.0, 1.0]), impl=impl).isfinite()
+    for bad in (1e-31, 1e31):
+        with pytest.raises(ValueError, match=r"T: expected temperatures in \[1e-30, 1e30\]"):
+            tempered_mse(Z, Y, torch.tensor(bad), impl=impl)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("bad", [0.0, -1.0, nan, inf])
 def test_a_bad_temperature_is_named(impl, bad):
     with pytest.raises(ValueError, match="T: expected a finite temperature > 0, got"):
