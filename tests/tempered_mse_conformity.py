@@ -18,7 +18,7 @@ import torch
 from conformity import Op
 from fastrank.kernels import backend
 from fastrank.kernels.tempered_mse import reference, tempered_mse
-from tempered_ce_conformity import ACC, DTYPES, LANE_BYTES, OPTIONS, SHAPES, Case, acc_is_float32, build
+from tempered_ce_conformity import ACC, DTYPES, OPTIONS, SHAPES, Case, build
 
 __all__ = ["DTYPES", "OP", "OPTIONS", "SHAPES", "Case", "build", "run"]
 
@@ -46,7 +46,7 @@ def band(case: Case, truth) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     logits, target, second, share, T, weight, grad_loss, s, scale_gradient = build(case)
     device, truth = truth[1].device.type, [t.cpu() for t in truth]
     info = torch.finfo(ACC.get(case.dtype, torch.float32))
-    eps = info.eps * (4 if case.dtype == torch.float64 else 1)
+    eps = ce.accumulator_eps(case.dtype)
     z, T = logits.double(), T.double()
     x = (z - z.amax(1, keepdim=True)) / T[:, None]
     p, X = x.softmax(1), -x
@@ -55,11 +55,10 @@ def band(case: Case, truth) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     w = (hard * v).sum(1)
     if case.target == "index":
         w = torch.where(target == -100, 0, w)
-    core = backend.core()
-    lanes = LANE_BYTES[core.isa if core else "scalar"] * 8 // info.bits
-    additions = max(case.c / (2 * lanes) + lanes / 2, 32 + case.c / 128)
-    K, divisions = (4, 8) if device == "cuda" and acc_is_float32(case) else (2, 0)
-    A = (additions + K * (p * X).sum(1) + 8 + divisions)[:, None]
+    mean_X = (p * X).sum(1)
+    K, A = ce.roundings(case.dtype, case.c, mean_X, device)
+    additions = (A - K * mean_X)[:, None]  # and a few more
+    A = A[:, None]
 
     # Column a is treated apart; where p_a is not above 1/2 a kernel may treat it as any other.
     top = torch.arange(case.c) == x.argmax(1, keepdim=True)
@@ -78,7 +77,7 @@ def band(case: Case, truth) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     d_a, dd_a = of_top(d), of_top(dd)
     D = p_a * d_a + M
     dD = dM + p_a * dd_a + (dq + 2 * p_a) * d_a.abs() + D.abs()
-    rest = additions + 12 + divisions  # w, scale and the products with them
+    rest = additions + 4  # w, scale and the products with them
     any_other = p * (dd + dD + d.abs() + D.abs()) + (dp + rest * p) * (d - D).abs()
     at_top = p_a * (dq * d_a.abs() + q * dd_a + dM + 2 * (q * d_a.abs() + M.abs()))
     at_top = at_top + (dq + rest * p_a) * (q * d_a - M).abs() + balanced * of_top(any_other)
