@@ -78,7 +78,7 @@ def test_a_wrong_kernel_fails_the_run(tiny, monkeypatch):
     import bench_tempered_ce
 
     true = bench_tempered_ce.tempered_cross_entropy
-    monkeypatch.setattr(bench_tempered_ce, "tempered_cross_entropy", lambda z, y, T: true(z, y, T * 1.001))
+    monkeypatch.setattr(bench_tempered_ce, "tempered_cross_entropy", lambda z, y, T, **o: true(z, y, T * 1.001, **o))
     lines = []
     assert runner.run(["tempered_ce"], quick=True, seconds=0.001, device="cpu", echo=lines.append) == 1
     assert any(line.startswith("FAILED tempered_ce: 5 x 7 float32") and "wrong: error" in line for line in lines)
