@@ -7,6 +7,7 @@ Compiling needs no GPU; CUDA sources need nvcc.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -230,5 +231,46 @@ def _tempered_ce() -> list[TritonBuild]:
     return list(builds.values())
 
 
-TRITON: tuple[TritonBuild, ...] = tuple(_tempered_ce()) if COMPILES_TRITON else ()
+#: "soft": class probabilities, weight, smoothing and a temperature tensor; "nested": two labels, [N, C, 2].
+_MSE_VARIANTS = (
+    ("fp32", "plain"), ("bf16", "plain"), ("fp32", "soft"), ("fp16", "soft"), ("fp64", "soft"), ("fp32", "nested"),
+)  # fmt: skip
+
+
+def tempered_mse_launch(classes: int, dtype: torch.dtype, variant: str, rows: int = _ROWS) -> None:
+    """Forward and backward through the launch code of kernels/tempered_mse/triton.py, on uninitialised tensors."""
+    from fastrank.kernels.tempered_mse import triton as kernels
+
+    shape = (rows // 2, classes, 2) if variant == "nested" else (rows, classes)
+    logits, labels = torch.empty(shape, dtype=dtype), torch.zeros((shape[0], *shape[2:]), dtype=torch.int64)
+    target, second, share, temperature, weight, smoothing = labels, None, None, None, None, 0.0
+    if variant == "nested":
+        second, share = labels, torch.ones(())
+    if variant == "soft":
+        target, temperature, weight, smoothing = torch.empty(shape), torch.ones(()), torch.ones(classes), 0.1
+    loss, state, denominator, _ = kernels.forward(
+        logits, target, second, share, 1.0, temperature, weight, -100, "mean", smoothing, 0, False
+    )
+    kernels.backward(
+        loss, logits, target, second, share, state, denominator, 1.0, temperature, weight, -100, smoothing, 0
+    )
+
+
+def _tempered_mse() -> list[TritonBuild]:
+    builds: dict[str, TritonBuild] = {}
+    for (dtype, variant), classes in itertools.product(_MSE_VARIANTS, TEMPERED_CE_CLASSES):
+
+        def name(launch, dtype=dtype, variant=variant):
+            constants, kernel = launch["constants"], launch["kernel"].__name__.removesuffix("_kernel")
+            if kernel == "reduce":
+                return f"reduce {constants['ACC']} {'weights' if constants['WEIGHTED_MEAN'] else 'rows'}"
+            return f"{kernel} {constants['ROWS']}x{constants['CLASSES']} {dtype} {variant}"
+
+        call = lambda c=classes, d=_DTYPES[dtype], v=variant: tempered_mse_launch(c, d, v)  # noqa: E731
+        for build in _recorded("tempered_mse", call, name):
+            builds.setdefault(build.name, build)
+    return list(builds.values())
+
+
+TRITON: tuple[TritonBuild, ...] = (*_tempered_ce(), *_tempered_mse()) if COMPILES_TRITON else ()
 CUDA: tuple[CudaBuild, ...] = (CudaBuild("gram"),)

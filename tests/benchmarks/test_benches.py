@@ -16,6 +16,7 @@ pytest.importorskip("sklearn")
 #: Fields that make a benchmark's own kinds of case tiny.
 TINY = {
     "tempered_ce": [{"rows": 5, "classes": 7}, {"rows": 5, "classes": 7, "features": 3}],
+    "tempered_mse": [{"rows": 5, "classes": 7}, {"rows": 5, "classes": 7, "soft": True}],
     "gram": [
         {"n": 8, "d": 4, "kind": "accumulate"},
         {"n": 8, "d": 4, "kind": "accumulate", "shift": True},
@@ -161,7 +162,7 @@ def test_every_benchmark_keeps_the_shape(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"names": ["gramm"]}, r"name: expected one of tempered_ce, gram, rank, tracking, got 'gramm'"),
+        ({"names": ["gramm"]}, r"name: expected one of tempered_ce, tempered_mse, gram, rank, tracking, got 'gramm'"),
         ({"device": "tpu"}, r"device: expected auto, cpu, cuda or cuda:N, got 'tpu'"),
         ({"threads": 0}, r"threads: expected a whole number >= 1, got 0"),
         ({"seconds": 0.0}, r"seconds: expected a number > 0, got 0.0"),

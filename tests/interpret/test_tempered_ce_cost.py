@@ -32,7 +32,11 @@ class Traffic:
 
 @pytest.fixture
 def traffic(monkeypatch):
-    """{kernel: Traffic}, filled while the kernels run."""
+    return traffic_of(monkeypatch, kernels)
+
+
+def traffic_of(monkeypatch, kernels):
+    """{kernel: Traffic}, filled while the kernels of a module run."""
     found, current = {}, []
     load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
 
