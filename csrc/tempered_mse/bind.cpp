@@ -75,11 +75,8 @@ template <class A> double mean_divisor(const SquaredError& op) {
   double total = 0;
   const auto weight_of = [&](int64_t y) { return op.weight ? static_cast<const A*>(op.weight)[y] : A(1); };
   for (int64_t r = 0; r < op.row_count(); ++r) {
-    if (op.probabilities) {
+    if (op.probabilities || op.second) {
       total += 1;
-    } else if (op.second) {
-      const double share = static_cast<const A*>(op.share)[r / op.d * op.share_stride];
-      total += share * weight_of(op.target[r]) + (1 - share) * weight_of(op.second[r]);
     } else if (!op.ignored(r)) {
       total += weight_of(op.target[r]);
     }

@@ -31,8 +31,8 @@ def tempered_mse(
 
     A sample's loss is w sum_j (p_j - t_j)^2 with p the softmax of its logits over T, t its target (smoothed by
     `label_smoothing`) and w the class weight of its label (of soft targets: of their classes, by share). "none" gives
-    it for each sample, "sum" their sum; "mean" divides that by C times the sum of w (index and mixed targets) or by C
-    times the number of samples (class probabilities).
+    it for each sample, "sum" their sum; "mean" divides that by C times the sum of w (index targets) or by C times the
+    number of samples.
 
     Args:
         input: logits [C], [N, C] or [N, C, d1, ...], any strides, float64, float32, bfloat16 or float16; not changed.

@@ -8,8 +8,8 @@ weights:
     w = sum_j v_j t'_j                    the class weight of an index's label
     loss = w sum_j (p_j - t_j)^2
 
-`mean` divides by C sum w over the samples that are not ignored (index and mixed targets) or by C times the number of
-samples (probabilities, as torch.nn.functional.cross_entropy divides there). Without weights it is therefore
+`mean` divides by C sum w over the samples that are not ignored (index targets) or by C times the number of samples
+(probabilities and mixed targets), as torch.nn.functional.cross_entropy divides. Without weights it is therefore
 torch.nn.MSELoss()(softmax(z / T), t), the loss of Masarczyk et al. 2025, Appendix F.
 
 `scale_gradient` multiplies the gradient of the logits, and nothing else, by T or T^2.
@@ -76,8 +76,7 @@ def tempered_mse(
         return rows.sum()
     if used is not None:
         w = torch.where(known, w, 0)
-    probabilities = not isinstance(target, tuple) and target.is_floating_point()
-    return rows.sum() / (z.shape[-1] * (rows.numel() if probabilities else w.sum()))
+    return rows.sum() / (z.shape[-1] * (rows.numel() if used is None else w.sum()))
 
 
 def _row_losses(z: Tensor, hard: Tensor, T: float | Tensor, v: Tensor | None, smoothing: float):

@@ -231,7 +231,7 @@ def reduce_kernel(
     WEIGHTED_MEAN: tl.constexpr, MEAN: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Loss of the batch, summed in float64 by one program, so in one order; and what a mean divides by: C times the
-    rows' weights, or with class probabilities C times the rows."""
+    labels' weights, or with mixed targets and class probabilities C times the rows."""
     loss = tl.zeros((BLOCK,), tl.float64)
     count = tl.zeros((BLOCK,), tl.float64)
     for start in range(0, R, BLOCK):
@@ -334,7 +334,7 @@ def forward(
                 num_warps=shape.warps,
             )  # fmt: skip
         if reduction != "none":
-            weighted = kind != "probabilities" and reduction == "mean"
+            weighted = kind == "index" and reduction == "mean"
             reduce_kernel[(1,)](
                 unreduced, rows[layout.STATE.index("weight")] if weighted else None, loss, denominator, count, classes,
                 WEIGHTED_MEAN=weighted, MEAN=reduction == "mean", ACC=_ACC[acc],

@@ -53,7 +53,7 @@ def naive(z, target, T=1.0, weight=None, ignore_index=-100, reduction="mean", la
     rows = w * (p - (1 - label_smoothing) * hard - label_smoothing / classes).square().sum(-1)
     if reduction == "none":
         return rows
-    soft = not isinstance(target, tuple) and target.is_floating_point()
+    soft = isinstance(target, tuple) or target.is_floating_point()
     return rows.sum() / (1 if reduction == "sum" else classes * (rows.numel() if soft else w.sum()))
 
 
@@ -232,9 +232,10 @@ def test_mixed_targets_are_the_probabilities_they_mean(impl):
     second[2] = first[2]
     of_first, of_second = F.one_hot(first, 10).double(), F.one_hot(second, 10).double()
     q = share[:, None] * of_first + (1 - share)[:, None] * of_second
-    for s, at in ((share, q), (0.3, 0.3 * of_first + 0.7 * of_second)):
-        mixed = tempered_mse(z, (first, second, s), 2.0, label_smoothing=0.1, impl=impl)
-        soft = tempered_mse(z, at, 2.0, label_smoothing=0.1, impl=impl)
+    weight = torch.rand(10, dtype=torch.float64) + 0.5
+    for s, at, w in ((share, q, None), (0.3, 0.3 * of_first + 0.7 * of_second, None), (share, q, weight)):
+        mixed = tempered_mse(z, (first, second, s), 2.0, w, label_smoothing=0.1, impl=impl)
+        soft = tempered_mse(z, at, 2.0, w, label_smoothing=0.1, impl=impl)
         torch.testing.assert_close(mixed, soft, rtol=1e-12, atol=0)
         torch.testing.assert_close(grad_of(mixed, z), grad_of(soft, z), rtol=1e-10, atol=1e-15)
 
