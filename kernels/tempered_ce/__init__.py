@@ -94,16 +94,14 @@ def choose(input: Tensor, target: Tensor | tuple, weight: Tensor | None, impl: s
     """The implementation that computes the loss of these (validated) arguments."""
     # A kernel has no derivative for probabilities, shares or weights.
     parameters = (weight, target[2] if isinstance(target, tuple) else target)
-    if any(isinstance(x, Tensor) and x.requires_grad for x in parameters):
-        problem = "has no gradient for weight, class probabilities or a mixed target's share"
-    else:
-        chosen = _choose(input.device.type, impl)
-        if chosen != "triton" or not (isinstance(target, tuple) or target.is_floating_point()):
-            return chosen
-        problem = "has no kernel for class probabilities or mixed targets yet"
+    if not any(isinstance(x, Tensor) and x.requires_grad for x in parameters):
+        return _choose(input.device.type, impl)
     if impl in (None, "reference"):
         return "reference"
-    raise RuntimeError(f"impl={impl!r} {problem}; leave impl=None for these arguments")
+    raise RuntimeError(
+        f"impl={impl!r} has no gradient for weight, class probabilities or a mixed target's share; "
+        "leave impl=None for these arguments"
+    )
 
 
 _chosen: dict[tuple[str, str | None], str] = {}

@@ -32,14 +32,38 @@ TILES = (
     Tile(max_classes=float("inf"), rows=1, classes=2048, warps=4),
 )
 
-#: Rows a step of the one program that sums the rows' losses: a batch of this size is one load deep.
-REDUCE_BLOCK = 2048
-REDUCE_WARPS = 8
+#: Programs' losses that the last program sums a step: a batch of this many programs is one load deep.
+REDUCE_BLOCK = 1024
+#: Parts of rows that the last program puts together a step: 8 a thread, of up to 8 sums each.
+COMBINE = 1024
+
+#: Multiprocessors to plan for where no device is there to ask: an H100's.
+SMS = 132
+#: A tile of a long row is 4 kB (16-bit) to 16 kB (fp64) in flight. Of an H100's 3.35 TB/s 25 GB/s fall to each
+#: multiprocessor, which at some 0.7 us of latency takes 18 kB in flight: 4 programs and more.
+PROGRAMS_PER_SM = 4
+#: A program that goes through a row alone takes about that latency a tile. Splitting costs once more about three of
+#: them: the parts' sums go to L2, a counter, and back. Below this many tiles it would not pay.
+MIN_TILES = 8
+#: Most parts of a row: what one step of the last program takes.
+MAX_PARTS = 256
 
 
 def tile(classes: int) -> Tile:
     """The tile for logits of `classes` classes."""
     return next(t for t in TILES if classes <= t.max_classes)
+
+
+def splits(programs: int, classes: int, sms: int) -> tuple[int, int]:
+    """(parts, tiles of each but the last) that the forward pass cuts a row into, where `programs` programs with a row
+    or several each are not enough to keep `sms` multiprocessors' memory accesses in flight. The gradient is cut into
+    single tiles anyway."""
+    tiles = -(-classes // tile(classes).classes)
+    if tiles < MIN_TILES:
+        return 1, tiles
+    wanted = min(max(1, PROGRAMS_PER_SM * sms // programs), tiles, MAX_PARTS)
+    span = -(-tiles // wanted)
+    return -(-tiles // span), span
 
 
 #: What the tiles count on, as compiled by the triton that constraints.txt names: registers a thread at most, and blocks
