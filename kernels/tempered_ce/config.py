@@ -35,7 +35,7 @@ TILES = (
 #: Programs' losses that the last program sums a step: a batch of this many programs is one load deep.
 REDUCE_BLOCK = 1024
 #: Parts of rows that the last program puts together a step: 8 a thread, of up to 8 sums each.
-COMBINE = 1024
+COMBINE = 256
 
 #: Multiprocessors to plan for where no device is there to ask: an H100's.
 SMS = 132
@@ -47,6 +47,11 @@ PROGRAMS_PER_SM = 4
 MIN_TILES = 8
 #: Most parts of a row: what one step of the last program takes.
 MAX_PARTS = 256
+
+
+#: Registers a thread at most, by bytes of the accumulator, of the forward pass over class probabilities. Without a bound
+#: ptxas keeps one of them in memory on some architectures, to make room for another block.
+REGISTERS = {4: 96, 8: 248}
 
 
 def tile(classes: int) -> Tile:

@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 from fastrank.kernels.tempered_ce import layout
-from fastrank.kernels.tempered_ce.config import COMBINE, REDUCE_BLOCK, SMS, splits, tile
+from fastrank.kernels.tempered_ce.config import COMBINE, REDUCE_BLOCK, REGISTERS, SMS, splits, tile
 from torch import Tensor
 
 _TARGETS = ("index", "mixed", "probabilities")
@@ -104,6 +104,16 @@ def _labels(
 
 
 @triton.jit
+def _label_logits(logits_ptr, offset, stride_c, y, y2, known, TARGET: tl.constexpr, ACC: tl.constexpr):
+    target_logit, second_logit = tl.zeros(y.shape, ACC), tl.zeros(y.shape, ACC)
+    if TARGET != "probabilities":
+        target_logit = tl.load(logits_ptr + offset + y * stride_c, mask=known, other=0.0).to(ACC)
+    if TARGET == "mixed":
+        second_logit = tl.load(logits_ptr + offset + y2 * stride_c, mask=y2 >= 0, other=0.0).to(ACC)
+    return target_logit, second_logit
+
+
+@triton.jit
 def _target_mass(
     q_at, q_mask, weight_ptr, j, column_ok, hard, soft, HAS_WEIGHT: tl.constexpr, SMOOTH: tl.constexpr,
     ACC: tl.constexpr,
@@ -123,16 +133,17 @@ def _most_probable(
 ):  # fmt: skip
     """The first class of the largest probability."""
     best = tl.full((ROWS,), float("-inf"), ACC)
-    at = tl.zeros((ROWS,), tl.int64)
+    at = tl.zeros((ROWS,), tl.int32)
     for start in range(0, C, CLASSES):
-        j = (start + tl.arange(0, CLASSES)).to(tl.int64)
+        j = start + tl.arange(0, CLASSES)
         inside = row_ok[:, None] & (j < C)[None, :]
-        q = tl.load(q_ptr + q_offset[:, None] + (j * q_stride_c)[None, :], mask=inside, other=float("-inf")).to(ACC)
+        place = q_ptr + q_offset[:, None] + (j.to(tl.int64) * q_stride_c)[None, :]
+        q = tl.load(place, mask=inside, other=float("-inf")).to(ACC)
         largest = tl.max(q, 1)
-        first = tl.min(tl.where(q == largest[:, None], j[None, :], C), 1)
+        first = tl.min(tl.where(q == largest[:, None], j[None, :], start + CLASSES - 1), 1)
         at = tl.where(largest > best, first, at)
         best = tl.maximum(best, largest)
-    return at
+    return at.to(tl.int64)
 
 
 @triton.jit
@@ -197,7 +208,7 @@ def _scan(
 
 @triton.jit
 def _finish(
-    rows_ptr, r, R, row_ok, y2, mass, mass2, used, known, target_logit, second_logit, temperature, soft,
+    rows_ptr, r, R, row_ok, y2, mass, mass2, used, known, target_logit, second_logit, temperature, inverse, soft,
     maximum, others, moment, weighted, weight_seen, sum_z, sum_z2, above,
     TARGET: tl.constexpr, SMOOTH: tl.constexpr, STATS: tl.constexpr,
 ):  # fmt: skip
@@ -243,7 +254,7 @@ def _finish(
     tl.store(rows_ptr + 2 * plane + r, others, mask=row_ok)
     tl.store(rows_ptr + 3 * plane + r, tl.where(known, slope, nothing), mask=row_ok)
     if STATS:
-        tl.store(rows_ptr + 4 * plane + r, maximum * (1 / temperature) + log_total, mask=row_ok)
+        tl.store(rows_ptr + 4 * plane + r, maximum * inverse + log_total, mask=row_ok)
         tl.store(rows_ptr + 5 * plane + r, 1 / total, mask=row_ok)
         tl.store(rows_ptr + 6 * plane + r, log_total - all_moment / total, mask=row_ok)
         tl.store(rows_ptr + 7 * plane + r, sum_z, mask=row_ok)
@@ -284,6 +295,34 @@ def _combined(
     return maximum, others, moment, weighted, weight_seen, sum_z, sum_z2, above
 
 
+@triton.jit
+def _combined_rows(
+    first, logits_ptr, target_ptr, second_ptr, share_ptr, temperature_ptr, weight_ptr, rows_ptr, part_ptr,
+    T, R, C, D, stride_n, stride_c, stride_d, temperature_stride, share_stride, ignore_index, smoothing, parts,
+    TARGET: tl.constexpr, HAS_T: tl.constexpr, HAS_WEIGHT: tl.constexpr, SMOOTH: tl.constexpr, STATS: tl.constexpr,
+    NESTED: tl.constexpr, ALIGN: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """Puts ROWS rows together from their parts; returns their losses and what they count in a mean."""
+    r, n, offset, row_ok = _rows(first, R, D, stride_n, stride_d, ALIGN, ROWS, NESTED)
+    hard = tl.full((ROWS,), 1.0, ACC) - smoothing
+    soft = tl.full((ROWS,), 1.0, ACC) * smoothing / C
+    y, y2, mass, mass2, _, used, known, counted = _labels(
+        target_ptr, second_ptr, share_ptr, weight_ptr, r, n, share_stride, row_ok, C, ignore_index, hard,
+        TARGET, HAS_WEIGHT, ACC,
+    )  # fmt: skip
+    temperature = _temperature(temperature_ptr, T, n, temperature_stride, row_ok, HAS_T, ACC)
+    inverse = 1 / temperature
+    target_logit, second_logit = _label_logits(logits_ptr, offset, stride_c, y, y2, known, TARGET, ACC)
+    maximum, others, moment, weighted, weight_seen, sum_z, sum_z2, above = _combined(
+        part_ptr, r, row_ok, inverse, R, parts, SMOOTH or TARGET == "probabilities", STATS, ACC, PARTS
+    )
+    loss = _finish(
+        rows_ptr, r, R, row_ok, y2, mass, mass2, used, known, target_logit, second_logit, temperature, inverse,
+        soft, maximum, others, moment, weighted, weight_seen, sum_z, sum_z2, above, TARGET, SMOOTH, STATS,
+    )  # fmt: skip
+    return loss, tl.where(row_ok, counted, 0.0)
+
+
 @triton.jit(do_not_specialize=["T", "smoothing", "span", "parts"])
 def forward_kernel(
     logits_ptr, target_ptr, second_ptr, share_ptr, q_ptr, temperature_ptr, weight_ptr, rows_ptr, loss_ptr,
@@ -304,6 +343,11 @@ def forward_kernel(
     C = C * ALIGN
     smoothing = _number(smoothing, ACC)
     r, n, offset, row_ok = _rows(tl.program_id(0).to(tl.int64) * ROWS, R, D, stride_n, stride_d, ALIGN, ROWS, NESTED)
+    _, q_offset = _place(r, D, q_stride_n, q_stride_d, ALIGN, NESTED)
+    ranked_logit = tl.zeros((ROWS,), ACC)
+    if TARGET == "probabilities" and STATS:
+        ranked = _most_probable(q_ptr, q_offset, q_stride_c, row_ok, C, ACC, ROWS, CLASSES)
+        ranked_logit = tl.load(logits_ptr + offset + ranked * stride_c, mask=row_ok, other=0.0).to(ACC)
     hard = tl.full((ROWS,), 1.0, ACC) - smoothing
     soft = tl.full((ROWS,), 1.0, ACC) * smoothing / C
     y, y2, mass, mass2, ranked, used, known, counted = _labels(
@@ -312,18 +356,10 @@ def forward_kernel(
     )  # fmt: skip
     temperature = _temperature(temperature_ptr, T, n, temperature_stride, row_ok, HAS_T, ACC)
     inverse = 1 / temperature
-    _, q_offset = _place(r, D, q_stride_n, q_stride_d, ALIGN, NESTED)
-    target_logit = tl.zeros((ROWS,), ACC)
-    second_logit = target_logit
-    if TARGET == "probabilities":
-        if STATS:
-            ranked = _most_probable(q_ptr, q_offset, q_stride_c, row_ok, C, ACC, ROWS, CLASSES)
-            target_logit = tl.load(logits_ptr + offset + ranked * stride_c, mask=row_ok, other=0.0).to(ACC)
-    else:
-        target_logit = tl.load(logits_ptr + offset + y * stride_c, mask=known, other=0.0).to(ACC)
-    ranked_logit = target_logit
+    target_logit, second_logit = _label_logits(logits_ptr, offset, stride_c, y, y2, known, TARGET, ACC)
+    if TARGET == "index":
+        ranked_logit = target_logit
     if TARGET == "mixed":
-        second_logit = tl.load(logits_ptr + offset + y2 * stride_c, mask=y2 >= 0, other=0.0).to(ACC)
         ranked_logit = tl.where(ranked == y2, second_logit, target_logit)
 
     first, last = 0, C
@@ -349,8 +385,8 @@ def forward_kernel(
             tl.store(at + 7 * plane, above, mask=row_ok)
     else:
         loss = _finish(
-            rows_ptr, r, R, row_ok, y2, mass, mass2, used, known, target_logit, second_logit, temperature, soft,
-            maximum, others, moment, weighted, weight_seen, sum_z, sum_z2, above, TARGET, SMOOTH, STATS,
+            rows_ptr, r, R, row_ok, y2, mass, mass2, used, known, target_logit, second_logit, temperature, inverse,
+            soft, maximum, others, moment, weighted, weight_seen, sum_z, sum_z2, above, TARGET, SMOOTH, STATS,
         )  # fmt: skip
         if REDUCTION == "none":
             tl.store(loss_ptr + r, loss, mask=row_ok)
@@ -370,34 +406,18 @@ def forward_kernel(
             count = tl.zeros((BLOCK,), tl.float64)
             if PARTS > 1:
                 for start in range(0, R, BLOCK):
-                    r, n, offset, row_ok = _rows(start, R, D, stride_n, stride_d, ALIGN, BLOCK, NESTED)
-                    hard = tl.full((BLOCK,), 1.0, ACC) - smoothing
-                    soft = tl.full((BLOCK,), 1.0, ACC) * smoothing / C
-                    y, y2, mass, mass2, ranked, used, known, counted = _labels(
-                        target_ptr, second_ptr, share_ptr, weight_ptr, r, n, share_stride, row_ok, C, ignore_index,
-                        hard, TARGET, HAS_WEIGHT, ACC,
-                    )  # fmt: skip
-                    temperature = _temperature(temperature_ptr, T, n, temperature_stride, row_ok, HAS_T, ACC)
-                    target_logit = tl.zeros((BLOCK,), ACC)
-                    second_logit = target_logit
-                    if TARGET != "probabilities":
-                        target_logit = tl.load(logits_ptr + offset + y * stride_c, mask=known, other=0.0).to(ACC)
-                    if TARGET == "mixed":
-                        second_logit = tl.load(logits_ptr + offset + y2 * stride_c, mask=y2 >= 0, other=0.0).to(ACC)
-                    maximum, others, moment, weighted, weight_seen, sum_z, sum_z2, above = _combined(
-                        part_ptr, r, row_ok, 1 / temperature, R, parts,
-                        SMOOTH or TARGET == "probabilities", STATS, ACC, PARTS,
-                    )  # fmt: skip
-                    loss = _finish(
-                        rows_ptr, r, R, row_ok, y2, mass, mass2, used, known, target_logit, second_logit, temperature,
-                        soft, maximum, others, moment, weighted, weight_seen, sum_z, sum_z2, above,
-                        TARGET, SMOOTH, STATS,
+                    losses, counts = _combined_rows(
+                        start, logits_ptr, target_ptr, second_ptr, share_ptr, temperature_ptr, weight_ptr, rows_ptr,
+                        part_ptr, T, R, C, D, stride_n, stride_c, stride_d, temperature_stride, share_stride,
+                        ignore_index, smoothing, parts,
+                        TARGET, HAS_T, HAS_WEIGHT, SMOOTH, STATS, NESTED, ALIGN, ACC, BLOCK, PARTS,
                     )  # fmt: skip
                     if REDUCTION == "none":
-                        tl.store(loss_ptr + r, loss, mask=row_ok)
+                        i = start + tl.arange(0, BLOCK).to(tl.int64)
+                        tl.store(loss_ptr + i, losses, mask=i < R)
                     else:
-                        total_loss += loss.to(tl.float64)
-                        count += tl.where(row_ok, counted, 0.0).to(tl.float64)
+                        total_loss += losses.to(tl.float64)
+                        count += counts.to(tl.float64)
             else:
                 programs = tl.num_programs(0)
                 for start in range(0, programs, BLOCK):
@@ -465,8 +485,7 @@ def backward_kernel(
         )  # fmt: skip
         grad = others[:, None] * p - t
     elif TARGET == "mixed":
-        z1 = tl.load(logits_ptr + offset + y * stride_c, mask=known, other=0.0).to(ACC)
-        z2 = tl.load(logits_ptr + offset + y2 * stride_c, mask=y2 >= 0, other=0.0).to(ACC)
+        z1, z2 = _label_logits(logits_ptr, offset, stride_c, y, y2, known, TARGET, ACC)
         e1 = tl.exp((z1 - maximum) * inverse)
         e2 = tl.where(y2 >= 0, tl.exp((z2 - maximum) * inverse), 0.0)
         is_first, is_second = j[None, :] == y[:, None], j[None, :] == y2[:, None]
@@ -537,6 +556,7 @@ def forward(
             part_ptr=left, span=span, parts=parts, REDUCTION=reduction, STATS=stats,
             ROWS=shape.rows, CLASSES=shape.classes, PARTS=width,
             BLOCK=max(1, COMBINE // width) if parts > 1 else REDUCE_BLOCK, num_warps=shape.warps,
+            maxnreg=REGISTERS[acc.itemsize] if constants["TARGET"] == "probabilities" else None,
         )  # fmt: skip
     return loss, rows, denominator, grad
 
