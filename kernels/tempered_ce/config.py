@@ -49,8 +49,8 @@ MIN_TILES = 8
 MAX_PARTS = 256
 
 
-#: Registers a thread at most, by bytes of the accumulator, of the forward pass over class probabilities. Without a bound
-#: ptxas keeps one of them in memory on some architectures, to make room for another block.
+#: Registers a thread at most in the forward pass, by bytes of the accumulator. They take that bound where ptxas, left
+#: alone, keeps one or two of them in memory to make room for another block: in float64, and beside class probabilities.
 REGISTERS = {4: 96, 8: 248}
 
 

@@ -556,7 +556,7 @@ def forward(
             part_ptr=left, span=span, parts=parts, REDUCTION=reduction, STATS=stats,
             ROWS=shape.rows, CLASSES=shape.classes, PARTS=width,
             BLOCK=max(1, COMBINE // width) if parts > 1 else REDUCE_BLOCK, num_warps=shape.warps,
-            maxnreg=REGISTERS[acc.itemsize] if constants["TARGET"] == "probabilities" else None,
+            maxnreg=REGISTERS[acc.itemsize] if acc == torch.float64 or constants["TARGET"] == "probabilities" else None,
         )  # fmt: skip
     return loss, rows, denominator, grad
 
