@@ -49,11 +49,6 @@ MIN_TILES = 8
 MAX_PARTS = 256
 
 
-#: Registers a thread at most in the forward pass, by bytes of the accumulator. They take that bound where ptxas, left
-#: alone, keeps one or two of them in memory to make room for another block: in float64, and beside class probabilities.
-REGISTERS = {4: 96, 8: 248}
-
-
 def tile(classes: int) -> Tile:
     """The tile for logits of `classes` classes."""
     return next(t for t in TILES if classes <= t.max_classes)
@@ -71,22 +66,53 @@ def splits(programs: int, classes: int, sms: int) -> tuple[int, int]:
     return -(-tiles // span), span
 
 
+def registers(shape: Tile, itemsize: int, target: str) -> int | None:
+    """Most registers a thread of the forward pass, `itemsize` bytes an accumulator, where ptxas needs a bound: left
+    alone it keeps one or two of them in memory there, on some architecture, to make room for another block."""
+    if itemsize == 8:
+        return 248
+    if target == "probabilities":
+        return 96
+    return 128 if shape.rows == 64 else None
+
+
 #: What the tiles count on, as compiled by the triton that constraints.txt names: registers a thread at most, and blocks
-#: at once on a multiprocessor. "full" is weight, smoothing, statistics and a temperature tensor; "nested": [N, C, d1].
+#: at once on a multiprocessor. "full" is weight, smoothing, statistics, a temperature tensor and scale_gradient="T2";
+#: "nested": [N, C, d1]; "split": few rows, whose parts one program puts together (in the forward pass only).
 #: Even the leanest case, fp64 with every option, keeps 8 warps of 16 loads each in flight. Where a compiler gives
 #: something else, tests/compile says so and this table follows, by decision.
-_VARIANTS = ("plain", "full", "nested", "fp64 plain", "fp64 full")
+_VARIANTS = (
+    "plain", "full", "nested", "fp64 plain", "fp64 full",
+    "mixed", "mixed full", "probabilities", "probabilities full",
+    "fp64 mixed full", "fp64 probabilities full",
+)  # fmt: skip
 _CLAIMS = {
-    "forward 64x16": ((48, 10), (88, 5), (152, 3), (160, 3), (224, 2)),
-    "forward 8x128": ((40, 12), (88, 5), (136, 3), (160, 3), (232, 2)),
-    "forward 2x1024": ((56, 9), (104, 4), (64, 8), (128, 4), (224, 2)),
-    "forward 1x2048": ((48, 10), (96, 5), (64, 8), (128, 4), (208, 2)),
-    "backward 64x16": ((40, 12), (48, 10), (96, 5), (112, 4), (120, 4)),
-    "backward 8x128": ((32, 16), (48, 10), (96, 5), (104, 4), (120, 4)),
-    "backward 2x1024": ((40, 12), (48, 10), (56, 9), (88, 5), (112, 4)),
-    "backward 1x2048": ((40, 12), (64, 8), (56, 9), (96, 5), (120, 4)),
-}
-CLAIMS = {"reduce": Claim(64, 4)} | {
+    "forward 64x16": ((80, 6), (104, 4), (128, 4), (176, 2), (232, 2),
+        (80, 6), (120, 4), (72, 7), (96, 5), (248, 2), (232, 2)),
+    "forward 8x128": ((56, 9), (80, 6), (144, 3), (168, 3), (224, 2),
+        (40, 12), (112, 4), (56, 9), (96, 5), (248, 2), (232, 2)),
+    "forward 2x1024": ((56, 9), (96, 5), (72, 7), (176, 2), (232, 2),
+        (56, 9), (104, 4), (80, 6), (96, 5), (240, 2), (232, 2)),
+    "forward 1x2048": ((48, 10), (96, 5), (72, 7), (152, 3), (200, 2),
+        (40, 12), (80, 6), (64, 8), (96, 5), (216, 2), (216, 2)),
+    "backward 64x16": ((40, 12), (48, 10), (96, 5), (104, 4), (120, 4),
+        (56, 9), (72, 7), (32, 16), (40, 12), (176, 2), (96, 5)),
+    "backward 8x128": ((32, 16), (48, 10), (96, 5), (96, 5), (120, 4),
+        (40, 12), (72, 7), (32, 16), (40, 12), (168, 3), (96, 5)),
+    "backward 2x1024": ((40, 12), (56, 9), (56, 9), (96, 5), (112, 4),
+        (56, 9), (80, 6), (40, 12), (56, 9), (168, 3), (96, 5)),
+    "backward 1x2048": ((40, 12), (56, 9), (56, 9), (96, 5), (112, 4),
+        (48, 10), (80, 6), (32, 16), (56, 9), (144, 3), (96, 5)),
+}  # fmt: skip
+CLAIMS = {
+    "forward 1x2048 split": Claim(72, 7),
+    "forward 1x2048 split full": Claim(120, 4),
+    "forward 1x2048 split mixed full": Claim(160, 3),
+    "forward 1x2048 split probabilities full": Claim(96, 5),
+    "forward 1x2048 fp64 split full": Claim(232, 2),
+    "forward 1x2048 fp64 split mixed full": Claim(232, 2),
+    "forward 1x2048 fp64 split probabilities full": Claim(168, 3),
+} | {
     f"{tile} {variant}": Claim(*claim)
     for tile, claims in _CLAIMS.items()
     for variant, claim in zip(_VARIANTS, claims, strict=True)

@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 from fastrank.kernels.tempered_ce import layout
-from fastrank.kernels.tempered_ce.config import COMBINE, REDUCE_BLOCK, REGISTERS, SMS, splits, tile
+from fastrank.kernels.tempered_ce.config import COMBINE, REDUCE_BLOCK, SMS, registers, splits, tile
 from torch import Tensor
 
 _TARGETS = ("index", "mixed", "probabilities")
@@ -556,7 +556,7 @@ def forward(
             part_ptr=left, span=span, parts=parts, REDUCTION=reduction, STATS=stats,
             ROWS=shape.rows, CLASSES=shape.classes, PARTS=width,
             BLOCK=max(1, COMBINE // width) if parts > 1 else REDUCE_BLOCK, num_warps=shape.warps,
-            maxnreg=REGISTERS[acc.itemsize] if acc == torch.float64 or constants["TARGET"] == "probabilities" else None,
+            maxnreg=registers(shape, acc.itemsize, constants["TARGET"]),
         )  # fmt: skip
     return loss, rows, denominator, grad
 
