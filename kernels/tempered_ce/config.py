@@ -105,6 +105,10 @@ _CLAIMS = {
         (48, 10), (80, 6), (32, 16), (56, 9), (144, 3), (96, 5)),
 }  # fmt: skip
 CLAIMS = {
+    f"{tile} {variant}": Claim(*claim)
+    for tile, claims in _CLAIMS.items()
+    for variant, claim in zip(_VARIANTS, claims, strict=True)
+} | {
     "forward 1x2048 split": Claim(72, 7),
     "forward 1x2048 split full": Claim(120, 4),
     "forward 1x2048 split mixed full": Claim(160, 3),
@@ -112,8 +116,4 @@ CLAIMS = {
     "forward 1x2048 fp64 split full": Claim(232, 2),
     "forward 1x2048 fp64 split mixed full": Claim(232, 2),
     "forward 1x2048 fp64 split probabilities full": Claim(168, 3),
-} | {
-    f"{tile} {variant}": Claim(*claim)
-    for tile, claims in _CLAIMS.items()
-    for variant, claim in zip(_VARIANTS, claims, strict=True)
 }

@@ -603,7 +603,7 @@ def backward(
 
 
 def _problem(beside, logits, target, second, share, T, temperature, weight, ignore_index, label_smoothing, acc):
-    """What both kernels take: (arguments, constants, (logits as [N, C, D], weight)). `beside`: other views [N, C, D]."""
+    """What both kernels take: (arguments, constants, (logits as [N, C, D], weight)). `beside`: more such views."""
     view = _view(logits)
     q = _view(target) if target.is_floating_point() else None
     align = _alignment(view, *beside, *(() if q is None else (q,)))

@@ -6,7 +6,6 @@ instructions that PTX calls approximate err as far as the ISA lets them.
 
 import itertools
 import mmap
-from contextlib import contextmanager
 
 import pytest
 import tempered_ce_conformity as suite
@@ -32,7 +31,11 @@ CASES = [
     [suite.Case(9, 94, torch.bfloat16, target="mixed")],
     [suite.Case(3, 1001, target="mixed", weighted=True, label_smoothing=0.1, scale_gradient="T", strides="padded")],
     [suite.Case(3, 1000, torch.float16, target="probabilities", scale_gradient="T2")],
-    [suite.Case(7, 13, torch.float64, target="probabilities", weighted=True, label_smoothing=0.1, strides="transposed")],
+    [
+        suite.Case(
+            7, 13, torch.float64, target="probabilities", weighted=True, label_smoothing=0.1, strides="transposed"
+        )
+    ],
     [suite.Case(1, 7 * 2048 + 1), suite.Case(1, 9 * 2048 - 3, T=1e-2)],
 ]
 #: Without hints of divisibility, as for pointers and strides that are aligned to nothing.
@@ -133,20 +136,6 @@ def probabilities(impl):
     return outputs(impl, z.transpose(1, 2), q.transpose(1, 2), 2.0, label_smoothing=0.2)
 
 
-@contextmanager
-def split_rows():
-    """Rows in three parts of 100 classes' tiles, two rows a step put together: what else takes 8 tiles of 2048."""
-    from fastrank.kernels.tempered_ce import config, triton
-
-    real = triton.tile, triton.splits, triton.COMBINE
-    triton.tile = lambda classes: config.Tile(float("inf"), rows=1, classes=128, warps=4)
-    triton.splits, triton.COMBINE = (lambda programs, classes, sms: (3, 1)), 8
-    try:
-        yield
-    finally:
-        triton.tile, triton.splits, triton.COMBINE = real
-
-
 def split(impl):
     """Mixed targets; labels, maxima and rows of nothing but -inf on either side of where parts meet."""
     generator = torch.Generator().manual_seed(4)
@@ -156,7 +145,7 @@ def split(impl):
     share = torch.tensor([0.3, 0.9, 0.6, 1.0, 0.5])
     share[3], labels[1][3] = 0.4, 298
     weight = torch.rand(300, generator=generator)
-    with split_rows():
+    with suite.split_rows():
         return outputs(impl, z, (*labels, share), torch.tensor(0.7), weight=weight)
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+from contextlib import nullcontext
 
 import pytest
 
@@ -63,29 +64,42 @@ def test_which_rows_are_split():
 @pytest.mark.parametrize("options", [{}, *suite.OPTIONS], ids=str)
 def test_split_rows_keep_the_error_bound(options, monkeypatch):
     """Of one class more than stays whole; of parts of several tiles; of a last part shorter than the others."""
-    for (n, c), sms, dtype in zip([(1, FEW + 1), (2, FEW + 1), (1, 9 * 2048 - 5)], (132, 1, 1), suite.DTYPES):
+    for (n, c), sms, dtype in zip(
+        [(1, FEW + 1), (2, FEW + 1), (1, 9 * 2048 - 5)], (132, 1, 1), suite.DTYPES, strict=False
+    ):
         monkeypatch.setattr(kernels, "_multiprocessors", lambda device, sms=sms: sms)
         assert config.splits(n, c, sms)[0] > 1
         check(suite.OP, "triton", suite.Case(n, c, dtype, 2.0, **options))
 
 
-def test_split_rows_equal_the_reference(monkeypatch):
-    """Reductions and statistics; labels and maxima on either side of where parts meet; ignored rows; many rows a step."""
-    c, n = FEW + 1, 7
-    y = torch.tensor([0, 2047, 2048, 4095, 4096, c - 1, -100])
-    second = torch.tensor([2048, 2048, 2047, 0, c - 1, 4096, 0])
+def test_split_rows_equal_the_reference():
+    """Reductions and statistics; labels and maxima on either side of where parts meet; an ignored row."""
+    c, n = 300, 7
+    y = torch.tensor([0, 127, 128, 255, 256, c - 1, -100])
+    second = torch.tensor([128, 128, 127, 0, c - 1, 256, 0])
     share = torch.tensor([0.3, 1.0, 0.0, 0.5, 0.7, 0.2, 0.9], dtype=torch.float64)
     weight = torch.rand(c, dtype=torch.float64)
-    monkeypatch.setattr(kernels, "_multiprocessors", lambda device: 7)
-    monkeypatch.setattr(kernels, "COMBINE", 16)
-    assert config.splits(n, c, 7) == (4, 2)
     z = (3 * torch.randn(n, c, dtype=torch.float64)).requires_grad_()
     with torch.no_grad():
         z[torch.arange(n), second] += 20
+    options = {"weight": weight, "label_smoothing": 0.2, "scale_gradient": "T"}
     for target, reduction in itertools.product((y, (y.clamp(min=0), second, share)), ("none", "mean", "sum")):
-        options = {"weight": weight, "label_smoothing": 0.2, "scale_gradient": "T"}
-        for got, expected in zip(*both(z, target, 1.7, reduction=reduction, **options), strict=True):
+        with suite.split_rows():
+            results = both(z, target, 1.7, reduction=reduction, **options)
+        for got, expected in zip(*results, strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_the_denominator_counts_programs_only_meanwhile(reduction, dtype):
+    """Its bits count the programs: what is left must be exactly what a mean divides by, or 1."""
+    z, y = torch.randn(130, 5, dtype=dtype), torch.randint(5, (130,))
+    for rows in (slice(None), slice(0, 5)):
+        with suite.split_rows() if rows.stop else nullcontext():
+            arguments = (z[rows], y[rows], None, None, 1.0, None, None, -100, reduction, 0.0, 0, False, False)
+            *_, denominator, _ = kernels.forward(*arguments)
+        assert denominator == (y[rows].numel() if reduction == "mean" else 1)
 
 
 def both(z, y, T, **options):
@@ -193,6 +207,18 @@ def test_probabilities_near_zero_and_one_keep_relative_accuracy(correct):
     (loss, grad, *_), _ = both(z.requires_grad_(), y, 1.0)
     _, (true_loss, true_grad, *_) = both(z.detach().double().requires_grad_(), y, 1.0)
     bound = 60 * torch.finfo(torch.float32).eps  # x is exact to 2 eps * 21.7
+    assert abs(loss.double() / true_loss - 1) < bound
+    assert ((grad.double() / true_grad - 1).abs() < bound).all()
+
+
+@pytest.mark.parametrize("largest", [0, 1])
+def test_either_label_of_a_mixed_target_keeps_relative_accuracy_near_one(largest):
+    """The other label has no share, so that nothing else hides the loss of the label that is nearly certain."""
+    z, y = torch.tensor([[20.7, 0.0, -1.0]]), (torch.tensor([largest]), torch.tensor([1 - largest]))
+    y = (*y, torch.tensor([1.0 - largest]))
+    (loss, grad, *_), _ = both(z.requires_grad_(), y, 1.0)
+    _, (true_loss, true_grad, *_) = both(z.detach().double().requires_grad_(), y, 1.0)
+    bound = 60 * torch.finfo(torch.float32).eps
     assert abs(loss.double() / true_loss - 1) < bound
     assert ((grad.double() / true_grad - 1).abs() < bound).all()
 
