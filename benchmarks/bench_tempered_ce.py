@@ -159,7 +159,7 @@ def account(case: Loss, dtype: torch.dtype, device: str) -> tuple[cost.Launch, .
     forward = cost.forward(case.rows, case.classes, dtype)
     if device != "cpu":
         return forward + (cost.backward(case.rows, case.classes, dtype) if case.backward else ())
-    read, work = case.rows * case.classes * dtype.itemsize, cost.forward(case.rows, case.classes, dtype)[-1].flops
+    read, work = case.rows * case.classes * dtype.itemsize, cost.forward(case.rows, case.classes, dtype)[1].flops
     return (cost.Launch("native", read, read if case.backward else 0, work),)
 
 

@@ -54,8 +54,8 @@ def _shapes() -> str:
     lines = [
         "### The loss on an H100: what share of the roofline is expected, and why\n",
         "Both passes, bf16 logits, a mean. A program waits some 0.7 us for a tile; as many programs at once as the "
-        "registers allow; the last one takes three times that for the reduction. Assumptions, not measurements; "
-        "`launches` are the 3 us each of them.\n",
+        "registers allow; the last one takes three times that for the reduction, and once more for 1,024 programs. "
+        "Assumptions, not measurements; `launches` are the 3 us each of them.\n",
         "| rows x classes | target | programs forward | parts a row | roofline us | expected us | share | "
         "without launches | bound by |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -66,16 +66,17 @@ def _shapes() -> str:
         shape = config.tile(classes)
         parts, span = config.splits(-(-rows // shape.rows), classes, device.sms)
         plain, waits = target.replace("index", "plain"), {}
-        for kernel, launch, tiles in (("forward", forward[-1], span), ("backward", backward[-1], 1)):
+        for kernel, launch, tiles in (("forward", forward[1], span), ("backward", backward[-1], 1)):
             variant = "split" if parts > 1 and kernel == "forward" else plain
             resident = config.CLAIMS[f"{kernel} {shape.rows}x{shape.classes} {variant}"].blocks * device.sms
             waits[kernel] = -(-launch.blocks // resident) * tiles * TILE
-        memory = {"forward": roofline(forward[-1:], device), "backward": roofline(backward[-1:], device)}
+        memory = {"forward": roofline(forward[1:], device), "backward": roofline(backward[-1:], device)}
         floor, launches = sum(memory.values()), device.launch * len(forward + backward)
-        device_time = sum(max(memory[k], waits[k]) for k in memory) + LAST * TILE
+        last = LAST + (0 if parts > 1 or len(forward) > 2 else forward[1].blocks // config.REDUCE_BLOCK)
+        device_time = sum(max(memory[k], waits[k]) for k in memory) + last * TILE
         reasons = {"launches": launches, "waiting for memory": device_time - floor, "memory": floor}
         lines.append(
-            f"| {rows:,} x {classes:,} | {target} | {forward[-1].blocks:,} | {parts} | {_us(floor)} | "
+            f"| {rows:,} x {classes:,} | {target} | {forward[1].blocks:,} | {parts} | {_us(floor)} | "
             f"{_us(device_time + launches)} | {100 * floor / (device_time + launches):.0f} % | "
             f"{100 * floor / device_time:.0f} % | {max(reasons, key=reasons.get)} |"
         )

@@ -34,6 +34,9 @@ TILES = (
 
 #: Programs' losses that the last program sums a step: a batch of this many programs is one load deep.
 REDUCE_BLOCK = 1024
+#: Most programs whose losses the last one sums alone: 16 waits for memory, as long as the few small kernels of torch's
+#: own sum and quotient. Beyond it (millions of rows of few classes) those are the shorter way.
+ALONE = 16 * REDUCE_BLOCK
 #: Parts of rows that the last program puts together a step: 8 a thread, of up to 8 sums each.
 COMBINE = 256
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 from fastrank.kernels.cost import Launch
-from fastrank.kernels.tempered_ce.config import SMS, splits, tile
+from fastrank.kernels.tempered_ce.config import ALONE, SMS, splits, tile
 from fastrank.kernels.tempered_ce.layout import STATE
 from fastrank.kernels.tempered_ce.reference import RowStats, accumulator
 
@@ -67,7 +67,10 @@ def forward(
         left = programs * 8 * (2 if mean else 1)
     planes = len(STATE) + (len(RowStats._fields) if stats else 0)
     written = rows * planes * acc + (rows * acc if reduction == "none" else acc) + left
-    written += acc if left else 0  # the denominator
+    counted = combined or (reduction != "none" and programs <= ALONE)  # whether the last program reduces
+    if reduction != "none" and not counted:
+        written -= acc
+    written += acc if counted else 0  # the denominator
     count = FORWARD + STATS * stats
     if soft:
         count += PROBABILITIES_FORWARD + PROBABILITIES_SMOOTH * smoothing + PROBABILITIES_WEIGHT * weight
@@ -75,10 +78,17 @@ def forward(
     else:
         count += SMOOTH_FORWARD * smoothing
     launch = Launch(
-        "forward", read + left, written, _work(rows * classes, count, dtype),
-        _work(_padded(rows, classes), count, dtype), requested + left, programs * parts,
+        "forward", read + (left if counted else 0), written, _work(rows * classes, count, dtype),
+        _work(_padded(rows, classes), count, dtype), requested + (left if counted else 0), programs * parts,
     )  # fmt: skip
-    return Launch("torch.ones", 0, acc), launch
+    after = []
+    if reduction != "none" and not counted:
+        after = [Launch("torch.sum", programs * 8, 8, {"fp64": programs}), Launch("torch.div", 8 + acc, acc)]
+        if mean:
+            after += [after[0], Launch("torch.copy_", 8, acc)]
+        elif reduction == "mean":
+            after.append(Launch("torch.fill_", 0, acc))
+    return Launch("torch.ones", 0, acc), launch, *after
 
 
 def backward(

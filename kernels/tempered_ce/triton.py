@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 from fastrank.kernels.tempered_ce import layout
-from fastrank.kernels.tempered_ce.config import COMBINE, REDUCE_BLOCK, SMS, registers, splits, tile
+from fastrank.kernels.tempered_ce.config import ALONE, COMBINE, REDUCE_BLOCK, SMS, registers, splits, tile
 from torch import Tensor
 
 _TARGETS = ("index", "mixed", "probabilities")
@@ -331,10 +331,10 @@ def forward_kernel(
     ignore_index, smoothing, span, parts,
     TARGET: tl.constexpr, REDUCTION: tl.constexpr, HAS_T: tl.constexpr, HAS_WEIGHT: tl.constexpr,
     SMOOTH: tl.constexpr, STATS: tl.constexpr, NESTED: tl.constexpr, ALIGN: tl.constexpr, ACC: tl.constexpr,
-    ROWS: tl.constexpr, CLASSES: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
+    ROWS: tl.constexpr, CLASSES: tl.constexpr, PARTS: tl.constexpr, COUNTED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Row planes and loss of ROWS rows, or (PARTS > 1) sums over `span` tiles of each, and the batch's loss by the
-    program that ends last. `C` and, unless NESTED, the strides of n come in units of ALIGN.
+    """Row planes and loss of ROWS rows, or (PARTS > 1) sums over `span` tiles of each, and, COUNTED, the batch's
+    loss by the program that ends last. `C` and, unless NESTED, the strides of n come in units of ALIGN.
 
     `part_ptr` takes what programs leave for the last one: sums of their rows' parts [plane, R, parts]; or, of whole
     rows, their losses' sum and what they count in a mean [2, programs] in float64. `arrived_ptr` is the denominator's
@@ -396,7 +396,7 @@ def forward_kernel(
             if REDUCTION == "mean" and TARGET == "index":
                 tl.store(at + tl.num_programs(0), tl.sum(counted.to(tl.float64), 0))
 
-    if PARTS > 1 or REDUCTION != "none":
+    if COUNTED:
         # All threads have stored before one of them says so; the atomic orders that before what the last one reads.
         tl.debug_barrier()
         one: tl.constexpr = 0x3FF0000000000000 if ACC == tl.float64 else 0x3F800000
@@ -544,6 +544,7 @@ def forward(
     whole = stats and constants["TARGET"] == "probabilities"
     parts, span = (1, 1) if whole else splits(programs, view.shape[1], _multiprocessors(logits.device))
     width = triton.next_power_of_2(parts)
+    counted = parts > 1 or (reduction != "none" and programs <= ALONE)
     left = None
     if parts > 1:
         left = torch.empty((8, count, parts), dtype=acc, device=logits.device)
@@ -554,10 +555,14 @@ def forward(
             **arguments, **constants, rows_ptr=rows, loss_ptr=loss, denominator_ptr=denominator,
             arrived_ptr=denominator.view(torch.int64 if acc == torch.float64 else torch.int32),
             part_ptr=left, span=span, parts=parts, REDUCTION=reduction, STATS=stats,
-            ROWS=shape.rows, CLASSES=shape.classes, PARTS=width,
+            ROWS=shape.rows, CLASSES=shape.classes, PARTS=width, COUNTED=counted,
             BLOCK=max(1, COMBINE // width) if parts > 1 else REDUCE_BLOCK, num_warps=shape.warps,
             maxnreg=registers(shape, acc.itemsize, constants["TARGET"]),
         )  # fmt: skip
+        if reduction != "none" and not counted:
+            if reduction == "mean":
+                denominator.copy_(left[1].sum()) if constants["TARGET"] == "index" else denominator.fill_(count)
+            torch.div(left[0].sum(), denominator, out=loss)
     return loss, rows, denominator, grad
 
 

@@ -77,6 +77,12 @@ def test_one_launch_forward_and_one_for_the_gradient(shape):
         assert backward == (summed, ["backward_kernel"]), (kind, reduction, options)
 
 
+def test_launches_of_millions_of_rows():
+    """There torch sums what the programs leave: one program would take longer than its three launches."""
+    forward, _ = step("index", "mean", False, (2**18, 19))
+    assert forward == (["ones", "sum", "copy_", "sum", "div"], ["forward_kernel"])
+
+
 def test_a_read_of_the_device_is_seen(monkeypatch):
     from fastrank.kernels.tempered_ce import triton as kernels
 

@@ -90,6 +90,20 @@ def test_split_rows_equal_the_reference():
             torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_programs_too_many_for_one_to_sum(reduction, monkeypatch):
+    monkeypatch.setattr(kernels, "ALONE", 1)
+    z, y = torch.randn(130, 5, dtype=torch.float64, requires_grad=True), torch.randint(5, (130,))
+    weight = torch.rand(5, dtype=torch.float64)
+    for target, weights in (
+        (y, None),
+        (y.index_fill(0, torch.tensor([3]), -100), weight),
+        ((y, y.flip(0), 0.3), weight),
+    ):
+        for got, expected in zip(*both(z, target, 2.0, reduction=reduction, weight=weights), strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 def test_the_denominator_counts_programs_only_meanwhile(reduction, dtype):

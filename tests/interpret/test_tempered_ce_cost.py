@@ -127,3 +127,16 @@ def test_bytes(traffic, dtype, options):
             assert (launch.read, launch.written, launch.requested, launch.blocks) == (
                 size(seen.read), size(seen.written), seen.requested, len(seen.blocks)
             ), (name, rows, classes)  # fmt: skip
+
+
+def test_bytes_where_torch_sums_what_programs_leave(traffic, monkeypatch):
+    monkeypatch.setattr(kernels, "ALONE", 1)
+    monkeypatch.setattr(cost, "ALONE", 1)
+    rows, classes = 70, 10
+    arguments = (torch.randn(rows, classes), torch.arange(rows) % classes, None, None, 1.0, None, None, -100)
+    for reduction in ("mean", "sum"):
+        traffic.clear()
+        kernels.forward(*arguments, reduction, 0.0, 0, False, False)
+        launch = cost.forward(rows, classes, reduction=reduction)[1]
+        seen = traffic["forward"]
+        assert (launch.read, launch.written, launch.requested) == (size(seen.read), size(seen.written), seen.requested)
