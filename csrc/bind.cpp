@@ -6,6 +6,7 @@
 namespace py = pybind11;
 
 namespace fastrank {
+void bind_common(py::module_& m);
 void bind_gram(py::module_& m);
 void bind_tempered_ce(py::module_& m);
 }  // namespace fastrank
@@ -21,6 +22,7 @@ PYBIND11_MODULE(_core, m) {
 #else
   m.attr("cuda") = false;
 #endif
+  fastrank::bind_common(m);
   fastrank::bind_gram(m);
   fastrank::bind_tempered_ce(m);
 }

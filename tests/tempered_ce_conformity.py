@@ -83,50 +83,69 @@ def _reference(*inputs):
     return _outputs(reference.tempered_cross_entropy, *inputs)
 
 
-def acc_is_float32(case: Case) -> bool:
-    return ACC.get(case.dtype, torch.float32) == torch.float32
-
-
-def _masses(case: Case, target, second, share, weight, smoothing) -> tuple[list, torch.Tensor]:
+def _masses(c: int, target, second, share, weight, smoothing) -> tuple[list, torch.Tensor]:
     """The target as the docstring's formula sees it: [(label [n], its weight [n])], and the other weights t [n, c]."""
-    w = torch.ones(case.c, dtype=torch.float64) if weight is None else weight.double()
-    if case.target == "probabilities":
-        return [], w * ((1 - smoothing) * target.double() + smoothing / case.c)
+    w = torch.ones(c, dtype=torch.float64) if weight is None else weight.double()
+    if target.is_floating_point():
+        return [], w * ((1 - smoothing) * target.double() + smoothing / c)
     used = (target != -100).double()
     labels = [(target.clamp(min=0), used)]
     if second is not None:
         labels = [(target, share.double()), (second, 1 - share.double())]
-    soft = smoothing / case.c * used[:, None] * w
+    soft = smoothing / c * used[:, None] * w
     return [(y, (1 - smoothing) * w[y] * part) for y, part in labels], soft
 
 
 def band(case: Case, truth) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The docstring's bound for each output."""
-    logits, target, second, share, T, weight, grad_loss, smoothing, scale_gradient = build(case)
     device, truth = truth[1].device.type, [t.cpu() for t in truth]
-    eps = torch.finfo(ACC.get(case.dtype, torch.float32)).eps * (4 if case.dtype == torch.float64 else 1)
-    tiny = torch.finfo(ACC.get(case.dtype, torch.float32)).tiny
-    z, T, g = logits.double(), T.double(), grad_loss.double().abs()
-    x = (z - z.amax(1, keepdim=True)) / T[:, None]
-    p, X = x.softmax(1), -x
-    labels, t = _masses(case, target, second, share, weight, smoothing)
+    return bound(*build(case), truth[1], device)
 
+
+def accumulator_eps(dtype: torch.dtype) -> float:
+    return torch.finfo(ACC.get(dtype, torch.float32)).eps * (4 if dtype == torch.float64 else 1)
+
+
+def roundings(dtype: torch.dtype, c: int, mean_X: torch.Tensor, device: str = "cpu") -> tuple[int, torch.Tensor]:
+    """The docstring's 2 and A; for sum_i p_i X_i."""
     core = backend.core()
-    lanes = LANE_BYTES[core.isa if core else "scalar"] * 8 // torch.finfo(ACC.get(case.dtype, torch.float32)).bits
+    lanes = LANE_BYTES[core.isa if core else "scalar"] * 8 // torch.finfo(ACC.get(dtype, torch.float32)).bits
     # A row is summed in its lanes, or by one lane in chunks of 64 classes.
-    additions = max(case.c / (2 * lanes) + lanes / 2, 32 + case.c / 128)
+    additions = max(c / (2 * lanes) + lanes / 2, 32 + c / 128)
     # A GPU's float32 exponential is 2^(x log2 e): factor and product put 0.6 eps X_j more on e_j; and its division may
     # err by 2 eps where a CPU's errs by half of one.
-    K, divisions = (4, 8) if device == "cuda" and acc_is_float32(case) else (2, 0)
-    mean_X, mean_X2 = (p * X).sum(1), (p * X.square()).sum(1)
-    A = additions + K * mean_X + 8 + divisions
+    K, divisions = (4, 8) if device == "cuda" and dtype != torch.float64 else (2, 0)
+    return K, additions + K * mean_X + 8 + divisions
+
+
+def mean_distances(p: torch.Tensor, X: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """sum_i p_i X_i and sum_i p_i X_i^2, also where X_i^2 overflows."""
+    return (p * X).sum(1), torch.where(p > 0, p * X.square(), p).sum(1)
+
+
+def bound(
+    logits, target, second, share, T, weight, grad_loss, smoothing, scale_gradient, true_grad, device="cpu"
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The docstring's bound for the outputs of any such inputs; the gradient of the logits is rounded to their dtype.
+
+    A class whose logit is -inf errs by nothing: its exponential is 0 exactly.
+    """
+    dtype, c = logits.dtype, logits.shape[1]
+    eps, tiny = accumulator_eps(dtype), torch.finfo(ACC.get(dtype, torch.float32)).tiny
+    z, T, g = logits.double(), T.double(), grad_loss.double().abs()
+    x = (z - z.amax(1, keepdim=True)) / T[:, None]
+    p, X = x.softmax(1), torch.where(z.isneginf(), 0, -x)
+    labels, t = _masses(c, target, second, share, weight, smoothing)
+
+    mean_X, mean_X2 = mean_distances(p, X)
+    K, A = roundings(dtype, c, mean_X, device)
     mass, tX = t.sum(1), (t * X).sum(1)
     loss = mass * A + tX * (K + A)
     parts = (mass[:, None] * p + t) * (K * X + A[:, None])
     moment = K * mass * mean_X2 + A * (mass * mean_X + tX)
     reach = mass * X.sum(1)
     for y, hard in labels:
-        X_y, is_target = X.gather(1, y[:, None])[:, 0], torch.arange(case.c) == y[:, None]
+        X_y, is_target = X.gather(1, y[:, None])[:, 0], torch.arange(c) == y[:, None]
         others = p * ~is_target
         without_y, others_X = others.sum(1), (others * X).sum(1)
         loss += hard * (K * X_y + A)
@@ -138,16 +157,16 @@ def band(case: Case, truth) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         reach += hard * (X.sum(1) + X_y)
     scale = g / T
     grad_scale = scale * T ** {None: 0, "T": 1, "T2": 2}[scale_gradient]
-    rounding = torch.finfo(case.dtype)
+    rounding = torch.finfo(dtype)
     # Triton's interpreter truncates to bfloat16, where its compiler rounds to nearest.
-    ulps = 1.0 if backend.interpreting() and case.dtype == torch.bfloat16 else 0.5
-    heaviest = 1.0 if weight is None else weight.double().max()
+    ulps = 1.0 if backend.interpreting() and dtype == torch.bfloat16 else 0.5
+    whole = mass + sum(hard for _, hard in labels)
     grad = (
         eps * grad_scale[:, None] * parts
-        + (ulps * rounding.eps * truth[1].double().abs() + rounding.smallest_normal * rounding.eps)
-        + 2 * tiny * (1 + grad_scale[:, None] * heaviest)
+        + (ulps * rounding.eps * true_grad.double().abs() + rounding.smallest_normal * rounding.eps)
+        + 2 * tiny * (1 + (grad_scale * whole)[:, None])
     )
-    return eps * loss, grad, eps * scale * moment + 2 * tiny * scale * (reach + heaviest)
+    return eps * loss, grad, eps * scale * moment + 2 * tiny * scale * (reach + whole)
 
 
 @contextmanager

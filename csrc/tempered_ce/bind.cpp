@@ -6,7 +6,6 @@
 #include <cmath>
 #include <memory>
 
-#include "common/pages.h"
 #include "common/parallel.h"
 #include "tempered_ce/tempered_ce.h"
 
@@ -19,6 +18,10 @@ namespace {
 constexpr int64_t kSerialElements = 1 << 15;
 // Logits in one task: small enough to balance, large enough that handing it out costs nothing.
 constexpr int64_t kTaskElements = 1 << 14;
+// From this size on, a gradient goes past the caches: it would have left them before anybody reads it.
+constexpr int64_t kStreamBytes = int64_t{32} << 20;
+// As kernels/tempered_ce/validate.py.
+constexpr double kLowestT = 0x1p-100, kHighestT = 0x1p100;
 
 using Kernel = void (*)(const CrossEntropy&, int64_t, int64_t, void*);
 
@@ -40,8 +43,6 @@ Kernel backward_kernel() {
 
 void over_rows(Kernel kernel, const CrossEntropy& op, int threads) {
   const int64_t rows = op.row_count();
-  constexpr int64_t itemsize[] = {8, 4, 2, 2};  // of f64, f32, bf16, f16
-  advise_huge_pages(op.grad, rows * op.c * itemsize[static_cast<int>(op.dtype)]);
   const int64_t lanes = CrossEntropy::kLanes;
   const int64_t step = op.c >= kTaskElements ? (op.narrow() ? lanes : 1)
                                              : std::max<int64_t>(1, kTaskElements / op.c / lanes) * lanes;
@@ -71,7 +72,7 @@ template <class A> Fault first_fault(const CrossEntropy& op) {
   if (fault.kind != Fault::none) return fault;
   const A* const T = static_cast<const A*>(op.temperature);
   for (int64_t i = 0; T && i < (op.temperature_stride ? op.n : 1); ++i)
-    if (!(T[i] > 0 && std::isfinite(T[i]))) return {Fault::temperature, i};
+    if (!(T[i] >= A(kLowestT) && T[i] <= A(kHighestT))) return {Fault::temperature, i};
   const A* const share = static_cast<const A*>(op.share);
   for (int64_t i = 0; share && i < (op.share_stride ? op.n : 1); ++i)
     if (!(share[i] >= 0 && share[i] <= 1)) return {Fault::share, i};
@@ -157,6 +158,8 @@ void set_grad(CrossEntropy& op, uintptr_t grad, py::tuple strides) {
   op.grad_stride_n = strides[0].cast<int64_t>();
   op.grad_stride_c = op.c == 1 ? 1 : strides[1].cast<int64_t>();
   op.grad_stride_d = strides[2].cast<int64_t>();
+  constexpr int64_t itemsize[] = {8, 4, 2, 2};  // of f64, f32, bf16, f16
+  op.stream = op.n * op.c * op.d * itemsize[static_cast<int>(op.dtype)] >= kStreamBytes;
 }
 
 py::tuple answer(Fault fault) { return py::make_tuple(static_cast<int>(fault.kind), fault.at); }

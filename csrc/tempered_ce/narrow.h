@@ -9,7 +9,7 @@ namespace fastrank {
 namespace FASTRANK_ISA_NAMESPACE {
 namespace {
 
-// The rows [first, first + count) of one block, as tiles of acc: class j of all of them at [j * width].
+// One block of rows as tiles of acc: class j of all of them at [j * width].
 template <class S> struct Block {
   using A = Acc<S>;
   using V = Vec<A>;
@@ -19,41 +19,38 @@ template <class S> struct Block {
 
   const CrossEntropy& op;
   const Shared<A>& s;
-  int64_t first;
-  int count;
-  A *z, *q;                      // [c][width]; z becomes the exponentials, then the gradient
-  V m, inverse;
-  I labels[2];                   // -1 where there is none, and in lanes without a row
+  Rows<A> rows;
+  A *z, *q;  // [c][width]; z becomes the exponentials, then the gradient
+  I label[2];
 
   Block(const CrossEntropy& problem, const Shared<A>& common, int64_t begin, int64_t end, A* scratch)
-      : op(problem), s(common), first(begin), count(static_cast<int>(end - begin < width ? end - begin : width)),
-        z(scratch), q(op.probabilities ? scratch + op.c * width : nullptr) {
+      : op(problem), s(common), rows(problem, common, begin, end), z(scratch),
+        q(op.probabilities ? scratch + op.c * width : nullptr) {
     gather([&](int64_t r) { return logits_of<S>(op, r); }, op.stride_c, z);
     if (q) gather([&](int64_t r) { return probabilities_of<A>(op, r); }, op.probability_stride_c, q);
     for (int i = 0; i < 2; ++i)
-      for (int lane = 0; lane < width; ++lane)
-        labels[i][lane] = lane < count ? static_cast<int>(Labels<A>(op, s, first + lane).at[i]) : -1;
-    for (int lane = 0; lane < width; ++lane) inverse[lane] = 1 / temperature<A>(op, first + (lane < count ? lane : 0));
+      for (int lane = 0; lane < width; ++lane) label[i][lane] = static_cast<int>(rows.label[i][lane]);
   }
 
   template <class From> void gather(From from, int64_t stride, A* tile) {
-    decltype(from(first)) rows[width];
-    for (int lane = 0; lane < width; ++lane) rows[lane] = from(first + (lane < count ? lane : 0));
+    decltype(from(rows.first)) row[width];
+    for (int lane = 0; lane < width; ++lane) row[lane] = from(rows.first + (lane < rows.count ? lane : 0));
     for (int64_t j = 0; j < op.c; ++j)
-      for (int lane = 0; lane < width; ++lane) tile[j * width + lane] = widen(rows[lane][j * stride]);
+      for (int lane = 0; lane < width; ++lane) tile[j * width + lane] = widen(row[lane][j * stride]);
   }
 
   void scatter() const {
-    S* rows[width];
-    for (int lane = 0; lane < count; ++lane) rows[lane] = grad_of<S>(op, first + lane);
+    S* row[width];
+    for (int lane = 0; lane < rows.count; ++lane) row[lane] = grad_of<S>(op, rows.first + lane);
     for (int64_t j = 0; j < op.c; ++j)
-      for (int lane = 0; lane < count; ++lane) rows[lane][j * op.grad_stride_c] = narrow<S>(z[j * width + lane]);
+      for (int lane = 0; lane < rows.count; ++lane) row[lane][j * op.grad_stride_c] = narrow<S>(z[j * width + lane]);
   }
 
   FASTRANK_INLINE V mass(int64_t j) const {
     const V t = load(q + j * width) * s.hard + s.soft;
     return s.weight ? t * s.weight[j] : t;
   }
+  A logit(int lane, int64_t y) const { return z[y * width + lane]; }
 
   void forward() {
     V best = splat(-static_cast<A>(__builtin_huge_val()));
@@ -61,85 +58,67 @@ template <class S> struct Block {
       const V v = load(z + j * width);
       best = v > best ? v : best;
     }
-    m = best;
-    V ranked{};
-    Point<A> points[width];
-    for (int lane = 0; lane < count; ++lane) {
-      const Labels<A> l(op, s, first + lane);
-      points[lane] = l.point(m[lane], temperature<A>(op, first + lane), z + lane, width);
-      ranked[lane] = q ? z[most_probable(q + lane, op.c, width) * width + lane] : points[lane].z[l.larger];
-    }
+    rows.look_up([&](int lane, int64_t y) { return logit(lane, y); });
+    rows.set_maximum(best);
+    V ranked = rows.ranked;
+    for (int lane = 0; q && op.stats && lane < rows.count; ++lane)
+      ranked[lane] = logit(lane, most_probable(q + lane, op.c, width));
+    const V m = rows.m, inverse = rows.inverse;
     const bool moments = op.slope || op.stats || s.soft != 0;
-    V exponentials{}, moment{}, masses{}, weighted{}, sum_z{}, sum_z2{};
-    I above{};
+    Sums<A> sums;
     // In chunks: a lane alone adds up a whole row, and its rounding would grow with every class.
     for (int64_t chunk = 0; chunk < op.c; chunk += kChunk) {
-      V some_exponentials{}, some_moment{}, some_masses{}, some_weighted{}, some_z{}, some_z2{};
+      Sums<A> some;
       const int64_t last = chunk + kChunk < op.c ? chunk + kChunk : op.c;
       for (int64_t j = chunk; j < last; ++j) {
         const V v = load(z + j * width), x = (v - m) * inverse, e = exp_of_nonpositive(x);
-        const V counted = keep<A>((labels[0] != static_cast<int>(j)) & (labels[1] != static_cast<int>(j)), e);
-        some_exponentials += counted;
-        if (moments) some_moment += counted > A(0) ? counted * x : counted;
+        const V counted = keep<A>((label[0] != static_cast<int>(j)) & (label[1] != static_cast<int>(j)), e);
+        some.exponentials += counted;
+        if (moments) some.moment += counted * bounded<A>(x);
         if (q) {
           const V t = mass(j);
-          some_masses += t;
-          some_weighted += t * x;
+          some.mass += t;
+          some.weighted += t * x;
         } else if (s.soft != 0) {
-          some_weighted += s.weight ? s.weight[j] * x : x;
+          some.weighted += s.weight ? s.weight[j] * x : x;
         }
         if (op.stats) {
-          some_z += v;
-          some_z2 += v * v;
-          above -= v > ranked;
+          some.z += v;
+          some.z2 += v * v;
+          some.above += v > ranked ? splat(A(1)) : V{};
         }
         if (op.grad) store(z + j * width, e);
       }
-      exponentials += some_exponentials;
-      moment += some_moment;
-      masses += some_masses;
-      weighted += some_weighted;
-      sum_z += some_z;
-      sum_z2 += some_z2;
+      sums.exponentials += some.exponentials;
+      sums.moment += some.moment;
+      sums.mass += some.mass;
+      sums.weighted += some.weighted;
+      sums.z += some.z;
+      sums.z2 += some.z2;
+      sums.above += some.above;
     }
-    Gradient<A> rows[width];
-    for (int lane = 0; lane < count; ++lane)
-      rows[lane] = finish_row<A>(op, s, Labels<A>(op, s, first + lane), points[lane],
-                                 {exponentials[lane], moment[lane], masses[lane], weighted[lane], sum_z[lane],
-                                  sum_z2[lane], static_cast<A>(above[lane])},
-                                 first + lane);
-    if (op.grad) write_gradient(rows);
+    const Gradient<A> gradient = rows.finish(sums);
+    if (op.grad) write_gradient(gradient);
   }
 
   void backward() {
-    Gradient<A> rows[width];
-    m = V{};
-    for (int lane = 0; lane < count; ++lane) {
-      const int64_t r = first + lane;
-      const Labels<A> l(op, s, r);
-      m[lane] = static_cast<const A*>(op.rows)[kMax * op.row_count() + r];
-      rows[lane] = gradient_of_row(op, s, l, l.point(m[lane], temperature<A>(op, r), z + lane, width), r);
-    }
+    const A* const maxima = static_cast<const A*>(op.rows) + kMax * op.row_count() + rows.first;
+    rows.look_up([&](int lane, int64_t y) { return logit(lane, y); });
+    rows.set_maximum(load_up_to(maxima, rows.count));
+    const V m = rows.m, inverse = rows.inverse;
     for (int64_t j = 0; j < op.c; ++j)
       store(z + j * width, exp_of_nonpositive((load(z + j * width) - m) * inverse));
-    write_gradient(rows);
+    write_gradient(rows.gradient());
   }
 
   // From the exponentials in z.
-  void write_gradient(const Gradient<A> (&rows)[width]) {
-    V each{}, soft{}, at[2] = {};
-    for (int lane = 0; lane < count; ++lane) {
-      if (!q && labels[0][lane] < 0) continue;  // ignored
-      each[lane] = rows[lane].each;
-      soft[lane] = rows[lane].soft;
-      for (int i = 0; i < 2; ++i) at[i][lane] = rows[lane].at[i];
-    }
-    const I counts = q ? labels[0] == labels[0] : labels[0] >= 0;
+  void write_gradient(const Gradient<A>& gradient) {
+    const I counts = q ? label[0] == label[0] : label[0] >= 0;
     for (int64_t j = 0; j < op.c; ++j) {
-      V g = load(z + j * width) * each;
-      if (q) g -= soft * mass(j);
-      else if (s.soft != 0) g -= soft * s.weight_of(j);
-      for (int i = 0; i < 2; ++i) g = labels[i] == static_cast<int>(j) ? at[i] : g;
+      V g = load(z + j * width) * gradient.each;
+      if (q) g -= gradient.soft * mass(j);
+      else if (s.soft != 0) g -= gradient.soft * s.weight_of(j);
+      for (int i = 0; i < 2; ++i) g = label[i] == static_cast<int>(j) ? gradient.at[i] : g;
       store(z + j * width, keep<A>(counts, g));  // an ignored row may hold NaN
     }
     scatter();

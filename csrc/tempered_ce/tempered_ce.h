@@ -61,6 +61,7 @@ struct CrossEntropy {
   double grad_scale;                     // 1 / denominator of the mean, in acc's precision
   void* grad;                            // [n, c, d] of dtype; forward: null, or the gradient for grad_loss = 1
   int64_t grad_stride_n, grad_stride_c, grad_stride_d;
+  bool stream;                           // writes grad past the caches
 
   int64_t row_count() const { return n * d; }
   bool ignored(int64_t r) const { return target && !second && target[r] == ignore_index; }
@@ -69,11 +70,14 @@ struct CrossEntropy {
     return c <= kNarrow || stride_c != 1 || (grad && grad_stride_c != 1) ||
            (probabilities && probability_stride_c != 1);
   }
+  // Rows that go through wide.h together: what they leave for the gradient should stay near the processor.
+  int64_t wide_rows() const { return c >= kBlock ? 1 : kBlock / c < kLanes ? kBlock / c : kLanes; }
   // Elements of acc that a call needs for its own.
-  int64_t scratch() const { return narrow() ? kLanes * c * (probabilities ? 2 : 1) : grad ? c : 0; }
+  int64_t scratch() const { return narrow() ? kLanes * c * (probabilities ? 2 : 1) : grad ? wide_rows() * c : 0; }
 
   static constexpr int64_t kNarrow = 64;  // classes up to which rows in lanes are the faster way
   static constexpr int64_t kLanes = 16;   // at most: float in AVX-512
+  static constexpr int64_t kBlock = 4096; // logits of a block of rows
 };
 
 // Rows [begin, end); `scratch` as the problem says, or null.

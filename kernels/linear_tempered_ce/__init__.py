@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from fastrank.kernels.linear_tempered_ce import reference
 from fastrank.kernels.linear_tempered_ce.config import chunk_rows
-from fastrank.kernels.tempered_ce import choose, register, validate
+from fastrank.kernels.tempered_ce import choose, register, validate, values_are_known
 from fastrank.kernels.tempered_ce.reference import accumulator
 from torch import Tensor
 
@@ -59,7 +59,7 @@ def linear_tempered_cross_entropy(
     chosen = choose(logits, target, weight, impl)
     options = (T, weight, ignore_index, reduction, label_smoothing, scale_gradient)
     if chosen == "reference":
-        if features.device.type == "cpu" and not torch.compiler.is_compiling():
+        if values_are_known(features):
             validate.values(target, T, classifier.shape[0], ignore_index)
         return reference.linear_tempered_cross_entropy(features, classifier, target, bias, *options)
     temperature = second = share = None

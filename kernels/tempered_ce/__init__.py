@@ -10,6 +10,7 @@ from fastrank.kernels import backend
 from fastrank.kernels.tempered_ce import layout, reference, register, validate
 from fastrank.kernels.tempered_ce.reference import RowStats
 from torch import Tensor
+from torch.autograd import forward_ad
 
 __all__ = ["RowStats", "choose", "tempered_cross_entropy"]
 
@@ -34,8 +35,8 @@ def tempered_cross_entropy(
         target: class indices (any integer dtype) of shape [], [N] or [N, d1, ...]; class probabilities shaped like
             `input`; or mixed (mixup, CutMix): (first, second, share), two tensors of class indices and the first's
             share in [0, 1], a number, a 0-d tensor or one per sample, [N].
-        T: temperature > 0: a number; a 0-d tensor, read when the kernel runs (so that it may change in place); or one
-            value per sample, [N]. A tensor may require grad.
+        T: temperature in [1e-30, 1e30]: a number; a 0-d tensor, read when the kernel runs (so that it may change in
+            place); or one value per sample, [N]. A tensor may require grad.
         weight: one factor per class, [C].
         ignore_index: label of samples that count neither in the loss nor in its mean, and whose gradient is 0.
         reduction: "none", "mean" or "sum".
@@ -52,15 +53,24 @@ def tempered_cross_entropy(
     Raises:
         ValueError, TypeError: an argument of the wrong value, shape, dtype or device, by name.
         IndexError: a label outside [0, C) on the CPU, with its position. On CUDA, where looking would wait for the
-            device, the loss of such a sample is NaN, and so it is for a T that is not finite and above 0.
+            device, the loss of such a sample is NaN, and so it is for a T that is not finite and above 0; likewise in a
+            compiled reference and under torch.func.
         RuntimeError: `impl` cannot run here.
+
+    Where it differs from torch's at T = 1, on purpose: the loss of 16-bit logits is float32, and its dtype follows the
+    logits alone, not a float64 `weight` or target; labels may be of any integer dtype and weights of any floating one;
+    label_smoothing below 0 is an error, not none; one sample [C] has a label [], not [1]; logits without a class are an
+    error even without a sample.
+
+    In a compiled graph a T that changes belongs in a tensor, which never compiles again; a number does once, when it
+    first changes. torch.func's transforms and forward-mode differentiation run through the reference.
     """
     validate.options(T, reduction, label_smoothing, scale_gradient)
     validate.arguments(input, target, T, weight, ignore_index)
     mixed = isinstance(target, tuple)
     chosen = choose(input, target, weight, impl)
     if chosen == "reference":
-        if input.device.type == "cpu" and not torch.compiler.is_compiling():
+        if values_are_known(input):
             validate.values(target, T, input.shape[min(1, input.dim() - 1)], ignore_index)
         loss = reference.tempered_cross_entropy(
             input, target, T, weight, ignore_index, reduction, label_smoothing, scale_gradient
@@ -77,6 +87,11 @@ def tempered_cross_entropy(
     temperature = second = share = None
     if isinstance(T, Tensor):
         T, temperature = 1.0, T if T.device == input.device else T.to(input.device, non_blocking=True)
+    elif torch.compiler.is_compiling() and _varies(T):
+        # A number that changes is an input of the graph, but an operator's argument only as a tensor; only arithmetic
+        # makes it one without compiling again for every value. In the accumulator's dtype: a number alone is float64.
+        temperature = torch.ones((), dtype=reference.accumulator(input.dtype), device=input.device) * T
+        T = 1.0
     if mixed:
         target, second, share = target
         second = second.long()
@@ -93,23 +108,45 @@ def tempered_cross_entropy(
 def choose(input: Tensor, target: Tensor | tuple, weight: Tensor | None, impl: str | None) -> str:
     """The implementation that computes the loss of these (validated) arguments."""
     # A kernel has no derivative for probabilities, shares or weights.
-    parameters = (weight, target[2] if isinstance(target, tuple) else target)
-    if not any(isinstance(x, Tensor) and x.requires_grad for x in parameters):
+    share = target[2] if isinstance(target, tuple) else target
+    if (weight is not None and weight.requires_grad) or (isinstance(share, Tensor) and share.requires_grad):
+        problem = "has no gradient for weight, class probabilities or a mixed target's share"
+    elif _transformed():
+        problem = "does not run in torch.func's transforms or forward-mode differentiation"
+    else:
         return _choose(input.device.type, impl)
     if impl in (None, "reference"):
         return "reference"
-    raise RuntimeError(
-        f"impl={impl!r} has no gradient for weight, class probabilities or a mixed target's share; "
-        "leave impl=None for these arguments"
-    )
+    raise RuntimeError(f"impl={impl!r} {problem}; leave impl=None for these arguments")
+
+
+def values_are_known(x: Tensor) -> bool:
+    """Whether looking at labels and temperatures beside `x` neither waits for a device nor breaks a trace."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not _transformed()
+
+
+def _varies(number: float) -> bool:
+    """Whether a number is an input of the graph being compiled, rather than a constant in it."""
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # half a second of imports, loaded by then
+
+    return not has_static_value(number)
+
+
+def _transformed() -> bool:
+    """Whether a transform of torch.func (vmap, grad, jvp, ...) or forward-mode differentiation is under way. (A
+    compiled graph is guarded by the transforms around it.)"""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 _chosen: dict[tuple[str, str | None], str] = {}
 
 
-@torch.compiler.assume_constant_result
 def _choose(device: str, impl: str | None) -> str:
     """The backend for tensors on `device`; a constant of the process, so also of a compiled graph."""
     if (device, impl) not in _chosen:
         _chosen[device, impl] = backend.choose("tempered_ce", torch.empty(0, device=device), impl)
     return _chosen[device, impl]
+
+
+# As torch.compiler.assume_constant_result marks them; that imports the compiler, seconds for those who never compile.
+_choose._dynamo_marked_constant = _transformed._dynamo_marked_constant = True

@@ -88,7 +88,7 @@ def forward(
             after += [after[0], Launch("torch.copy_", 8, acc)]
         elif reduction == "mean":
             after.append(Launch("torch.fill_", 0, acc))
-    return Launch("torch.ones", 0, acc), launch, *after
+    return Launch("torch.fill_", 0, acc), launch, *after
 
 
 def backward(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from fastrank.kernels import buffers
 from fastrank.kernels.tempered_ce.reference import RowStats, accumulator
 from torch import Tensor
 
@@ -50,18 +51,17 @@ def sample_shape(logits: Tensor) -> torch.Size:
 
 
 def outputs(logits: Tensor, reduction: str, stats: bool, with_grad: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(loss, rows, denominator, grad) for a forward pass to fill: uninitialised but for the denominator, which is 1.
+    """(loss, rows, denominator, grad) for a forward pass to fill, uninitialised.
 
     `grad` is empty unless `with_grad`, and where the kernels could not write it in place.
     """
     acc = accumulator(logits.dtype)
     planes = len(STATE) + (len(RowStats._fields) if stats else 0)
-    samples = sample_shape(logits)
-    loss = torch.empty(samples if reduction == "none" else (), dtype=acc, device=logits.device)
-    rows = torch.empty((planes, math.prod(samples)), dtype=acc, device=logits.device)
-    denominator = torch.ones((), dtype=acc, device=logits.device)
+    loss = logits.new_empty(sample_shape(logits) if reduction == "none" else (), dtype=acc)
+    rows = logits.new_empty((planes, logits.numel() // logits.shape[min(1, logits.dim() - 1)]), dtype=acc)
+    denominator = logits.new_empty((), dtype=acc)
     if with_grad:
-        grad = torch.empty_like(logits)
+        grad = buffers.empty_like(logits)
         if geometry(grad) is not None:
             return loss, rows, denominator, grad
     return loss, rows, denominator, logits.new_empty(0)
@@ -69,5 +69,5 @@ def outputs(logits: Tensor, reduction: str, stats: bool, with_grad: bool) -> tup
 
 def stats_of(rows: Tensor, shape: torch.Size) -> RowStats:
     """The statistics among `rows`, each in the target's `shape`."""
-    *figures, rank = (plane.reshape(shape) for plane in rows[len(STATE) :].unbind())
+    *figures, rank = rows[len(STATE) :].view(len(RowStats._fields), *shape).unbind()
     return RowStats(*figures, target_rank=rank.long())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from fastrank.kernels import backend
+from fastrank.kernels import backend, buffers
 from fastrank.kernels.tempered_ce import layout, validate
 from torch import Tensor
 
@@ -65,7 +65,7 @@ def backward(
     grad_power: int,
 ) -> Tensor:
     """The gradient of the loss with respect to the logits, in their dtype and memory order."""
-    grad = torch.empty_like(logits)
+    grad = buffers.empty_like(logits)
     in_place = layout.geometry(grad) is not None
     out = grad if in_place else torch.empty(logits.shape, dtype=logits.dtype)
     grad_loss = grad_loss.to(rows.dtype).contiguous()

@@ -130,16 +130,25 @@ def _tempered(z: Tensor, T: float | Tensor) -> Tensor:
 
 
 class _ScaledGradient(torch.autograd.Function):
-    """The identity; its gradient is multiplied by `factor`."""
+    """The identity; its derivative is multiplied by `factor`."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx, z, factor):
-        ctx.factor = factor
-        return z.view_as(z)
+    def forward(z, factor):
+        return z.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.factor = inputs[1]
 
     @staticmethod
     def backward(ctx, grad):
         return grad * ctx.factor, None
+
+    @staticmethod
+    def jvp(ctx, tangent, _):
+        return tangent * ctx.factor
 
 
 def _per_label(share: float | Tensor, labels: Tensor) -> Tensor:

@@ -89,9 +89,9 @@ def _backward_fake(
     return torch.empty_like(logits), grad_temperature
 
 
-#: Where logits and temperature stand among the operators' arguments, and how many those are.
-_LOGITS, _TEMPERATURE, _COUNT = 0, 5, 14
-_BACKWARD_GRAD_LOSS, _BACKWARD_LOGITS, _BACKWARD_TEMPERATURE, _BACKWARD_COUNT = 0, 1, 8, 15
+#: Where the inputs that have a derivative stand among the operators' arguments.
+_DIFFERENTIABLE = (0, 5)  # logits, temperature
+_BACKWARD_DIFFERENTIABLE = (0, 1, 8)  # grad_loss, logits, temperature
 
 
 def _save_forward(ctx, inputs, output):
@@ -99,33 +99,29 @@ def _save_forward(ctx, inputs, output):
      ignore_index, reduction, label_smoothing, grad_power, _stats, _with_grad, impl) = inputs  # fmt: skip
     _loss, rows, denominator, grad = output
     ctx.save_for_backward(logits, target, second, share, rows, denominator, temperature, weight)
-    ctx.mark_non_differentiable(rows, denominator, grad)
     ctx.ready = grad if grad.numel() else None
-    ctx.set_materialize_grads(False)
+    ctx.learns_temperature = temperature is not None
     ctx.options = (T, ignore_index, reduction, label_smoothing, grad_power, impl)
 
 
-def _grad_of_loss(ctx, grad_loss, *_of_other_outputs):
-    grads = [None] * _COUNT
-    if grad_loss is None:
-        return tuple(grads)
-    logits, target, second, share, rows, denominator, temperature, weight = ctx.saved_tensors
-    T, ignore_index, reduction, label_smoothing, grad_power, impl = ctx.options
+def _grad_of_loss(ctx, grad_loss):
     # The forward pass may have left the gradient for grad_loss = 1. It is given away, so once only: whoever gets it may
     # write into it. (A subclass of Tensor here is a tracer's, without a value.)
     ready, ctx.ready = ctx.ready, None
-    if ready is not None and type(grad_loss) is Tensor and not torch.is_grad_enabled() and grad_loss.item() == 1:
-        grads[_LOGITS] = ready
-        if temperature is not None:
-            grads[_TEMPERATURE] = temperature_grad(grad_loss, logits, rows, denominator, temperature)
-        return tuple(grads)
-    grads[_LOGITS], grad_temperature = tempered_ce_backward(
+    plain = ready is not None and type(grad_loss) is Tensor and not _batched(grad_loss)
+    if not plain or torch.is_grad_enabled() or grad_loss.item() != 1:
+        ready = None
+    elif not ctx.learns_temperature:
+        return ready, None
+    logits, target, second, share, rows, denominator, temperature, weight = ctx.saved_tensors
+    if ready is not None:
+        return ready, temperature_grad(grad_loss, logits, rows, denominator, temperature)
+    T, ignore_index, reduction, label_smoothing, grad_power, impl = ctx.options
+    grad, grad_temperature = tempered_ce_backward(
         grad_loss, logits, target, second, share, rows, denominator, T, temperature, weight,
         ignore_index, reduction, label_smoothing, grad_power, impl,
     )  # fmt: skip
-    if temperature is not None:
-        grads[_TEMPERATURE] = grad_temperature
-    return tuple(grads)
+    return grad, None if temperature is None else grad_temperature
 
 
 def _save_backward(ctx, inputs, output):
@@ -163,52 +159,61 @@ def _grad_of_grad(ctx, grad_grad, grad_grad_temperature):
             create_graph=again,
             allow_unused=True,
         )
-    grads = [None] * _BACKWARD_COUNT
-    grads[_BACKWARD_GRAD_LOSS], grads[_BACKWARD_LOGITS] = second_order[:2]
-    if temperature is not None:
-        grads[_BACKWARD_TEMPERATURE] = second_order[2]
-    return tuple(grads)
+    return (*second_order, None) if temperature is None else second_order
 
 
 def _alias(x: Tensor) -> Tensor:
     return x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
 
 
-def _differentiable(op, kernel, setup, backward):
+def _differentiable(op, kernel, inputs, outputs, setup, backward):
     """Registers `kernel` and its derivative. Returns `op` as a function that goes straight to `kernel` where nobody but
     autograd looks on.
 
+    `inputs` are the positions of the arguments that `backward` returns gradients for, `outputs` how many of the first
+    results have one.
+
     What torch.library.register_autograd(op, backward, setup_context=setup) does, but cheaper: that one walks the
     operator's schema in Python at every call, which here takes as long as the whole loss of a small batch. (For the
-    same reason `setup` runs inside `forward`: torch binds the signature anew for a separate setup_context.)
+    same reason `setup` runs inside `forward`: torch binds the signature anew for a separate setup_context; and what has
+    no derivative goes past autograd, which wraps every value it is handed.)
     """
 
-    def compute(*inputs):
-        if _unobserved(inputs[0]):
-            return kernel(*inputs)
+    def compute(*arguments):
+        if _unobserved(arguments[0]):
+            return kernel(*arguments)
         with torch._C._AutoDispatchBelowAutograd():
-            return op(*inputs)
+            return op(*arguments)
 
     class Fused(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, *inputs):
-            output = compute(*inputs)
-            setup(ctx, inputs, output)
-            return output
+        def forward(ctx, arguments, others, *_differentiable):
+            results = compute(*arguments)
+            setup(ctx, arguments, results)
+            others += results[outputs:]
+            return results[:outputs]
 
-    Fused.backward = staticmethod(backward)
+        @staticmethod
+        def backward(ctx, *grads):
+            return None, None, *backward(ctx, *grads)
 
-    def call(*inputs):
-        return Fused.apply(*inputs) if torch.is_grad_enabled() else compute(*inputs)
+    def call(*arguments):
+        if not torch.is_grad_enabled():
+            return compute(*arguments)
+        others = []
+        return *Fused.apply(arguments, others, *[arguments[i] for i in inputs]), *others
 
     torch.library.impl(f"fastrank::{op.__name__}", ("cpu", "cuda"), kernel)
     torch.library.impl(f"fastrank::{op.__name__}", "Autograd", call)
 
-    def direct(*inputs):
-        return call(*inputs) if _unobserved(inputs[0]) else op(*inputs)
+    def direct(*arguments):
+        return call(*arguments) if _unobserved(arguments[0]) else op(*arguments)
 
     return direct
 
+
+#: Whether a tensor stands for several, as under torch.autograd.grad(is_grads_batched=True).
+_batched = torch._C._functorch.is_legacy_batchedtensor
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -222,10 +227,13 @@ def _unobserved(x: Tensor) -> bool:
         and torch._C._functorch.peek_interpreter_stack() is None
         and not torch._C._is_tracing()
         and not torch.autograd._profiler_enabled()
+        and not _batched(x)
     )
 
 
-tempered_ce = _differentiable(torch.ops.fastrank.tempered_ce, _forward, _save_forward, _grad_of_loss)
+tempered_ce = _differentiable(
+    torch.ops.fastrank.tempered_ce, _forward, _DIFFERENTIABLE, 1, _save_forward, _grad_of_loss
+)
 tempered_ce_backward = _differentiable(
-    torch.ops.fastrank.tempered_ce_backward, _backward, _save_backward, _grad_of_grad
+    torch.ops.fastrank.tempered_ce_backward, _backward, _BACKWARD_DIFFERENTIABLE, 2, _save_backward, _grad_of_grad
 )

@@ -34,7 +34,7 @@ def _log1p(a):
 @triton.jit
 def _number(value, ACC: tl.constexpr):
     """A number of the host's; for float64 its bits, as Triton passes every float as float32."""
-    if ACC == tl.float64:
+    if tl.float64 == ACC:
         value = tl.cast(tl.cast(value, tl.int64), tl.float64, bitcast=True)
     return value
 
@@ -338,7 +338,7 @@ def forward_kernel(
 
     `part_ptr` takes what programs leave for the last one: sums of their rows' parts [plane, R, parts]; or, of whole
     rows, their losses' sum and what they count in a mean [2, programs] in float64. `arrived_ptr` is the denominator's
-    memory as an integer: its bits, of 1.0 at first, count the programs until the last one writes what it is.
+    memory as an integer: from 0, it counts the programs until the last one writes what a mean divides by.
     """
     C = C * ALIGN
     smoothing = _number(smoothing, ACC)
@@ -399,9 +399,7 @@ def forward_kernel(
     if COUNTED:
         # All threads have stored before one of them says so; the atomic orders that before what the last one reads.
         tl.debug_barrier()
-        one: tl.constexpr = 0x3FF0000000000000 if ACC == tl.float64 else 0x3F800000
-        arrived = tl.atomic_add(arrived_ptr, 1) - one + 1
-        if arrived == tl.num_programs(0) * tl.num_programs(1):
+        if tl.atomic_add(arrived_ptr, 1) + 1 == tl.num_programs(0) * tl.num_programs(1):
             total_loss = tl.zeros((BLOCK,), tl.float64)
             count = tl.zeros((BLOCK,), tl.float64)
             if PARTS > 1:
@@ -530,8 +528,7 @@ def forward(
     loss, rows, denominator, grad = layout.outputs(logits, reduction, stats, with_grad)
     count, acc = rows.shape[1], rows.dtype
     if not count:
-        if reduction == "mean":
-            denominator.zero_()
+        denominator.fill_(0 if reduction == "mean" else 1)
         if reduction != "none":
             loss.fill_(float("nan") if reduction == "mean" else 0.0)
         return loss, rows, denominator, grad
@@ -545,6 +542,7 @@ def forward(
     parts, span = (1, 1) if whole else splits(programs, view.shape[1], _multiprocessors(logits.device))
     width = triton.next_power_of_2(parts)
     counted = parts > 1 or (reduction != "none" and programs <= ALONE)
+    denominator.fill_(0 if counted else 1)
     left = None
     if parts > 1:
         left = torch.empty((8, count, parts), dtype=acc, device=logits.device)

@@ -12,16 +12,24 @@ REDUCTIONS = ("none", "mean", "sum")
 GRADIENT_POWERS = {None: 0, "T": 1, "T2": 2}
 INDEX_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+#: 1e-30 to 1e30 as a number of any dtype: T and 1 / T, and their products with logits up to 1e8, are then in float32's
+#: range.
+LOWEST_T, HIGHEST_T = 2.0**-100, 2.0**100
+_T_RANGE = "[1e-30, 1e30]"
 
 
 def options(T: float | Tensor, reduction: str, label_smoothing: float, scale_gradient: str | None = None) -> None:
     """The arguments that can be judged before any logits are there."""
-    if scale_gradient not in GRADIENT_POWERS:
+    if scale_gradient is not None and scale_gradient not in ("T", "T2"):
         raise ValueError(f"scale_gradient: expected None, 'T' or 'T2', got {scale_gradient!r}")
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction: expected one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+    if type(label_smoothing) is not float and not isinstance(label_smoothing, numbers.Real):
+        raise TypeError(f"label_smoothing: expected a number in [0, 1], got {type(label_smoothing).__name__}")
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing!r}")
+    if type(T) in (float, int) and LOWEST_T <= T <= HIGHEST_T:  # settled without the slower questions of type
+        return
     if isinstance(T, Tensor):
         if T.dtype not in FLOAT_DTYPES:
             raise TypeError(f"T: expected a floating-point tensor, got {T.dtype}")
@@ -31,16 +39,26 @@ def options(T: float | Tensor, reduction: str, label_smoothing: float, scale_gra
         raise TypeError(f"T: expected a float or a tensor, got {type(T).__name__}")
     elif not 0 < T < float("inf"):
         raise ValueError(f"T: expected a finite temperature > 0, got {T!r}")
+    elif not LOWEST_T <= T <= HIGHEST_T:
+        raise ValueError(f"T: expected a temperature in {_T_RANGE}, got {T!r}")
 
 
 def arguments(
     input: Tensor, target: Tensor | tuple, T: float | Tensor, weight: Tensor | None, ignore_index: int
 ) -> None:
     """Shapes, dtypes and devices; reads no values, so it neither waits for a device nor breaks a graph."""
+    if _usual(input, target, T, weight, ignore_index):
+        return
     if not isinstance(input, Tensor):
         raise TypeError(f"input: expected a tensor, got {type(input).__name__}")
     if weight is not None and not isinstance(weight, Tensor):
         raise TypeError(f"weight: expected a tensor, got {type(weight).__name__}")
+    if type(ignore_index) is not int and (
+        isinstance(ignore_index, bool) or not isinstance(ignore_index, numbers.Integral)
+    ):
+        raise TypeError(f"ignore_index: expected an int, got {type(ignore_index).__name__}")
+    if not -(2**63) <= ignore_index < 2**63:
+        raise ValueError(f"ignore_index: expected an int of 64 bits, got {ignore_index}")
     if input.dtype not in FLOAT_DTYPES:
         raise TypeError(f"input: expected logits in float64, float32, bfloat16 or float16, got {input.dtype}")
     if input.dim() == 0:
@@ -73,6 +91,25 @@ def arguments(
         _same_device("T", T, input)
     elif isinstance(T, Tensor) and T.device.type != "cpu":
         _same_device("T", T, input)
+
+
+def _usual(input: Tensor, target: Tensor | tuple, T: float | Tensor, weight: Tensor | None, ignore_index: int) -> bool:
+    """Whether this is the call of most training steps, known to be right: a batch of float logits [N, C], int64 labels
+    [N], one number T. The questions of `arguments` take as long as the loss of a small batch."""
+    return (
+        type(T) in (float, int)
+        and weight is None
+        and type(ignore_index) is int
+        and -(2**63) <= ignore_index < 2**63
+        and isinstance(input, Tensor)
+        and isinstance(target, Tensor)
+        and target.dtype is torch.int64
+        and input.dtype in FLOAT_DTYPES
+        and input.dim() == 2
+        and target.shape == input.shape[:1]
+        and input.shape[1] > 0
+        and input.device == target.device
+    )
 
 
 def _target(input: Tensor, target: Tensor, ignore_index: int) -> None:
@@ -133,13 +170,14 @@ def values(target: Tensor | tuple, T: float | Tensor, classes: int, ignore_index
     for labels in target[:2] if mixed else (target,):
         if labels.is_floating_point():
             continue
+        labels = labels.long()  # a narrow dtype would wrap ignore_index
         bad = (labels < 0) | (labels >= classes)
         if not mixed:
             bad &= labels != ignore_index
         if bad.any():
             raise bad_label(labels, int(bad.flatten().nonzero()[0]), classes, None if mixed else ignore_index)
     if isinstance(T, Tensor):
-        bad = ~((T > 0) & T.isfinite())
+        bad = ~((T >= LOWEST_T) & (T <= HIGHEST_T))
         if bad.any():
             raise bad_temperature(T, int(bad.flatten().nonzero()[0]))
     if mixed and isinstance(target[2], Tensor):
@@ -164,7 +202,9 @@ def bad_share(share: Tensor, sample: int) -> ValueError:
 
 def bad_temperature(T: Tensor, sample: int) -> ValueError:
     place = f" for sample {sample}" if T.dim() else ""
-    return ValueError(f"T: expected finite temperatures > 0, got {float(T.detach().flatten()[sample])}{place}")
+    value = float(T.detach().flatten()[sample])
+    wanted = f"temperatures in {_T_RANGE}" if 0 < value < float("inf") else "finite temperatures > 0"
+    return ValueError(f"T: expected {wanted}, got {value}{place}")
 
 
 def _same_device(name: str, value: Tensor, input: Tensor) -> None:

@@ -21,7 +21,9 @@ HOST = {"empty", "empty_like", "new_empty", "empty_strided", "view", "unsqueeze"
 class Watched(TorchDispatchMode):
     """Refuses to read a tensor's values on the host; collects what else torch would launch."""
 
-    READS = {"_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "masked_select", "unique_dim", "_unique2"}
+    READS = frozenset(
+        {"_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "masked_select", "unique_dim", "_unique2"}
+    )
 
     def __init__(self):
         super().__init__()
@@ -66,13 +68,13 @@ def step(kind: str, reduction: str, options: bool, shape: tuple[int, ...]):
 
 @pytest.mark.parametrize("shape", [(64, 1000), (4, 128256), (8, 19, 3, 5)], ids=str)
 def test_one_launch_forward_and_one_for_the_gradient(shape):
-    """Beside them torch's fill of the denominator, whose bits count the programs, and for the gradient of smoothed
+    """Beside them torch's fill of the denominator, whose memory counts the programs, and for the gradient of smoothed
     labels the sum of the weights."""
     for kind, reduction, options in itertools.product(
         ("index", "mixed", "probabilities"), ("none", "mean", "sum"), (False, True)
     ):
         forward, backward = step(kind, reduction, options, shape)
-        assert forward == (["ones"], ["forward_kernel"]), (kind, reduction, options)
+        assert forward == (["fill_"], ["forward_kernel"]), (kind, reduction, options)
         summed = ["sum"] if options and kind != "probabilities" else []
         assert backward == (summed, ["backward_kernel"]), (kind, reduction, options)
 
@@ -80,7 +82,7 @@ def test_one_launch_forward_and_one_for_the_gradient(shape):
 def test_launches_of_millions_of_rows():
     """There torch sums what the programs leave: one program would take longer than its three launches."""
     forward, _ = step("index", "mean", False, (2**18, 19))
-    assert forward == (["ones", "sum", "copy_", "sum", "div"], ["forward_kernel"])
+    assert forward == (["fill_", "sum", "copy_", "sum", "div"], ["forward_kernel"])
 
 
 def test_a_read_of_the_device_is_seen(monkeypatch):

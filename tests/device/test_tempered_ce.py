@@ -78,21 +78,21 @@ def test_a_cuda_graph_captures_a_step():
     y = torch.tensor([1, 2, 3, 4], device=DEVICE)
     mixed = (y, y.flip(0), torch.full((4,), 0.3, device=DEVICE))
 
-    def run():
+    def run(target):
         return [(loss := tempered_cross_entropy(z, target, T)).detach(), *torch.autograd.grad(loss, z)]
 
     for target in (y, mixed, z.detach().softmax(1)):
         side = torch.cuda.Stream()
         with torch.cuda.stream(side):
-            run()
+            run(target)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            captured = run()
+            captured = run(target)
         for value in (1.0, 100.0, 3.0):
             T.fill_(value)
             graph.replay()
-            for got, expected in zip(captured, run(), strict=True):
+            for got, expected in zip(captured, run(target), strict=True):
                 assert torch.equal(got, expected)
 
 

@@ -162,7 +162,7 @@ EXPLAINED = [
     ("forward of split rows", "guard dropped", r"tl.store\(at", "one row a program, the same in all threads"),
     ("forward.*", "guard dropped", r"tl.store\((loss|denominator)_ptr, ", "all threads hold, and store, the same"),
     ("forward of split rows", "compare eq becomes ne", "u == 1", "a test for which lanes store, as above"),
-    ("forward of split rows", "compare ne becomes eq", "if arrived ==",
+    ("forward of split rows", "compare ne becomes eq", "if tl.atomic_add",
      "all programs but one put everything together, and the latest of them after all have stored"),
     ("forward.*", "barrier removed", "tl.debug_barrier", "the thread that counts is the one that stored"),
     ("backward", "stride shift by 7 + 1", r"j = tl.program_id\(1\)", "one block of columns here; `tiles` has several"),
@@ -252,7 +252,7 @@ SOURCE_MUTANTS = [
     ("sizes not in units of ALIGN", "offset = r * stride_n * ALIGN", "offset = r * stride_n", "plain"),
     ("offsets of 32 bits", "offset = r * stride_n * ALIGN", "offset = (r.to(tl.int32) * stride_n * ALIGN).to(tl.int64)",
      "far"),
-    ("the first program reduces", "arrived == tl.num_programs(0) * tl.num_programs(1)", "arrived == 1", "plain"),
+    ("the first program reduces", "1) + 1 == tl.num_programs(0) * tl.num_programs(1)", "1) == 0", "plain"),
 ]  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import itertools
 import os
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 
@@ -12,10 +13,13 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 pytest.importorskip("triton")
 
 import tempered_ce_conformity as suite
+import tempered_ce_random as random_problems
 import torch
 from conformity import check
 from fastrank.kernels.tempered_ce import RowStats, config, tempered_cross_entropy
 from fastrank.kernels.tempered_ce import triton as kernels
+from hypothesis import HealthCheck, given, settings
+from tempered_ce_failures import FAILURES
 from torch.library import opcheck
 
 inf, nan = float("inf"), float("nan")
@@ -107,7 +111,7 @@ def test_programs_too_many_for_one_to_sum(reduction, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 def test_the_denominator_counts_programs_only_meanwhile(reduction, dtype):
-    """Its bits count the programs: what is left must be exactly what a mean divides by, or 1."""
+    """Its memory counts the programs: what is left must be exactly what a mean divides by, or 1."""
     z, y = torch.randn(130, 5, dtype=dtype), torch.randint(5, (130,))
     for rows in (slice(None), slice(0, 5)):
         with suite.split_rows() if rows.stop else nullcontext():
@@ -265,3 +269,16 @@ def test_derivatives_of_other_targets(target):
 
     assert torch.autograd.gradcheck(loss, (z, T))
     assert torch.autograd.gradgradcheck(loss, (z, T))
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_no_failure_of_other_kernels(name):
+    """See tests/kernels/test_tempered_ce_failures.py; "the host" is then the kernel's wrapper."""
+    options = {"device": "cpu"} if name == "the_host_reads_no_tensor" else {}
+    FAILURES[name].check(partial(tempered_cross_entropy, impl="triton"), **options)
+
+
+@settings(max_examples=60, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(random_problems.problems())
+def test_keeps_its_bound_for_any_problem(problem):
+    random_problems.check(problem, "triton")

@@ -2,7 +2,6 @@ import itertools
 import os
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -131,31 +130,6 @@ def test_the_number_of_threads_changes_nothing(threads):
 # ---- a drop-in for torch ----
 
 
-@pytest.mark.parametrize("impl", [None, "reference"])
-@pytest.mark.parametrize("shape", [(7,), (1, 7), (5, 7), (4, 7, 3), (2, 7, 3, 2), (0, 7)], ids=str)
-@pytest.mark.parametrize("probabilities", [False, True])
-def test_equals_torch_for_every_option(impl, shape, probabilities):
-    batch_shape = shape[:1] + shape[2:] if len(shape) > 1 else ()
-    for reduction, weighted, smoothing, ignore, T in itertools.product(
-        ("none", "mean", "sum"), (False, True), (0.0, 0.2, 1.0), (-100, 3), (1.0, 2.5)
-    ):
-        z = torch.randn(shape, dtype=torch.float64).requires_grad_()
-        weight = torch.rand(7, dtype=torch.float64) if weighted else None
-        if probabilities:
-            target, ignore = torch.rand(shape, dtype=torch.float64), -100  # rows need not sum to 1
-        else:
-            target = torch.randint(7, batch_shape)
-        options = {"weight": weight, "ignore_index": ignore, "reduction": reduction, "label_smoothing": smoothing}
-        ours = tempered_cross_entropy(z, target, T, **options, impl=impl)
-        theirs = F.cross_entropy(z / T, target, **options)
-        close = partial(torch.testing.assert_close, rtol=1e-12, atol=1e-12, equal_nan=True)
-        close(ours, theirs, msg=lambda m, o=options: f"{o} {m}")
-        g = torch.randn_like(ours)
-        gradient = grad_of(ours, z, grad_outputs=g)[0]
-        expected = grad_of(theirs, z, grad_outputs=g)[0]
-        close(gradient, expected)
-
-
 @pytest.mark.parametrize("impl", IMPLS)
 def test_a_mean_over_nothing_is_nan_and_moves_no_logit(impl):
     z, _ = batch(3)
@@ -174,22 +148,6 @@ def test_dtypes(impl, dtype):
     assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     grad, grad_T = grad_of(loss, z, T)
     assert (grad.dtype, grad_T.dtype) == (dtype, torch.bfloat16)
-
-
-def test_integer_labels_of_any_width():
-    z, y = batch()
-    expected = tempered_cross_entropy(z, y)
-    for dtype in (torch.int32, torch.int16, torch.int8, torch.uint8):
-        assert torch.equal(tempered_cross_entropy(z, y.to(dtype)), expected)
-
-
-@pytest.mark.parametrize("impl", IMPLS)
-def test_autocast_leaves_precision_alone(impl):
-    z, y = batch(dtype=torch.bfloat16)
-    with torch.autocast("cpu", torch.bfloat16):
-        inside = tempered_cross_entropy(z, y, 3.0, impl=impl)
-    assert inside.dtype == torch.float32
-    assert torch.equal(inside, tempered_cross_entropy(z, y, 3.0, impl=impl))
 
 
 # ---- the temperature ----
@@ -282,31 +240,10 @@ def test_third_derivative_is_that_of_the_reference():
 
 
 @pytest.mark.parametrize("impl", IMPLS)
-def test_hessian_vector_product(impl):
-    (z, y), v, T = batch(), torch.randn(6, 10, dtype=torch.float64), 3.0
-    first = grad_of(tempered_cross_entropy(z, y, T, reduction="sum", impl=impl), z, create_graph=True)[0]
-    second = grad_of((first * v).sum(), z)[0]
-    p = (z.detach() / T).softmax(1)
-    torch.testing.assert_close(second, (p * v - p * (p * v).sum(1, keepdim=True)) / T**2)
-
-
-@pytest.mark.parametrize("impl", IMPLS)
 def test_a_function_of_the_loss_has_the_right_second_derivative(impl):
     """grad_loss depends on the logits too: that path must be counted once."""
     z, y = batch()
     assert torch.autograd.gradgradcheck(lambda z: tempered_cross_entropy(z, y, 2.0, impl=impl).square(), (z,))
-
-
-@pytest.mark.parametrize("impl", IMPLS)
-def test_grad_loss_of_any_value_and_stride(impl):
-    z, y = batch()
-    rows = tempered_cross_entropy(z, y, 2.0, reduction="none", impl=impl)
-    unit = grad_of(tempered_cross_entropy(z, y, 2.0, reduction="sum", impl=impl), z)[0]
-    wide = torch.randn(12, dtype=torch.float64)
-    for g in (wide[:6], wide[::2], wide[:1].expand(6), torch.zeros(6).double()):
-        torch.testing.assert_close(grad_of(rows, z, grad_outputs=g, retain_graph=True)[0], unit * g[:, None])
-    mean = tempered_cross_entropy(z, y, 2.0, impl=impl)
-    torch.testing.assert_close(grad_of(mean * -65536.0, z)[0], unit * -65536 / 6)
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -318,16 +255,6 @@ def test_a_small_half_precision_gradient_is_scaled_before_it_is_rounded(impl):
     true = grad_of(tempered_cross_entropy(exact, y, 1000.0) * 2**20, exact)[0]
     assert true.abs().max() * 2**-20 < torch.finfo(torch.float16).smallest_normal
     torch.testing.assert_close(scaled.double(), true, rtol=1e-3, atol=2**-24)
-
-
-@pytest.mark.parametrize("impl", IMPLS)
-def test_logits_survive_and_a_second_backward_repeats_the_first(impl):
-    z, y = batch()
-    before = z.detach().clone()
-    loss = tempered_cross_entropy(z, y, 2.0, impl=impl)
-    first = grad_of(loss, z, retain_graph=True)[0].clone()
-    assert torch.equal(grad_of(loss, z)[0], first)
-    assert torch.equal(z.detach(), before)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -382,27 +309,6 @@ def test_image_layouts_give_the_same_figures():
             assert torch.equal(grad_of(got.sum(), view)[0], grad)
 
 
-def test_expanded_logits():
-    z, y = torch.randn(1, 9, dtype=torch.float64).requires_grad_(), torch.randint(9, (5,))
-    ours, theirs = (f(z.expand(5, 9), y) for f in (tempered_cross_entropy, F.cross_entropy))
-    torch.testing.assert_close(grad_of(ours, z), grad_of(theirs, z))
-
-
-def test_offsets_beyond_32_bits():
-    stride = 2**31 + 64
-    store = torch.empty(stride + 8, dtype=torch.bfloat16)  # 4 GiB of addresses, of which two pages are touched
-    z = store.as_strided((2, 8), (stride, 1))
-    z.copy_(torch.randn(2, 8))
-    y = torch.tensor([3, 5])
-    for view in (z, z.unsqueeze(0).transpose(1, 2)):  # the row stride as a stride of N, and of D
-        target = y if view.dim() == 2 else y[None]
-        view = view.detach().requires_grad_()
-        compact = view.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
-        far, near = (tempered_cross_entropy(v, target, impl="native") for v in (view, compact))
-        assert torch.equal(far, near)
-        assert torch.equal(grad_of(far, view)[0], grad_of(near, compact)[0])
-
-
 # ---- rows that are not finite ----
 
 
@@ -436,13 +342,6 @@ def test_minus_infinity_is_a_class_without_probability(impl, c):
     torch.testing.assert_close(ours, theirs)
     assert ours[0] == 0 and ours[2] == inf
     torch.testing.assert_close(grad_of(ours[:2].sum(), z), grad_of(theirs[:2].sum(), z))
-
-
-@pytest.mark.parametrize("impl", IMPLS)
-def test_one_class(impl):
-    z, y = torch.randn(4, 1, requires_grad=True), torch.zeros(4, dtype=torch.long)
-    loss = tempered_cross_entropy(z, y, 1e-2, impl=impl)
-    assert loss == 0 and (grad_of(loss, z)[0] == 0).all()
 
 
 # ---- statistics ----
@@ -520,6 +419,18 @@ def test_a_bad_temperature_is_named(impl, bad):
         tempered_cross_entropy(Z, Y, torch.tensor([1.0, 1.0, bad, 1.0]), impl=impl)
 
 
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("bad", [5e-324, 1e-45, 1e-40, 1e-31, 1e31, 1e39, 1e308])
+def test_a_temperature_that_float32_cannot_divide_by_is_named(impl, bad):
+    """1 / T, or T in float32, would be infinite or 0, and the loss NaN or that of another temperature."""
+    for dtype in (torch.float64, torch.float32):
+        with pytest.raises(ValueError, match=r"T: expected a temperature in \[1e-30, 1e30\], got"):
+            tempered_cross_entropy(Z.to(dtype), Y, bad, impl=impl)
+        each = torch.tensor([1.0, 1e-30, 1e30, bad], dtype=torch.float64)
+        with pytest.raises(ValueError, match=r"T: expected temperatures in \[1e-30, 1e30\], got .* for sample 3"):
+            tempered_cross_entropy(Z.to(dtype), Y, each, impl=impl)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -548,6 +459,11 @@ def test_a_bad_temperature_is_named(impl, bad):
         ((Z, Y, 1.0, torch.ones(3).long()), TypeError, "weight: expected a floating-point tensor"),
         ((Z, Y, 1.0, None, -100, "avg"), ValueError, "reduction: expected one of none, mean, sum"),
         ((Z, Y, 1.0, None, -100, "mean", 1.5), ValueError, r"label_smoothing: expected a number in \[0, 1\]"),
+        ((Z, Y, 1.0, None, -100, "mean", "0.1"), TypeError, r"label_smoothing: expected a number in \[0, 1\], got str"),
+        ((Z, Y, 1.0, None, 1.0), TypeError, "ignore_index: expected an int, got float"),
+        ((Z, Y, 1.0, None, 2**63), ValueError, "ignore_index: expected an int of 64 bits, got 9223372036854775808"),
+        ((Z, Y, 10**400), ValueError, r"T: expected a temperature in \[1e-30, 1e30\], got 1000"),
+        ((Z, Y, 1.0, None, None), TypeError, "ignore_index: expected an int, got NoneType"),
         ((Z, Z.softmax(1), 1.0, None, 1), ValueError, "ignore_index: expected none with class-probability"),
         ((Z, Y.to("meta")), ValueError, "target: expected a tensor on cpu"),
     ],
@@ -590,45 +506,6 @@ def test_opcheck():
             (grad_loss, z, y, None, None, rows, denominator, 1.5, temperature, arguments[6], -100, reduction, smoothing,
              0, "native"),
         )  # fmt: skip
-
-
-@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "reduction": "none", "return_stats": True}], ids=str)
-def test_compiles_as_one_graph(options):
-    torch._dynamo.reset()
-    z, y = batch(5, 7, torch.float32)
-    compiled = torch.compile(tempered_cross_entropy, fullgraph=True, backend="aot_eager")
-
-    def flat(result):
-        loss, stats = result if isinstance(result, tuple) and not isinstance(result, torch.Tensor) else (result, ())
-        return loss, grad_of(loss.sum(), z)[0], *stats
-
-    for T in (2.0, torch.tensor(3.0), torch.rand(5) + 1):
-        for got, want in zip(
-            flat(compiled(z, y, T, **options)), flat(tempered_cross_entropy(z, y, T, **options)), strict=True
-        ):
-            assert torch.equal(got, want)
-
-
-def test_a_temperature_that_changes_in_place_does_not_recompile():
-    torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
-    z, y = batch(5, 7, torch.float32)
-    T = torch.tensor(1.0)
-    compiled = torch.compile(tempered_cross_entropy, fullgraph=True, backend=counter)
-    for value in (1.0, 10.0, 100.0):
-        T.fill_(value)
-        assert torch.equal(compiled(z, y, T), tempered_cross_entropy(z, y, value))
-    assert counter.frame_count == 1
-
-
-def test_a_compiled_reference_marks_bad_labels_with_nan():
-    """Looking at labels would break the graph: the reference, like CUDA, then makes the row NaN."""
-    torch._dynamo.reset()
-    compiled = torch.compile(
-        lambda z, y: tempered_cross_entropy(z, y, reduction="none", impl="reference"), fullgraph=True, backend="eager"
-    )
-    rows = compiled(Z, torch.tensor([0, 7, -100, 2]))
-    assert rows.isnan().tolist() == [False, True, False, False] and rows[2] == 0
 
 
 def test_bounded_number_of_torch_operations():

@@ -1,0 +1,96 @@
+#include "common/pages.h"
+
+#include <sys/mman.h>
+
+#include <mutex>
+#include <new>
+#include <vector>
+
+namespace fastrank {
+namespace {
+
+constexpr int64_t kHugePage = int64_t{2} << 20;
+// Blocks kept at most: a step has one gradient at a time, or one of each of a few losses.
+constexpr size_t kKept = 4;
+
+struct Block { void* p; int64_t bytes; };
+
+// Never destroyed: tensors may outlive the module.
+struct Idle {
+  std::mutex mutex;
+  std::vector<Block> blocks;  // oldest first
+};
+Idle& idle() {
+  static Idle* const the = new Idle;
+  return *the;
+}
+
+int64_t rounded(int64_t bytes) { return (bytes + kHugePage - 1) / kHugePage * kHugePage; }
+
+void* map(int64_t bytes) {
+  // One page more than asked for, to cut what lies before and after the aligned range.
+  char* const p = static_cast<char*>(mmap(nullptr, static_cast<size_t>(bytes + kHugePage), PROT_READ | PROT_WRITE,
+                                          MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  if (p == MAP_FAILED) throw std::bad_alloc();
+  const int64_t before = static_cast<int64_t>(-reinterpret_cast<uintptr_t>(p) % kHugePage);
+  if (before) munmap(p, static_cast<size_t>(before));
+  munmap(p + before + bytes, static_cast<size_t>(kHugePage - before));
+#ifdef MADV_HUGEPAGE
+  madvise(p + before, static_cast<size_t>(bytes), MADV_HUGEPAGE);
+#endif
+  return p + before;
+}
+
+}  // namespace
+
+void* take_pages(int64_t bytes) {
+  bytes = rounded(bytes);
+  {
+    // A child forked while another thread held the lock finds it locked for ever: it does without.
+    std::unique_lock<std::mutex> guard(idle().mutex, std::try_to_lock);
+    std::vector<Block>& blocks = idle().blocks;
+    for (size_t i = guard.owns_lock() ? blocks.size() : 0; i-- > 0;)
+      if (blocks[i].bytes == bytes) {
+        void* const p = blocks[i].p;
+        blocks.erase(blocks.begin() + static_cast<std::ptrdiff_t>(i));
+        return p;
+      }
+  }
+  return map(bytes);
+}
+
+void give_pages(void* p, int64_t bytes) {
+  bytes = rounded(bytes);
+  Block leaving{p, bytes};
+  {
+    std::unique_lock<std::mutex> guard(idle().mutex, std::try_to_lock);
+    if (guard.owns_lock()) {
+#ifdef MADV_FREE
+      madvise(p, static_cast<size_t>(bytes), MADV_FREE);
+#endif
+      std::vector<Block>& blocks = idle().blocks;
+      blocks.push_back(leaving);
+      leaving = {nullptr, 0};
+      if (blocks.size() > kKept) {
+        leaving = blocks.front();
+        blocks.erase(blocks.begin());
+      }
+    }
+  }
+  if (leaving.p) munmap(leaving.p, static_cast<size_t>(leaving.bytes));
+}
+
+int64_t idle_pages() {
+  std::lock_guard<std::mutex> guard(idle().mutex);
+  int64_t bytes = 0;
+  for (const Block& block : idle().blocks) bytes += block.bytes;
+  return bytes;
+}
+
+void drop_pages() {
+  std::lock_guard<std::mutex> guard(idle().mutex);
+  for (const Block& block : idle().blocks) munmap(block.p, static_cast<size_t>(block.bytes));
+  idle().blocks.clear();
+}
+
+}  // namespace fastrank

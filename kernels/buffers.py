@@ -1,0 +1,19 @@
+"""Memory for large results on the CPU."""
+
+from __future__ import annotations
+
+import torch
+from fastrank.kernels import backend
+from torch import Tensor
+
+_DLPACK_CODES = {torch.float64: (2, 64), torch.float32: (2, 32), torch.bfloat16: (4, 16), torch.float16: (2, 16)}
+#: Bytes below which torch's own allocator has memory at hand that was used before, without page faults.
+_LARGE = 1 << 20
+
+
+def empty_like(x: Tensor) -> Tensor:
+    """`torch.empty_like(x)`; where that would be fresh memory, in memory that an earlier such tensor left (pages.h)."""
+    plain = type(x) is Tensor and x.device.type == "cpu" and x.is_contiguous()  # a tracer's tensor is a subclass
+    if not plain or x.nbytes < _LARGE or (core := backend.core()) is None:
+        return torch.empty_like(x)
+    return torch.from_dlpack(core.empty(x.shape, *_DLPACK_CODES[x.dtype]))
