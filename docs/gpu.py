@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from pathlib import Path
 
 import torch
 from fastrank.kernels.cost import DEVICES, Launch, limiter, predict, roofline
+from fastrank.kernels.gram import config as gram_config
 from fastrank.kernels.gram import cost as gram
 from fastrank.kernels.occupancy import MULTIPROCESSORS
+from fastrank.kernels.tempered_ce import config
 from fastrank.kernels.tempered_ce import cost as loss
+from fastrank.kernels.tempered_mse import config as mse_config
+from fastrank.kernels.tempered_mse import cost as squared_error
 
 PAGE = Path(__file__).with_name("gpu.md")
 BEGIN, END = "<!-- begin: python docs/gpu.py -->\n", "<!-- end -->\n"
@@ -22,6 +25,10 @@ CASES: dict[str, tuple[Launch, ...]] = {
     )
     for rows, classes in ((256, 1000), (256, 21_841), (8192, 32_000), (8192, 128_256))
 }
+CASES["squared error and gradient, 1,024 x 1,000, bf16"] = (
+    *squared_error.forward(1024, 1000, torch.bfloat16),
+    *squared_error.backward(1024, 1000, torch.bfloat16),
+)
 for mode in ("exact", "fast"):
     CASES |= {
         f"gram_dual, {n:,} x {d:,}, fp32, {mode}": gram.dual(n, d, mode=mode) for n, d in ((128, 2048), (128, 10_000))
@@ -31,10 +38,55 @@ for mode in ("exact", "fast"):
         for n, d in ((4096, 512), (100_000, 1000))
     }
 
+#: The loss's shapes, [rows, classes, target] of bf16 logits: launch-bound, long rows, few rows.
+SHAPES = (
+    (256, 1000, "index"), (1024, 1000, "index"), (1024, 1000, "mixed"), (1024, 1000, "probabilities"),
+    (4096, 1000, "index"), (32768, 1000, "index"), (262_144, 100, "index"), (1024, 21_841, "index"),
+    (8192, 32_000, "index"), (512, 128_256, "index"), (64, 128_256, "index"), (4, 128_256, "index"),
+    (1, 300_000, "index"),
+)  # fmt: skip
+#: Seconds that a program takes for a tile it has to wait for, and tiles' time that the last program's work takes: an
+#: atomic, and what the others left, there and back through L2. Assumptions, as the launches' 3 us.
+TILE, LAST = 0.7e-6, 3
+
 
 def generated() -> str:
     """The tables, as Markdown."""
-    return "\n".join([_devices(), _predictions(), _kernels(), _resources()])
+    return "\n".join([_devices(), _predictions(), _kernels(), _shapes(), _resources()])
+
+
+def _shapes() -> str:
+    device = DEVICES["h100"]
+    lines = [
+        "### The loss on an H100: what share of the roofline is expected, and why\n",
+        "Both passes, bf16 logits, a mean. A program waits some 0.7 us for a tile; as many programs at once as the "
+        "registers allow; the last one takes three times that for the reduction, and once more for 1,024 programs. "
+        "Assumptions, not measurements; `launches` are the 3 us each of them.\n",
+        "| rows x classes | target | programs forward | parts a row | roofline us | expected us | share | "
+        "without launches | bound by |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for rows, classes, target in SHAPES:
+        forward = loss.forward(rows, classes, torch.bfloat16, target=target)
+        backward = loss.backward(rows, classes, torch.bfloat16, target=target)
+        shape = config.tile(classes)
+        parts, span = config.splits(-(-rows // shape.rows), classes, device.sms)
+        plain, waits = target.replace("index", "plain"), {}
+        for kernel, launch, tiles in (("forward", forward[1], span), ("backward", backward[-1], 1)):
+            variant = "split" if parts > 1 and kernel == "forward" else plain
+            resident = config.CLAIMS[f"{kernel} {shape.rows}x{shape.classes} {variant}"].blocks * device.sms
+            waits[kernel] = -(-launch.blocks // resident) * tiles * TILE
+        memory = {"forward": roofline(forward[1:], device), "backward": roofline(backward[-1:], device)}
+        floor, launches = sum(memory.values()), device.launch * len(forward + backward)
+        last = LAST + (0 if parts > 1 or len(forward) > 2 else forward[1].blocks // config.REDUCE_BLOCK)
+        device_time = sum(max(memory[k], waits[k]) for k in memory) + last * TILE
+        reasons = {"launches": launches, "waiting for memory": device_time - floor, "memory": floor}
+        lines.append(
+            f"| {rows:,} x {classes:,} | {target} | {forward[1].blocks:,} | {parts} | {_us(floor)} | "
+            f"{_us(device_time + launches)} | {100 * floor / (device_time + launches):.0f} % | "
+            f"{100 * floor / device_time:.0f} % | {max(reasons, key=reasons.get)} |"
+        )
+    return "\n".join([*lines, ""])
 
 
 def _devices() -> str:
@@ -66,7 +118,7 @@ def _kernels() -> str:
                "predicted us")  # fmt: skip
     lines = ["### Launch by launch, on an H100\n", f"| {' | '.join(columns)} |", "|---|" + "---|" * (len(columns) - 1)]
     h100 = DEVICES["h100"]
-    for case in list(CASES)[2:6]:
+    for case in list(CASES)[2:7]:
         for x in CASES[case]:
             issued = x.flops if x.issued is None else x.issued
             asked = x.read if x.requested is None else x.requested
@@ -80,21 +132,23 @@ def _kernels() -> str:
 
 
 def _resources() -> str:
-    loss_claims, gram_claims = (
-        importlib.import_module(f"fastrank.kernels.{op}.config").CLAIMS for op in ("tempered_ce", "gram")
-    )
-    lines = [
-        "### Registers a thread (at most) and blocks a multiprocessor (at least) that the tuning counts on\n",
-        "| loss | plain | full | nested | fp64 plain | fp64 full |",
-        "|---|---|---|---|---|---|",
-    ]
-    rows: dict[str, list[str]] = {}
+    loss_claims, gram_claims = config.CLAIMS, gram_config.CLAIMS
+    lines = ["### Registers a thread (at most) and blocks a multiprocessor (at least) that the tuning counts on\n"]
+    rows: dict[str, dict[str, str]] = {}
     for name, claim in loss_claims.items():
-        rows.setdefault(" ".join(name.split()[:2]), []).append(f"{claim.registers}, {claim.blocks}")
-    lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items() if len(cells) > 1]
+        kernel, tile, variant = name.split(maxsplit=2)
+        rows.setdefault(f"{kernel} {tile}", {})[variant] = f"{claim.registers}, {claim.blocks}"
+    variants = [v for v in next(iter(rows.values())) if "split" not in v]
+    lines += [f"| loss | {' | '.join(variants)} |", "|---|" + "---|" * len(variants)]
+    lines += [f"| {name} | {' | '.join(cells[v] for v in variants)} |" for name, cells in rows.items()]
     lines += ["", "| other | |", "|---|---|"]
-    rest = {"loss: reduce": loss_claims["reduce"], **gram_claims}
-    lines += [f"| {name} | {claim.registers}, {claim.blocks} |" for name, claim in rest.items()]
+    lines += [
+        f"| loss: {name} | {claim.registers}, {claim.blocks} |"
+        for name, claim in loss_claims.items()
+        if "split" in name
+    ]
+    others = {f"squared error: {name}": claim for name, claim in mse_config.CLAIMS.items()} | gram_claims
+    lines += [f"| {name} | {claim.registers}, {claim.blocks} |" for name, claim in others.items()]
     archs = ", ".join(f"sm_{arch}" for arch in MULTIPROCESSORS)
     checked = (
         f"Nothing spills or uses local memory: the CUDA kernels and the loss with every option are compiled for "

@@ -8,6 +8,7 @@ Compiling needs no GPU; CUDA sources need nvcc.
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import shutil
@@ -44,6 +45,8 @@ class TritonBuild:
     signature: dict[str, str]
     constants: dict[str, Any]
     warps: int
+    #: Most registers a thread, as the launch asks for; None where it does not.
+    registers: int | None
     #: Arguments known to be divisible by 16: pointers, strides, sizes.
     aligned: frozenset[str]
 
@@ -60,7 +63,7 @@ class TritonBuild:
         return triton.compile(
             ASTSource(self.kernel, signature=self.signature, constexprs=self.constants, attrs=attributes),
             target=GPUTarget("cuda", arch, 32),
-            options={"num_warps": self.warps},
+            options={"num_warps": self.warps, "maxnreg": self.registers},
         )
 
     def __str__(self) -> str:
@@ -159,6 +162,7 @@ def launches() -> Iterator[list[dict[str, Any]]]:
                 "signature": dict(compile["signature"]),
                 "constants": {kernel.arg_names[path[0]]: value for path, value in compile["constants"].items()},
                 "warps": compile["num_warps"],
+                "registers": json.loads(compile["specialization_data"])["options"]["maxnreg"],
                 "aligned": frozenset(
                     kernel.arg_names[path[0]] for path, facts in attributes.items() if ["tt.divisibility", 16] in facts
                 ),
@@ -185,44 +189,57 @@ def _recorded(op: str, call: Callable[[], object], name: Callable[[dict[str, Any
 
 #: A class count for each tile of config.py: its row stride is as aligned as users' usually are.
 TEMPERED_CE_CLASSES = (12, 128, 1000, 32000)
-_ROWS = 256
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
-#: Options of `tempered_ce_launch`: "nested" is [N, C, 2]; "full" uses every option.
+#: Options of `tempered_ce_launch`, one word each: "full" is every option; "nested" is [N, C, 2]; "split" are few rows.
 _VARIANTS = (
     *((dtype, variant) for dtype in _DTYPES for variant in ("plain", "full")),
     ("fp32", "nested"),
     ("fp32", "per-sample T"),
+    ("bf16", "mixed"),
+    ("bf16", "probabilities"),
+    *((dtype, variant) for dtype in ("fp32", "fp64") for variant in ("mixed full", "probabilities full")),
+    ("bf16", "split"),
+    *((dtype, f"split{target} full") for dtype in ("fp32", "fp64") for target in ("", " mixed", " probabilities")),
 )
 
 
-def tempered_ce_launch(classes: int, dtype: torch.dtype, variant: str, rows: int = _ROWS) -> None:
+def tempered_ce_launch(classes: int, dtype: torch.dtype, variant: str) -> None:
     """Forward and backward through the launch code of kernels/tempered_ce/triton.py, on uninitialised tensors."""
     from fastrank.kernels.tempered_ce import reference
     from fastrank.kernels.tempered_ce import triton as kernels
 
-    nested, full = variant == "nested", variant == "full"
+    nested, full, split = (word in variant.split() for word in ("nested", "full", "split"))
+    rows = 4 if split else 1024
     shape = (rows // 2, classes, 2) if nested else (rows, classes)
     logits, target = torch.empty(shape, dtype=dtype), torch.zeros((shape[0], *shape[2:]), dtype=torch.int64)
+    acc = reference.accumulator(dtype)
+    second = share = None
+    if "mixed" in variant:
+        second, share = target.clone(), torch.ones(shape[0], dtype=acc)
+    elif "probabilities" in variant:
+        target = torch.empty(shape, dtype=acc)
     temperature = torch.ones(shape[0]) if variant == "per-sample T" else torch.ones(()) if full else None
     weight = torch.ones(classes) if full else None
-    smoothing = 0.1 if full else 0.0
+    smoothing, power = (0.1, 2) if full else (0.0, 0)
+    # Where a rank of probabilities is asked for, rows stay whole.
+    stats = full and not (split and target.is_floating_point())
     loss, state, denominator, _ = kernels.forward(
-        logits, target, None, None, 1.0, temperature, weight, -100, "mean", smoothing, 0, full, False
+        logits, target, second, share, 1.0, temperature, weight, -100, "mean", smoothing, power, stats, False
     )
-    assert loss.dtype == reference.accumulator(dtype)
-    kernels.backward(loss, logits, target, None, None, state, denominator, 1.0, temperature, weight, -100, smoothing, 0)
+    assert loss.dtype == acc
+    if not split:  # the gradient is cut the same way for any number of rows
+        kernels.backward(
+            loss, logits, target, second, share, state, denominator, 1.0, temperature, weight, -100, smoothing, power
+        )
 
 
 def _tempered_ce() -> list[TritonBuild]:
     builds: dict[str, TritonBuild] = {}
     for dtype, variant in _VARIANTS:
-        for classes in TEMPERED_CE_CLASSES:
+        for classes in TEMPERED_CE_CLASSES[-1:] if "split" in variant else TEMPERED_CE_CLASSES:
 
             def name(launch, dtype=dtype, variant=variant):
                 constants, kernel = launch["constants"], launch["kernel"].__name__.removesuffix("_kernel")
-                if kernel == "reduce":
-                    kind = "mean" + (" weighted" if constants["HAS_WEIGHT"] else "")
-                    return f"reduce {constants['ACC']} {kind}"
                 return f"{kernel} {constants['ROWS']}x{constants['CLASSES']} {dtype} {variant}"
 
             call = lambda c=classes, d=_DTYPES[dtype], v=variant: tempered_ce_launch(c, d, v)  # noqa: E731
@@ -237,7 +254,7 @@ _MSE_VARIANTS = (
 )  # fmt: skip
 
 
-def tempered_mse_launch(classes: int, dtype: torch.dtype, variant: str, rows: int = _ROWS) -> None:
+def tempered_mse_launch(classes: int, dtype: torch.dtype, variant: str, rows: int = 1024) -> None:
     """Forward and backward through the launch code of kernels/tempered_mse/triton.py, on uninitialised tensors."""
     from fastrank.kernels.tempered_mse import triton as kernels
 

@@ -17,9 +17,10 @@ ARCHITECTURES = tuple(MULTIPROCESSORS)
 def architectures(build) -> tuple[int, ...]:
     """Where a Triton build is compiled: with every option in fp32, for all; else for one architecture of consumers and
     one of data centres, as ptxas aims at other numbers of warps there; where registers are no concern, for one."""
-    if re.search(r"fp32 (full|mean)", build.name):
+    if re.search(r"fp32 .*full", build.name):
         return ARCHITECTURES
-    return (90,) if re.search(r"plain|per-sample|fp16", build.name) and "fp64" not in build.name else (89, 90)
+    lean = re.search(r"plain|per-sample|fp16|bf16 (mixed|probabilities|split)", build.name)
+    return (90,) if lean and "fp64" not in build.name else (89, 90)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ numbers as large as X_j, but three times (x_j, the others' logsumexp, their diff
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -165,6 +167,21 @@ def bound(
         + 2 * tiny * (1 + (grad_scale * whole)[:, None])
     )
     return eps * loss, grad, eps * scale * moment + 2 * tiny * scale * (reach + whole)
+
+
+@contextmanager
+def split_rows() -> Iterator[None]:
+    """Inside, the Triton kernels cut rows of up to 384 classes into three parts of a tile of 128, and put two rows
+    together a step: what else takes rows of 8 tiles of 2048."""
+    from fastrank.kernels.tempered_ce import config, triton
+
+    real = triton.tile, triton.splits, triton.COMBINE
+    triton.tile = lambda classes: config.Tile(float("inf"), rows=1, classes=128, warps=4)
+    triton.splits, triton.COMBINE = (lambda programs, classes, sms: (3, 1)), 8
+    try:
+        yield
+    finally:
+        triton.tile, triton.splits, triton.COMBINE = real
 
 
 OP = Op(name="tempered_ce", impls=("native", "triton"), run=run, reference=_reference, band=band, build=build)

@@ -108,17 +108,13 @@ def tempered_cross_entropy(
 def choose(input: Tensor, target: Tensor | tuple, weight: Tensor | None, impl: str | None) -> str:
     """The implementation that computes the loss of these (validated) arguments."""
     # A kernel has no derivative for probabilities, shares or weights.
-    mixed = isinstance(target, tuple)
-    share = target[2] if mixed else target
+    share = target[2] if isinstance(target, tuple) else target
     if (weight is not None and weight.requires_grad) or (isinstance(share, Tensor) and share.requires_grad):
         problem = "has no gradient for weight, class probabilities or a mixed target's share"
     elif _transformed():
         problem = "does not run in torch.func's transforms or forward-mode differentiation"
     else:
-        chosen = _choose(input.device.type, impl)
-        if chosen != "triton" or not (mixed or target.is_floating_point()):
-            return chosen
-        problem = "has no kernel for class probabilities or mixed targets yet"
+        return _choose(input.device.type, impl)
     if impl in (None, "reference"):
         return "reference"
     raise RuntimeError(f"impl={impl!r} {problem}; leave impl=None for these arguments")

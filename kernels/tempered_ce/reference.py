@@ -182,6 +182,7 @@ def _index_rows(z, target, T, weight, ignore_index, label_smoothing):
 def _mixed_rows(z, target, T, weight, label_smoothing):
     first, second, share = target
     share = _per_label(share, first).to(z.dtype)
+    share = torch.where((share >= 0) & (share <= 1), share, torch.nan)  # as for a label that does not exist
     of_first, of_second = (
         _index_rows(z, labels.long(), T, weight, None, label_smoothing)[0] for labels in (first, second)
     )

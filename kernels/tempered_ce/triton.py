@@ -1,18 +1,27 @@
-"""The fused loss on CUDA: one launch for the rows, one for the reduction, one for the gradient; no host sync.
+"""The fused loss on CUDA: one launch forward, one for the gradient; no host sync.
 
 Formulas and row planes as in csrc/tempered_ce/tempered_ce.h. The forward pass reads a row once: maximum and sums are
-carried from tile to tile, sums rescaled when the maximum rises. Offsets are 64-bit. A label outside [0, C) and a
-temperature that is not finite and above 0 make the row's loss and gradient NaN.
+carried from tile to tile, sums rescaled when the maximum rises. (Statistics beside class probabilities read those
+twice: a rank is counted against the most probable class, which is known at the end of a row only.) Where rows are few
+and long, config.py splits them over programs. Whichever program ends last puts rows and loss together, always in the
+same order, so that a result does not depend on who that was. It waits for nobody: each program counts itself off at
+the end of its work. Offsets are 64-bit. A label outside [0, C), a share outside [0, 1] and a temperature that is not
+finite and above 0 make the row's loss and gradient NaN.
 """
 
 from __future__ import annotations
+
+import struct
+from functools import cache
 
 import torch
 import triton
 import triton.language as tl
 from fastrank.kernels.tempered_ce import layout
-from fastrank.kernels.tempered_ce.config import REDUCE_BLOCK, REDUCE_WARPS, tile
+from fastrank.kernels.tempered_ce.config import ALONE, COMBINE, REDUCE_BLOCK, SMS, registers, splits, tile
 from torch import Tensor
+
+_TARGETS = ("index", "mixed", "probabilities")
 
 
 @triton.jit
@@ -23,16 +32,30 @@ def _log1p(a):
 
 
 @triton.jit
-def _rows(pid, R, D, stride_n, stride_d, ALIGN: tl.constexpr, ROWS: tl.constexpr, NESTED: tl.constexpr):
-    """(row, n, offset of the row's first logit, whether the row exists) of each row of this program."""
-    r = pid.to(tl.int64) * ROWS + tl.arange(0, ROWS)
+def _number(value, ACC: tl.constexpr):
+    """A number of the host's; for float64 its bits, as Triton passes every float as float32."""
+    if tl.float64 == ACC:
+        value = tl.cast(tl.cast(value, tl.int64), tl.float64, bitcast=True)
+    return value
+
+
+@triton.jit
+def _rows(first, R, D, stride_n, stride_d, ALIGN: tl.constexpr, ROWS: tl.constexpr, NESTED: tl.constexpr):
+    """(row, n, offset of the row's first logit, whether the row exists) of ROWS rows from `first` on."""
+    r = first + tl.arange(0, ROWS).to(tl.int64)
+    n, offset = _place(r, D, stride_n, stride_d, ALIGN, NESTED)
+    return r, n, offset, r < R
+
+
+@triton.jit
+def _place(r, D, stride_n, stride_d, ALIGN: tl.constexpr, NESTED: tl.constexpr):
     if NESTED:
         n = r // D
         offset = n * stride_n + (r - n * D) * stride_d
     else:
         n = r
         offset = r * stride_n * ALIGN
-    return r, n, offset, r < R
+    return n, offset
 
 
 @triton.jit
@@ -40,33 +63,98 @@ def _temperature(temperature_ptr, T, n, stride, row_ok, HAS_T: tl.constexpr, ACC
     if HAS_T:
         T = tl.load(temperature_ptr + n * stride, mask=row_ok, other=1.0).to(ACC)
         return tl.where((T > 0) & (T < float("inf")), T, float("nan"))  # noqa: SIM300
-    return tl.full(n.shape, 1.0, ACC) * T
+    return tl.full(n.shape, 1.0, ACC) * _number(T, ACC)
 
 
 @triton.jit
-def _label(target_ptr, r, row_ok, C, ignore_index):
-    """(label, or -1 where there is none; whether the row counts; whether its label exists)."""
-    y = tl.load(target_ptr + r, mask=row_ok, other=ignore_index)
-    used = row_ok & (y != ignore_index)
-    known = used & (y >= 0) & (y < C)
-    return tl.where(known, y, -1), used, known
-
-
-@triton.jit
-def forward_kernel(
-    logits_ptr, target_ptr, temperature_ptr, weight_ptr, weight_sum_ptr, rows_ptr, loss_ptr,
-    T, R, C, D, stride_n, stride_c, stride_d, temperature_stride, ignore_index, smoothing,
-    HAS_T: tl.constexpr, HAS_WEIGHT: tl.constexpr, SMOOTH: tl.constexpr, STATS: tl.constexpr, NESTED: tl.constexpr,
-    ALIGN: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr,
+def _labels(
+    target_ptr, second_ptr, share_ptr, weight_ptr, r, n, share_stride, row_ok, C, ignore_index, hard,
+    TARGET: tl.constexpr, HAS_WEIGHT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Row planes and unreduced loss of ROWS rows. `C` and, unless NESTED, `stride_n` come in units of ALIGN."""
-    C = C * ALIGN
-    r, n, offset, row_ok = _rows(tl.program_id(0), R, D, stride_n, stride_d, ALIGN, ROWS, NESTED)
-    y, used, known = _label(target_ptr, r, row_ok, C, ignore_index)
-    temperature = _temperature(temperature_ptr, T, n, temperature_stride, row_ok, HAS_T, ACC)
-    inverse = 1 / temperature
-    target_logit = tl.load(logits_ptr + offset + y * stride_c, mask=known, other=0.0).to(ACC)
+    """(labels y and y2, -1 where there is none; their weights t_y, smoothing apart; which of them a rank is of; whether
+    the row counts; whether its labels exist; what it counts in a mean)."""
+    y2 = tl.full(r.shape, -1, tl.int64)
+    mass, mass2 = tl.zeros(r.shape, ACC) + hard, tl.zeros(r.shape, ACC)
+    if TARGET == "probabilities":
+        y, used, known, counted = y2, row_ok, row_ok, mass
+        ranked = y
+    else:
+        y = tl.load(target_ptr + r, mask=row_ok, other=ignore_index)
+        if TARGET == "mixed":
+            y2 = tl.load(second_ptr + r, mask=row_ok, other=-1)
+            share = tl.load(share_ptr + n * share_stride, mask=row_ok, other=1.0).to(ACC)
+            used = row_ok
+            known = used & (y >= 0) & (y < C) & (y2 >= 0) & (y2 < C) & (share >= 0) & (share <= 1)
+            ranked = tl.where(share < 0.5, y2, y)
+            one = y2 == y
+            mass, mass2 = tl.where(one, mass, share * mass), tl.where(one, 0.0, (1 - share) * mass)
+            y2 = tl.where(known & (y2 != y), y2, -1)
+        else:
+            used = row_ok & (y != ignore_index)
+            known = used & (y >= 0) & (y < C)
+            ranked = y
+        y = tl.where(known, y, -1)
+        counted = used.to(ACC)
+        if HAS_WEIGHT:
+            counted = tl.load(weight_ptr + y, mask=known, other=0.0).to(ACC)
+            mass = mass * counted
+            if TARGET == "mixed":
+                mass2 = mass2 * tl.load(weight_ptr + y2, mask=y2 >= 0, other=0.0).to(ACC)
+    return y, y2, mass, mass2, ranked, used, known, counted
 
+
+@triton.jit
+def _label_logits(logits_ptr, offset, stride_c, y, y2, known, TARGET: tl.constexpr, ACC: tl.constexpr):
+    target_logit, second_logit = tl.zeros(y.shape, ACC), tl.zeros(y.shape, ACC)
+    if TARGET != "probabilities":
+        target_logit = tl.load(logits_ptr + offset + y * stride_c, mask=known, other=0.0).to(ACC)
+    if TARGET == "mixed":
+        second_logit = tl.load(logits_ptr + offset + y2 * stride_c, mask=y2 >= 0, other=0.0).to(ACC)
+    return target_logit, second_logit
+
+
+@triton.jit
+def _target_mass(
+    q_at, q_mask, weight_ptr, j, column_ok, hard, soft, HAS_WEIGHT: tl.constexpr, SMOOTH: tl.constexpr,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    """t_j of class probabilities."""
+    t = tl.load(q_at, mask=q_mask, other=0.0).to(ACC)
+    if SMOOTH:
+        t = t * hard + soft
+    if HAS_WEIGHT:
+        t = t * tl.load(weight_ptr + j, mask=column_ok, other=0.0).to(ACC)[None, :]
+    return t
+
+
+@triton.jit
+def _most_probable(
+    q_ptr, q_offset, q_stride_c, row_ok, C, ACC: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr
+):  # fmt: skip
+    """The first class of the largest probability."""
+    best = tl.full((ROWS,), float("-inf"), ACC)
+    at = tl.zeros((ROWS,), tl.int32)
+    for start in range(0, C, CLASSES):
+        j = start + tl.arange(0, CLASSES)
+        inside = row_ok[:, None] & (j < C)[None, :]
+        place = q_ptr + q_offset[:, None] + (j.to(tl.int64) * q_stride_c)[None, :]
+        q = tl.load(place, mask=inside, other=float("-inf")).to(ACC)
+        largest = tl.max(q, 1)
+        first = tl.min(tl.where(q == largest[:, None], j[None, :], start + CLASSES - 1), 1)
+        at = tl.where(largest > best, first, at)
+        best = tl.maximum(best, largest)
+    return at.to(tl.int64)
+
+
+@triton.jit
+def _scan(
+    logits_ptr, q_ptr, weight_ptr, offset, q_offset, stride_c, q_stride_c, row_ok, y, y2, ranked_logit, inverse,
+    hard, soft, first, last, C,
+    TARGET: tl.constexpr, HAS_WEIGHT: tl.constexpr, SMOOTH: tl.constexpr, STATS: tl.constexpr, ACC: tl.constexpr,
+    ROWS: tl.constexpr, CLASSES: tl.constexpr,
+):  # fmt: skip
+    """Sums over the classes [first, last) of a row: exponentials and their moment without the labels; the target's
+    weights t_j (of smoothing without its factor) and t_j x_j; z, z^2 and the logits above the ranked one."""
     lowest = float("-inf")
     maximum = tl.full((ROWS,), lowest, ACC)
     others = tl.zeros((ROWS,), ACC)
@@ -76,7 +164,7 @@ def forward_kernel(
     sum_z = tl.zeros((ROWS,), ACC)
     sum_z2 = tl.zeros((ROWS,), ACC)
     above = tl.zeros((ROWS,), tl.int32)
-    for start in range(0, C, CLASSES):
+    for start in range(first, last, CLASSES):
         j = start + tl.arange(0, CLASSES)
         column_ok = j < C
         inside = row_ok[:, None] & column_ok[None, :]
@@ -89,13 +177,24 @@ def forward_kernel(
         shift = tl.where(previous == lowest, 0.0, (previous - base) * inverse)
         rescale = tl.exp(shift)
         x = (z - base[:, None]) * inverse[:, None]
-        e = tl.where(inside & (j[None, :] != y[:, None]), tl.exp(x), 0.0)
+        summed = inside
+        if TARGET != "probabilities":
+            summed = summed & (j[None, :] != y[:, None])
+        if TARGET == "mixed":
+            summed = summed & (j[None, :] != y2[:, None])
+        e = tl.where(summed, tl.exp(x), 0.0)
         moment = rescale * (moment + shift * others) + tl.sum(tl.where(e > 0, e * x, e), 1)
         others = rescale * others + tl.sum(e, 1)
-        if SMOOTH:
+        if TARGET == "probabilities":
+            at = q_ptr + q_offset[:, None] + (j.to(tl.int64) * q_stride_c)[None, :]
+            t = _target_mass(at, inside, weight_ptr, j, column_ok, hard, soft, HAS_WEIGHT, SMOOTH, ACC)
+            t = tl.where(inside, t, 0.0)
+            weighted += shift * weight_seen + tl.sum(tl.where(inside, t * x, 0.0), 1)
+            weight_seen += tl.sum(t, 1)
+        elif SMOOTH:
             weight = tl.full((CLASSES,), 1.0, ACC)
             if HAS_WEIGHT:
-                weight = tl.load(weight_ptr + j, mask=column_ok, other=0.0)
+                weight = tl.load(weight_ptr + j, mask=column_ok, other=0.0).to(ACC)
             weight = tl.where(inside, weight[None, :], 0.0)
             weighted += shift * weight_seen + tl.sum(tl.where(inside, weight * x, 0.0), 1)
             weight_seen += tl.sum(weight, 1)
@@ -103,26 +202,53 @@ def forward_kernel(
             kept = tl.where(inside, z, 0.0)
             sum_z += tl.sum(kept, 1)
             sum_z2 += tl.sum(kept * kept, 1)
-            above += tl.sum((inside & (z > target_logit[:, None])).to(tl.int32), 1)
+            above += tl.sum((inside & (z > ranked_logit[:, None])).to(tl.int32), 1)
+    return maximum, others, moment, weighted, weight_seen, sum_z, sum_z2, above.to(ACC)
 
+
+@triton.jit
+def _finish(
+    rows_ptr, r, R, row_ok, y2, mass, mass2, used, known, target_logit, second_logit, temperature, inverse, soft,
+    maximum, others, moment, weighted, weight_seen, sum_z, sum_z2, above,
+    TARGET: tl.constexpr, SMOOTH: tl.constexpr, STATS: tl.constexpr,
+):  # fmt: skip
+    """Writes the planes of a row from its sums; returns its loss."""
+    lowest = float("-inf")
     others = tl.where(maximum == lowest, float("nan"), others)
-    target_x = tl.where(known, (target_logit - maximum) / temperature, 0.0)
-    target_e = tl.where(known, tl.exp(target_x), 0.0)
-    total = others + target_e
-    log_total = tl.where(known & (target_x == 0), _log1p(others), tl.log(total))
-    all_moment = moment + tl.where(target_e == 0, 0.0, target_e * target_x)
-    hard = tl.full((ROWS,), 1.0, ACC) - smoothing
-    if HAS_WEIGHT:
-        hard = hard * tl.load(weight_ptr + y, mask=known, other=0.0)
-    loss = hard * (log_total - target_x)
-    slope = hard * (moment - tl.where(target_x == lowest, 0.0, target_x * others)) / total
-    if SMOOTH:
-        soft = tl.full((ROWS,), 1.0, ACC) * smoothing / C
-        loss += soft * (weight_seen * log_total - weighted)
-        slope += soft * (weight_seen * all_moment / total - weighted)
+    if TARGET == "probabilities":
+        total = others
+        log_total = tl.log(total)
+        all_moment = moment
+        loss = weight_seen * log_total - weighted
+        slope = weight_seen * (moment / total) - weighted
+        others = weight_seen
+    else:
+        x = tl.where(known, (target_logit - maximum) / temperature, 0.0)
+        e = tl.where(known, tl.exp(x), 0.0)
+        ex = tl.where(e == 0, 0.0, e * x)
+        rest, rest_moment = others, moment  # of all but the label
+        if TARGET == "mixed":
+            x2 = tl.where(y2 >= 0, (second_logit - maximum) / temperature, 0.0)
+            e2 = tl.where(y2 >= 0, tl.exp(x2), 0.0)
+            ex2 = tl.where(e2 == 0, 0.0, e2 * x2)
+            rest, rest_moment = others + e2, moment + ex2
+        total = rest + e
+        all_moment = rest_moment + ex
+        # Where a label is the maximum its e is 1: log1p keeps what the others add to it.
+        log_total = tl.where(known & (x == 0), _log1p(rest), tl.log(total))
+        if TARGET == "mixed":
+            log_total = tl.where((x != 0) & (y2 >= 0) & (x2 == 0), _log1p(others + e), log_total)
+        loss = mass * (log_total - x)
+        slope = mass * (rest_moment - tl.where(x == lowest, 0.0, x * rest)) / total
+        if TARGET == "mixed":
+            loss += tl.where(y2 >= 0, mass2 * (log_total - x2), 0.0)
+            second_slope = mass2 * (moment + ex - tl.where(x2 == lowest, 0.0, x2 * (others + e))) / total
+            slope += tl.where(y2 >= 0, second_slope, 0.0)
+        if SMOOTH:
+            loss += soft * (weight_seen * log_total - weighted)
+            slope += soft * (weight_seen * all_moment / total - weighted)
     nothing = tl.where(used, float("nan"), 0.0)
-    tl.store(loss_ptr + r, tl.where(known, loss, nothing), mask=row_ok)
-    plane = tl.zeros((ROWS,), tl.int64) + R
+    plane = tl.zeros(r.shape, tl.int64) + R
     tl.store(rows_ptr + r, maximum, mask=row_ok)
     tl.store(rows_ptr + plane + r, total, mask=row_ok)
     tl.store(rows_ptr + 2 * plane + r, others, mask=row_ok)
@@ -133,57 +259,213 @@ def forward_kernel(
         tl.store(rows_ptr + 6 * plane + r, log_total - all_moment / total, mask=row_ok)
         tl.store(rows_ptr + 7 * plane + r, sum_z, mask=row_ok)
         tl.store(rows_ptr + 8 * plane + r, sum_z2, mask=row_ok)
-        tl.store(rows_ptr + 9 * plane + r, tl.where(known, above, -1).to(ACC), mask=row_ok)
+        tl.store(rows_ptr + 9 * plane + r, tl.where(known, above, -1.0), mask=row_ok)
+    return tl.where(known, loss, nothing)
 
 
 @triton.jit
-def reduce_kernel(
-    loss_ptr, target_ptr, weight_ptr, result_ptr, denominator_ptr, R, C, ignore_index,
-    HAS_WEIGHT: tl.constexpr, MEAN: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
+def _combined(
+    part_ptr, r, row_ok, inverse, R, parts,
+    SOFT: tl.constexpr, STATS: tl.constexpr, ACC: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Loss of the batch, summed in float64 by one program, so in one order; and what a mean divides by."""
-    loss = tl.zeros((BLOCK,), tl.float64)
-    count = tl.zeros((BLOCK,), tl.float64)
-    for start in range(0, R, BLOCK):
-        r = start + tl.arange(0, BLOCK).to(tl.int64)
-        row_ok = r < R
-        y, used, known = _label(target_ptr, r, row_ok, C, ignore_index)
-        loss += tl.load(loss_ptr + r, mask=row_ok, other=0.0).to(tl.float64)
-        if HAS_WEIGHT:
-            count += tl.load(weight_ptr + y, mask=known, other=0.0).to(tl.float64)
-        else:
-            count += used.to(tl.float64)
-    total = tl.sum(loss, 0)
-    if MEAN:
-        weight = tl.sum(count, 0)
-        tl.store(denominator_ptr, weight.to(ACC))
-        tl.store(result_ptr, (total / weight).to(ACC))
-    else:
-        tl.store(result_ptr, total.to(ACC))
+    """The sums of rows from those of their parts."""
+    lowest = float("-inf")
+    s = tl.arange(0, PARTS)
+    inside = row_ok[:, None] & (s < parts)[None, :]
+    at = part_ptr + r[:, None] * parts + s[None, :]
+    plane = tl.zeros(r.shape, tl.int64)[:, None] + R * parts.to(tl.int64)
+    m = tl.load(at, mask=inside, other=lowest)
+    maximum = tl.max(m, 1)
+    base = tl.where(maximum == lowest, 0.0, maximum)
+    shift = tl.where(m == lowest, 0.0, (m - base[:, None]) * inverse[:, None])
+    rescale = tl.exp(shift)
+    e = tl.load(at + plane, mask=inside, other=0.0)
+    others = tl.sum(rescale * e, 1)
+    moment = tl.sum(rescale * (tl.load(at + 2 * plane, mask=inside, other=0.0) + shift * e), 1)
+    weighted = tl.zeros(r.shape, ACC)
+    weight_seen, sum_z, sum_z2, above = weighted, weighted, weighted, weighted
+    if SOFT:
+        seen = tl.load(at + 4 * plane, mask=inside, other=0.0)
+        weighted = tl.sum(tl.load(at + 3 * plane, mask=inside, other=0.0) + shift * seen, 1)
+        weight_seen = tl.sum(seen, 1)
+    if STATS:
+        sum_z = tl.sum(tl.load(at + 5 * plane, mask=inside, other=0.0), 1)
+        sum_z2 = tl.sum(tl.load(at + 6 * plane, mask=inside, other=0.0), 1)
+        above = tl.sum(tl.load(at + 7 * plane, mask=inside, other=0.0), 1)
+    return maximum, others, moment, weighted, weight_seen, sum_z, sum_z2, above
 
 
 @triton.jit
-def backward_kernel(
-    logits_ptr, target_ptr, temperature_ptr, weight_ptr, weight_sum_ptr, rows_ptr, grad_loss_ptr, denominator_ptr,
-    grad_ptr, T, R, C, D, stride_n, stride_c, stride_d, grad_stride_n, grad_stride_c, grad_stride_d,
-    temperature_stride, grad_loss_stride, ignore_index, smoothing,
-    HAS_T: tl.constexpr, HAS_WEIGHT: tl.constexpr, SMOOTH: tl.constexpr, NESTED: tl.constexpr,
-    ALIGN: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr,
+def _combined_rows(
+    first, logits_ptr, target_ptr, second_ptr, share_ptr, temperature_ptr, weight_ptr, rows_ptr, part_ptr,
+    T, R, C, D, stride_n, stride_c, stride_d, temperature_stride, share_stride, ignore_index, smoothing, parts,
+    TARGET: tl.constexpr, HAS_T: tl.constexpr, HAS_WEIGHT: tl.constexpr, SMOOTH: tl.constexpr, STATS: tl.constexpr,
+    NESTED: tl.constexpr, ALIGN: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of one ROWS x CLASSES tile. `C` and, unless NESTED, `stride_n` and `grad_stride_n` in units of ALIGN."""
+    """Puts ROWS rows together from their parts; returns their losses and what they count in a mean."""
+    r, n, offset, row_ok = _rows(first, R, D, stride_n, stride_d, ALIGN, ROWS, NESTED)
+    hard = tl.full((ROWS,), 1.0, ACC) - smoothing
+    soft = tl.full((ROWS,), 1.0, ACC) * smoothing / C
+    y, y2, mass, mass2, _, used, known, counted = _labels(
+        target_ptr, second_ptr, share_ptr, weight_ptr, r, n, share_stride, row_ok, C, ignore_index, hard,
+        TARGET, HAS_WEIGHT, ACC,
+    )  # fmt: skip
+    temperature = _temperature(temperature_ptr, T, n, temperature_stride, row_ok, HAS_T, ACC)
+    inverse = 1 / temperature
+    target_logit, second_logit = _label_logits(logits_ptr, offset, stride_c, y, y2, known, TARGET, ACC)
+    maximum, others, moment, weighted, weight_seen, sum_z, sum_z2, above = _combined(
+        part_ptr, r, row_ok, inverse, R, parts, SMOOTH or TARGET == "probabilities", STATS, ACC, PARTS
+    )
+    loss = _finish(
+        rows_ptr, r, R, row_ok, y2, mass, mass2, used, known, target_logit, second_logit, temperature, inverse,
+        soft, maximum, others, moment, weighted, weight_seen, sum_z, sum_z2, above, TARGET, SMOOTH, STATS,
+    )  # fmt: skip
+    return loss, tl.where(row_ok, counted, 0.0)
+
+
+@triton.jit(do_not_specialize=["T", "smoothing", "span", "parts"])
+def forward_kernel(
+    logits_ptr, target_ptr, second_ptr, share_ptr, q_ptr, temperature_ptr, weight_ptr, rows_ptr, loss_ptr,
+    denominator_ptr, arrived_ptr, part_ptr,
+    T, R, C, D, stride_n, stride_c, stride_d, q_stride_n, q_stride_c, q_stride_d, temperature_stride, share_stride,
+    ignore_index, smoothing, span, parts,
+    TARGET: tl.constexpr, REDUCTION: tl.constexpr, HAS_T: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+    SMOOTH: tl.constexpr, STATS: tl.constexpr, NESTED: tl.constexpr, ALIGN: tl.constexpr, ACC: tl.constexpr,
+    ROWS: tl.constexpr, CLASSES: tl.constexpr, PARTS: tl.constexpr, COUNTED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Row planes and loss of ROWS rows, or (PARTS > 1) sums over `span` tiles of each, and, COUNTED, the batch's
+    loss by the program that ends last. `C` and, unless NESTED, the strides of n come in units of ALIGN.
+
+    `part_ptr` takes what programs leave for the last one: sums of their rows' parts [plane, R, parts]; or, of whole
+    rows, their losses' sum and what they count in a mean [2, programs] in float64. `arrived_ptr` is the denominator's
+    memory as an integer: from 0, it counts the programs until the last one writes what a mean divides by.
+    """
     C = C * ALIGN
-    r, n, offset, row_ok = _rows(tl.program_id(0), R, D, stride_n, stride_d, ALIGN, ROWS, NESTED)
-    _, _, grad_offset, _ = _rows(tl.program_id(0), R, D, grad_stride_n, grad_stride_d, ALIGN, ROWS, NESTED)
-    y, used, known = _label(target_ptr, r, row_ok, C, ignore_index)
-    inverse = 1 / _temperature(temperature_ptr, T, n, temperature_stride, row_ok, HAS_T, ACC)
+    smoothing = _number(smoothing, ACC)
+    r, n, offset, row_ok = _rows(tl.program_id(0).to(tl.int64) * ROWS, R, D, stride_n, stride_d, ALIGN, ROWS, NESTED)
+    _, q_offset = _place(r, D, q_stride_n, q_stride_d, ALIGN, NESTED)
+    ranked_logit = tl.zeros((ROWS,), ACC)
+    if TARGET == "probabilities" and STATS:
+        ranked = _most_probable(q_ptr, q_offset, q_stride_c, row_ok, C, ACC, ROWS, CLASSES)
+        ranked_logit = tl.load(logits_ptr + offset + ranked * stride_c, mask=row_ok, other=0.0).to(ACC)
+    hard = tl.full((ROWS,), 1.0, ACC) - smoothing
+    soft = tl.full((ROWS,), 1.0, ACC) * smoothing / C
+    y, y2, mass, mass2, ranked, used, known, counted = _labels(
+        target_ptr, second_ptr, share_ptr, weight_ptr, r, n, share_stride, row_ok, C, ignore_index, hard,
+        TARGET, HAS_WEIGHT, ACC,
+    )  # fmt: skip
+    temperature = _temperature(temperature_ptr, T, n, temperature_stride, row_ok, HAS_T, ACC)
+    inverse = 1 / temperature
+    target_logit, second_logit = _label_logits(logits_ptr, offset, stride_c, y, y2, known, TARGET, ACC)
+    if TARGET == "index":
+        ranked_logit = target_logit
+    if TARGET == "mixed":
+        ranked_logit = tl.where(ranked == y2, second_logit, target_logit)
+
+    first, last = 0, C
+    if PARTS > 1:
+        first = tl.program_id(1) * span * CLASSES
+        last = tl.minimum(first + span * CLASSES, C)
+    maximum, others, moment, weighted, weight_seen, sum_z, sum_z2, above = _scan(
+        logits_ptr, q_ptr, weight_ptr, offset, q_offset, stride_c, q_stride_c, row_ok, y, y2, ranked_logit, inverse,
+        hard[:, None], soft[:, None], first, last, C, TARGET, HAS_WEIGHT, SMOOTH, STATS, ACC, ROWS, CLASSES,
+    )  # fmt: skip
+    if PARTS > 1:
+        at = part_ptr + r * parts + tl.program_id(1)
+        plane = tl.zeros((ROWS,), tl.int64) + R * parts.to(tl.int64)
+        tl.store(at, maximum, mask=row_ok)
+        tl.store(at + plane, others, mask=row_ok)
+        tl.store(at + 2 * plane, moment, mask=row_ok)
+        if SMOOTH or TARGET == "probabilities":
+            tl.store(at + 3 * plane, weighted, mask=row_ok)
+            tl.store(at + 4 * plane, weight_seen, mask=row_ok)
+        if STATS:
+            tl.store(at + 5 * plane, sum_z, mask=row_ok)
+            tl.store(at + 6 * plane, sum_z2, mask=row_ok)
+            tl.store(at + 7 * plane, above, mask=row_ok)
+    else:
+        loss = _finish(
+            rows_ptr, r, R, row_ok, y2, mass, mass2, used, known, target_logit, second_logit, temperature, inverse,
+            soft, maximum, others, moment, weighted, weight_seen, sum_z, sum_z2, above, TARGET, SMOOTH, STATS,
+        )  # fmt: skip
+        if REDUCTION == "none":
+            tl.store(loss_ptr + r, loss, mask=row_ok)
+        else:
+            at = part_ptr + tl.program_id(0)
+            tl.store(at, tl.sum(loss.to(tl.float64), 0))
+            if REDUCTION == "mean" and TARGET == "index":
+                tl.store(at + tl.num_programs(0), tl.sum(counted.to(tl.float64), 0))
+
+    if COUNTED:
+        # All threads have stored before one of them says so; the atomic orders that before what the last one reads.
+        tl.debug_barrier()
+        if tl.atomic_add(arrived_ptr, 1) + 1 == tl.num_programs(0) * tl.num_programs(1):
+            total_loss = tl.zeros((BLOCK,), tl.float64)
+            count = tl.zeros((BLOCK,), tl.float64)
+            if PARTS > 1:
+                for start in range(0, R, BLOCK):
+                    losses, counts = _combined_rows(
+                        start, logits_ptr, target_ptr, second_ptr, share_ptr, temperature_ptr, weight_ptr, rows_ptr,
+                        part_ptr, T, R, C, D, stride_n, stride_c, stride_d, temperature_stride, share_stride,
+                        ignore_index, smoothing, parts,
+                        TARGET, HAS_T, HAS_WEIGHT, SMOOTH, STATS, NESTED, ALIGN, ACC, BLOCK, PARTS,
+                    )  # fmt: skip
+                    if REDUCTION == "none":
+                        i = start + tl.arange(0, BLOCK).to(tl.int64)
+                        tl.store(loss_ptr + i, losses, mask=i < R)
+                    else:
+                        total_loss += losses.to(tl.float64)
+                        count += counts.to(tl.float64)
+            else:
+                programs = tl.num_programs(0)
+                for start in range(0, programs, BLOCK):
+                    i = start + tl.arange(0, BLOCK)
+                    total_loss += tl.load(part_ptr + i, mask=i < programs, other=0.0)
+                    if REDUCTION == "mean" and TARGET == "index":
+                        count += tl.load(part_ptr + programs + i, mask=i < programs, other=0.0)
+            denominator = tl.sum(count, 0)
+            if TARGET != "index":
+                denominator = tl.cast(R, tl.float64)
+            if REDUCTION != "mean":
+                denominator = tl.cast(1.0, tl.float64)
+            if REDUCTION != "none":
+                tl.store(loss_ptr, (tl.sum(total_loss, 0) / denominator).to(ACC))
+            tl.store(denominator_ptr, denominator.to(ACC))
+
+
+@triton.jit(do_not_specialize=["T", "smoothing"])
+def backward_kernel(
+    logits_ptr, target_ptr, second_ptr, share_ptr, q_ptr, temperature_ptr, weight_ptr, weight_sum_ptr, rows_ptr,
+    grad_loss_ptr, denominator_ptr, grad_ptr,
+    T, R, C, D, stride_n, stride_c, stride_d, q_stride_n, q_stride_c, q_stride_d,
+    grad_stride_n, grad_stride_c, grad_stride_d, temperature_stride, share_stride, grad_loss_stride,
+    ignore_index, smoothing,
+    TARGET: tl.constexpr, POWER: tl.constexpr, HAS_T: tl.constexpr, HAS_WEIGHT: tl.constexpr, SMOOTH: tl.constexpr,
+    NESTED: tl.constexpr, ALIGN: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr,
+):  # fmt: skip
+    """Gradient of one ROWS x CLASSES tile, times T^POWER. `C` and, unless NESTED, strides of n in units of ALIGN."""
+    C = C * ALIGN
+    smoothing = _number(smoothing, ACC)
+    r, n, offset, row_ok = _rows(tl.program_id(0).to(tl.int64) * ROWS, R, D, stride_n, stride_d, ALIGN, ROWS, NESTED)
+    _, q_offset = _place(r, D, q_stride_n, q_stride_d, ALIGN, NESTED)
+    _, grad_offset = _place(r, D, grad_stride_n, grad_stride_d, ALIGN, NESTED)
+    hard = tl.full((ROWS,), 1.0, ACC) - smoothing
+    soft = tl.full((ROWS,), 1.0, ACC) * smoothing / C
+    y, y2, mass, mass2, _, used, known, _ = _labels(
+        target_ptr, second_ptr, share_ptr, weight_ptr, r, n, share_stride, row_ok, C, ignore_index, hard,
+        TARGET, HAS_WEIGHT, ACC,
+    )  # fmt: skip
+    temperature = _temperature(temperature_ptr, T, n, temperature_stride, row_ok, HAS_T, ACC)
+    inverse = 1 / temperature
     plane = tl.zeros((ROWS,), tl.int64) + R
     maximum = tl.load(rows_ptr + r, mask=row_ok, other=0.0)
     total = tl.load(rows_ptr + plane + r, mask=row_ok, other=1.0)
     others = tl.load(rows_ptr + 2 * plane + r, mask=row_ok, other=0.0)
-    scale = tl.load(grad_loss_ptr + r * grad_loss_stride, mask=row_ok, other=0.0) / tl.load(denominator_ptr) * inverse
-    hard = tl.full((ROWS,), 1.0, ACC) - smoothing
-    if HAS_WEIGHT:
-        hard = hard * tl.load(weight_ptr + y, mask=known, other=0.0)
+    scale = tl.load(grad_loss_ptr + r * grad_loss_stride, mask=row_ok, other=0.0) / tl.load(denominator_ptr)
+    if POWER == 0:
+        scale = scale * inverse
+    elif POWER == 2:
+        scale = scale * temperature
 
     j = tl.program_id(1) * CLASSES + tl.arange(0, CLASSES)
     column_ok = j < C
@@ -194,12 +476,28 @@ def backward_kernel(
         other=0.0,
     ).to(ACC)
     p = tl.exp((z - maximum[:, None]) * inverse[:, None]) / total[:, None]
-    grad = tl.where(j[None, :] == y[:, None], -(hard * others / total)[:, None], hard[:, None] * p)
-    if SMOOTH:
-        soft = tl.full((ROWS,), 1.0, ACC) * smoothing / C
+    if TARGET == "probabilities":
+        at = q_ptr + q_offset[:, None] + (j.to(tl.int64) * q_stride_c)[None, :]
+        t = _target_mass(
+            at, inside, weight_ptr, j, column_ok, hard[:, None], soft[:, None], HAS_WEIGHT, SMOOTH, ACC
+        )  # fmt: skip
+        grad = others[:, None] * p - t
+    elif TARGET == "mixed":
+        z1, z2 = _label_logits(logits_ptr, offset, stride_c, y, y2, known, TARGET, ACC)
+        e1 = tl.exp((z1 - maximum) * inverse)
+        e2 = tl.where(y2 >= 0, tl.exp((z2 - maximum) * inverse), 0.0)
+        is_first, is_second = j[None, :] == y[:, None], j[None, :] == y2[:, None]
+        # What the label's own weight moves is the sum of all the others, what the other label's moves is p.
+        moved = tl.where(is_first, mass2[:, None], tl.where(is_second, mass[:, None], (mass + mass2)[:, None]))
+        own = tl.where(is_first, (mass * (others + e2) / total)[:, None], 0.0)
+        own = tl.where(is_second, (mass2 * (others + e1) / total)[:, None], own)
+        grad = moved * p - own
+    else:
+        grad = tl.where(j[None, :] == y[:, None], -(mass * others / total)[:, None], mass[:, None] * p)
+    if SMOOTH and TARGET != "probabilities":
         if HAS_WEIGHT:
-            weight = tl.load(weight_ptr + j, mask=column_ok, other=0.0)
-            grad += soft[:, None] * (tl.load(weight_sum_ptr) * p - weight[None, :])
+            weight = tl.load(weight_ptr + j, mask=column_ok, other=0.0).to(ACC)
+            grad += soft[:, None] * (tl.load(weight_sum_ptr).to(ACC) * p - weight[None, :])
         else:
             grad += soft[:, None] * (C * p - 1.0)
     nothing = tl.where(used, float("nan"), 0.0)
@@ -214,8 +512,8 @@ def backward_kernel(
 def forward(
     logits: Tensor,
     target: Tensor,
-    second: None,
-    share: None,
+    second: Tensor | None,
+    share: Tensor | None,
     T: float,
     temperature: Tensor | None,
     weight: Tensor | None,
@@ -226,33 +524,43 @@ def forward(
     stats: bool,
     with_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(loss, rows, denominator, grad) as `register.py` defines them, for one label each and `with_grad=False`."""
+    """(loss, rows, denominator, grad) as `register.py` defines them, for `with_grad=False`."""
     loss, rows, denominator, grad = layout.outputs(logits, reduction, stats, with_grad)
-    denominator.fill_(1)
-    view = _view(logits)
-    target = target.contiguous()
-    temperature, weight, weight_sum = _parameters(rows, T, temperature, weight, label_smoothing)
-    count, align = target.numel(), _alignment(view)
-    unreduced = loss if reduction == "none" else torch.empty(count, dtype=rows.dtype, device=rows.device)
-    acc = tl.float64 if rows.dtype == torch.float64 else tl.float32
-    with torch.cuda.device_of(logits):
-        if count:
-            shape = tile(view.shape[1])
-            forward_kernel[(triton.cdiv(count, shape.rows),)](
-                view, target, temperature, weight, weight_sum, rows, unreduced,
-                T, count, view.shape[1] // align, view.shape[2], view.stride(0) // align, *view.stride()[1:],
-                temperature.stride(0) if temperature is not None and temperature.dim() else 0,
-                ignore_index, label_smoothing,
-                HAS_T=temperature is not None, HAS_WEIGHT=weight is not None, SMOOTH=label_smoothing != 0,
-                STATS=stats, NESTED=view.shape[2] != 1, ALIGN=align, ACC=acc,
-                ROWS=shape.rows, CLASSES=shape.classes, num_warps=shape.warps,
-            )  # fmt: skip
+    count, acc = rows.shape[1], rows.dtype
+    if not count:
+        denominator.fill_(0 if reduction == "mean" else 1)
         if reduction != "none":
-            reduce_kernel[(1,)](
-                unreduced, target, weight, loss, denominator, count, view.shape[1], ignore_index,
-                HAS_WEIGHT=weight is not None, MEAN=reduction == "mean", ACC=acc,
-                BLOCK=REDUCE_BLOCK, num_warps=REDUCE_WARPS,
-            )  # fmt: skip
+            loss.fill_(float("nan") if reduction == "mean" else 0.0)
+        return loss, rows, denominator, grad
+    arguments, constants, (view, *_) = _problem(
+        (), logits, target, second, share, T, temperature, weight, ignore_index, label_smoothing, acc
+    )
+    shape = tile(view.shape[1])
+    programs = triton.cdiv(count, shape.rows)
+    # A rank of probabilities needs the most probable class of the whole row first.
+    whole = stats and constants["TARGET"] == "probabilities"
+    parts, span = (1, 1) if whole else splits(programs, view.shape[1], _multiprocessors(logits.device))
+    width = triton.next_power_of_2(parts)
+    counted = parts > 1 or (reduction != "none" and programs <= ALONE)
+    denominator.fill_(0 if counted else 1)
+    left = None
+    if parts > 1:
+        left = torch.empty((8, count, parts), dtype=acc, device=logits.device)
+    elif reduction != "none":
+        left = torch.empty((2, programs), dtype=torch.float64, device=logits.device)
+    with torch.cuda.device_of(logits):
+        forward_kernel[programs, parts](
+            **arguments, **constants, rows_ptr=rows, loss_ptr=loss, denominator_ptr=denominator,
+            arrived_ptr=denominator.view(torch.int64 if acc == torch.float64 else torch.int32),
+            part_ptr=left, span=span, parts=parts, REDUCTION=reduction, STATS=stats,
+            ROWS=shape.rows, CLASSES=shape.classes, PARTS=width, COUNTED=counted,
+            BLOCK=max(1, COMBINE // width) if parts > 1 else REDUCE_BLOCK, num_warps=shape.warps,
+            maxnreg=registers(shape, acc.itemsize, constants["TARGET"]),
+        )  # fmt: skip
+        if reduction != "none" and not counted:
+            if reduction == "mean":
+                denominator.copy_(left[1].sum()) if constants["TARGET"] == "index" else denominator.fill_(count)
+            torch.div(left[0].sum(), denominator, out=loss)
     return loss, rows, denominator, grad
 
 
@@ -260,8 +568,8 @@ def backward(
     grad_loss: Tensor,
     logits: Tensor,
     target: Tensor,
-    second: None,
-    share: None,
+    second: Tensor | None,
+    share: Tensor | None,
     rows: Tensor,
     denominator: Tensor,
     T: float,
@@ -273,49 +581,84 @@ def backward(
 ) -> Tensor:
     """The gradient of the loss with respect to the logits, in their dtype and memory order."""
     grad = torch.empty_like(logits)
-    if not target.numel():
+    if not rows.shape[1]:
         return grad
     in_place = layout.as_ncd(grad)
     out = in_place if in_place is not None else torch.empty_like(logits, memory_format=torch.contiguous_format)
     out = layout.as_ncd(out)
-    view = _view(logits)
+    arguments, constants, (view, weight) = _problem(
+        (out,), logits, target, second, share, T, temperature, weight, ignore_index, label_smoothing, rows.dtype
+    )
+    shape, align = tile(view.shape[1]), constants["ALIGN"]
+    labels = constants["TARGET"] != "probabilities"
     grad_loss = grad_loss.to(rows.dtype)
-    if grad_power:
-        factor = T if temperature is None else temperature.to(rows.dtype)
-        if temperature is not None and temperature.dim():
-            factor = factor.reshape(-1, *(1,) * (logits.dim() - 2)).expand(target.shape)
-        grad_loss = grad_loss * factor**grad_power
-    grad_loss = grad_loss.contiguous()
-    temperature, weight, weight_sum = _parameters(rows, T, temperature, weight, label_smoothing)
-    count, shape, align = target.numel(), tile(view.shape[1]), _alignment(view, out)
+    shared = not any(grad_loss.stride())  # one number, or one expanded
     with torch.cuda.device_of(logits):
-        backward_kernel[triton.cdiv(count, shape.rows), triton.cdiv(view.shape[1], shape.classes)](
-            view, target.contiguous(), temperature, weight, weight_sum, rows, grad_loss, denominator, out,
-            T, count, view.shape[1] // align, view.shape[2], view.stride(0) // align, *view.stride()[1:],
-            out.stride(0) // align, *out.stride()[1:],
-            temperature.stride(0) if temperature is not None and temperature.dim() else 0,
-            1 if grad_loss.dim() else 0, ignore_index, label_smoothing,
-            HAS_T=temperature is not None, HAS_WEIGHT=weight is not None, SMOOTH=label_smoothing != 0,
-            NESTED=view.shape[2] != 1, ALIGN=align, ACC=tl.float64 if rows.dtype == torch.float64 else tl.float32,
+        backward_kernel[triton.cdiv(rows.shape[1], shape.rows), triton.cdiv(view.shape[1], shape.classes)](
+            **arguments, **constants,
+            weight_sum_ptr=weight.sum(dtype=rows.dtype) if weight is not None and label_smoothing and labels else None,
+            rows_ptr=rows, grad_loss_ptr=grad_loss if shared else grad_loss.contiguous(), denominator_ptr=denominator,
+            grad_ptr=out, grad_stride_n=out.stride(0) // align, grad_stride_c=out.stride(1),
+            grad_stride_d=out.stride(2), grad_loss_stride=0 if shared else 1, POWER=grad_power,
             ROWS=shape.rows, CLASSES=shape.classes, num_warps=shape.warps,
         )  # fmt: skip
     return grad if in_place is not None else grad.copy_(out.view(logits.shape))
 
 
-def _view(logits: Tensor) -> Tensor:
-    view = layout.as_ncd(logits)
-    return layout.as_ncd(logits.contiguous()) if view is None else view
+def _problem(beside, logits, target, second, share, T, temperature, weight, ignore_index, label_smoothing, acc):
+    """What both kernels take: (arguments, constants, (logits as [N, C, D], weight)). `beside`: more such views."""
+    view = _view(logits)
+    q = _view(target) if target.is_floating_point() else None
+    align = _alignment(view, *beside, *(() if q is None else (q,)))
+    weight = None if weight is None else weight.contiguous()
+    labels = q is None
+    arguments = {
+        "logits_ptr": view,
+        "target_ptr": target.contiguous() if labels else None,
+        "second_ptr": None if second is None else second.contiguous(),
+        "share_ptr": share,
+        "q_ptr": q,
+        "temperature_ptr": temperature,
+        "weight_ptr": weight,
+        "T": _bits(T) if acc == torch.float64 else T,
+        "R": view.shape[0] * view.shape[2],
+        "C": view.shape[1] // align,
+        "D": view.shape[2],
+        "stride_n": view.stride(0) // align,
+        "stride_c": view.stride(1),
+        "stride_d": view.stride(2),
+        "q_stride_n": 0 if labels else q.stride(0) // align,
+        "q_stride_c": 0 if labels else q.stride(1),
+        "q_stride_d": 0 if labels else q.stride(2),
+        "temperature_stride": temperature.stride(0) if temperature is not None and temperature.dim() else 0,
+        "share_stride": share.stride(0) if share is not None and share.dim() else 0,
+        "ignore_index": ignore_index,
+        "smoothing": _bits(label_smoothing) if acc == torch.float64 else label_smoothing,
+    }
+    constants = {
+        "TARGET": "probabilities" if not labels else "index" if second is None else "mixed",
+        "HAS_T": temperature is not None,
+        "HAS_WEIGHT": weight is not None,
+        "SMOOTH": label_smoothing != 0,
+        "NESTED": view.shape[2] != 1,
+        "ALIGN": align,
+        "ACC": tl.float64 if acc == torch.float64 else tl.float32,
+    }
+    return arguments, constants, (view, weight)
 
 
-def _parameters(rows: Tensor, T: float, temperature: Tensor | None, weight: Tensor | None, label_smoothing: float):
-    """Temperature, weight and its sum in the accumulator's dtype, each None where the kernel needs no memory for it."""
-    acc = rows.dtype
-    if temperature is not None:
-        temperature = temperature.to(acc)
-    elif acc == torch.float64:
-        temperature = torch.full((), T, dtype=acc, device=rows.device)  # a scalar argument would arrive as float32
-    weight = None if weight is None else weight.to(acc).contiguous()
-    return temperature, weight, weight.sum() if weight is not None and label_smoothing else None
+def _view(x: Tensor) -> Tensor:
+    view = layout.as_ncd(x)
+    return layout.as_ncd(x.contiguous()) if view is None else view
+
+
+def _bits(x: float) -> int:
+    return struct.unpack("<q", struct.pack("<d", x))[0]
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else SMS
 
 
 def _alignment(*views: Tensor) -> int:

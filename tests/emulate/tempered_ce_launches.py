@@ -14,8 +14,7 @@ from fastrank.kernels import tempered_ce
 
 #: What each kernel may write; all else is read-only to it.
 OUTPUTS = {
-    "forward_kernel": frozenset({"rows_ptr", "loss_ptr"}),
-    "reduce_kernel": frozenset({"result_ptr", "denominator_ptr"}),
+    "forward_kernel": frozenset({"rows_ptr", "loss_ptr", "denominator_ptr", "arrived_ptr", "part_ptr"}),
     "backward_kernel": frozenset({"grad_ptr"}),
 }
 

@@ -26,9 +26,17 @@ CASES = [
     [suite.Case(11, 17, torch.float64), suite.Case(9, 127, torch.float64)],
     [suite.Case(7, 10, strides="transposed")],
     [suite.Case(7, 100, torch.bfloat16, strides="sliced")],
-    [suite.Case(5, 35, strides="padded")],
     [suite.Case(7, 11, weighted=True, label_smoothing=0.1)],
     [suite.Case(2, 4100, torch.bfloat16, weighted=True, label_smoothing=1.0)],
+    [suite.Case(9, 94, torch.bfloat16, target="mixed")],
+    [suite.Case(3, 1001, target="mixed", weighted=True, label_smoothing=0.1, scale_gradient="T", strides="padded")],
+    [suite.Case(3, 1000, torch.float16, target="probabilities", scale_gradient="T2")],
+    [
+        suite.Case(
+            7, 13, torch.float64, target="probabilities", weighted=True, label_smoothing=0.1, strides="transposed"
+        )
+    ],
+    [suite.Case(1, 7 * 2048 + 1), suite.Case(1, 9 * 2048 - 3, T=1e-2)],
 ]
 #: Without hints of divisibility, as for pointers and strides that are aligned to nothing.
 UNHINTED = [suite.Case(70, 12), suite.Case(3, 1000, torch.bfloat16), suite.Case(2, 4112, weighted=True,
@@ -49,7 +57,7 @@ def driver(triton_emulator, launches):
 
     cases = [c for group in CASES for c in group]
     calls = [lambda c=c: suite.run("triton", *suite.build(c)) for c in cases]
-    calls += [lambda t=t: t("triton") for t in (nested, statistics, misaligned, not_finite)]
+    calls += [lambda t=t: t("triton") for t in (*REDUCED, not_finite)]
     calls += [lambda f=f: far_apart("triton", *f) for f in FAR]
     launches.prepare(triton_emulator, calls)
     launches.prepare(triton_emulator, [lambda c=c: suite.run("triton", *suite.build(c)) for c in UNHINTED], False)
@@ -121,7 +129,30 @@ def misaligned(impl):
     return outputs(impl, z, torch.randint(32, (8,), generator=generator), 2.0, reduction="sum")
 
 
-@pytest.mark.parametrize("call", [nested, statistics, misaligned], ids=lambda f: f.__name__)
+def probabilities(impl):
+    """Of more rows than a program takes; ranks need the most probable class first."""
+    generator = torch.Generator().manual_seed(3)
+    z, q = torch.randn(2, 67, 7, generator=generator), torch.rand(2, 67, 7, generator=generator)
+    return outputs(impl, z.transpose(1, 2), q.transpose(1, 2), 2.0, label_smoothing=0.2)
+
+
+def split(impl):
+    """Mixed targets; labels, maxima and rows of nothing but -inf on either side of where parts meet."""
+    generator = torch.Generator().manual_seed(4)
+    z = torch.randn(5, 300, generator=generator)
+    labels = torch.tensor([0, 127, 128, 299, 200]), torch.tensor([128, 127, 1, 0, 255])
+    z[1, 127], z[2, 128], z[3, :200] = 9.0, 9.0, -float("inf")
+    share = torch.tensor([0.3, 0.9, 0.6, 1.0, 0.5])
+    share[3], labels[1][3] = 0.4, 298
+    weight = torch.rand(300, generator=generator)
+    with suite.split_rows():
+        return outputs(impl, z, (*labels, share), torch.tensor(0.7), weight=weight)
+
+
+REDUCED = [nested, statistics, misaligned, probabilities, split]
+
+
+@pytest.mark.parametrize("call", REDUCED, ids=lambda f: f.__name__)
 def test_equals_the_reference(call, driver, launches):
     expected = call("reference")
     first = None

@@ -68,6 +68,8 @@ def traffic_of(monkeypatch, kernels):
             return launch
 
     for name in ("forward", "reduce", "backward"):
+        if not hasattr(kernels, f"{name}_kernel"):
+            continue
         monkeypatch.setattr(kernels, f"{name}_kernel", Counted(name, getattr(kernels, f"{name}_kernel")))
     return found
 
@@ -76,8 +78,9 @@ def size(addresses):
     return sum(itemsize for _, itemsize in addresses)
 
 
-#: A row for each tile, odd rows and classes, rows of several tiles.
-SHAPES = [(70, 10), (9, 100), (3, 1000), (2, 9001)]
+#: A row for each tile, odd rows and classes, rows of several tiles; and, in float32, rows split over programs.
+SHAPES = [(70, 10), (9, 100), (3, 1000), (2, 5001)]
+SPLIT = (1, 14401)
 OPTIONS = [
     {},
     {"reduction": "sum"},
@@ -86,41 +89,60 @@ OPTIONS = [
     {"weight": True},
     {"weight": True, "smoothing": True, "stats": True},
     {"smoothing": True},
+    {"target": "mixed", "temperature": "rows"},
+    {"target": "mixed", "weight": True, "smoothing": True, "stats": True},
+    {"target": "probabilities", "reduction": "none"},
+    {"target": "probabilities", "weight": True, "smoothing": True},
+    {"target": "probabilities", "weight": True, "stats": True, "temperature": "scalar"},
 ]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: ",".join(f"{k}={v}" for k, v in o.items()) or "plain")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_bytes(traffic, dtype, options):
-    for rows, classes in SHAPES:
+    for rows, classes in [*SHAPES, SPLIT] if dtype == torch.float32 else SHAPES:
         traffic.clear()
         acc = torch.float64 if dtype == torch.float64 else torch.float32
         logits = torch.randn(rows, classes).to(dtype)
         # Labels that differ as far as they can: a gathered weight is then read once for each.
-        target = torch.arange(rows) % classes
-        reduction, kind = options.get("reduction", "mean"), options.get("temperature", "float")
-        temperature = {"float": None, "scalar": torch.ones((), dtype=acc), "rows": torch.ones(rows, dtype=acc)}[kind]
+        kind = options.get("target", "index")
+        target, second, share = torch.arange(rows) % classes, None, None
+        if kind == "mixed":
+            second, share = (rows + torch.arange(rows)) % classes, torch.full((rows,), 0.3, dtype=acc)
+            second = torch.where(second == target, (second + 1) % classes, second)
+        elif kind == "probabilities":
+            target = torch.rand(rows, classes, dtype=acc)
+        reduction, T = options.get("reduction", "mean"), options.get("temperature", "float")
+        temperature = {"float": None, "scalar": torch.ones((), dtype=acc), "rows": torch.ones(rows, dtype=acc)}[T]
         weight = torch.ones(classes, dtype=acc) if options.get("weight") else None
         smoothing, stats = 0.1 if options.get("smoothing") else 0.0, bool(options.get("stats"))
         loss, state, denominator, _ = kernels.forward(
-            logits, target, None, None, 1.0, temperature, weight, -100, reduction, smoothing, 0, stats, False
+            logits, target, second, share, 1.0, temperature, weight, -100, reduction, smoothing, 0, stats, False
         )
         kernels.backward(
-            loss, logits, target, None, None, state, denominator, 1.0, temperature, weight, -100, smoothing, 0
+            loss, logits, target, second, share, state, denominator, 1.0, temperature, weight, -100, smoothing, 0
         )
 
-        shared = {"reduction": reduction, "weight": weight is not None, "smoothing": smoothing > 0, "temperature": kind}
-        launches = cost.forward(rows, classes, dtype, stats=stats, **shared)
-        launches += cost.backward(rows, classes, dtype, **shared)
+        shared = {"target": kind, "reduction": reduction, "weight": weight is not None, "smoothing": smoothing > 0}
+        launches = cost.forward(rows, classes, dtype, stats=stats, temperature=T, **shared)
+        launches += cost.backward(rows, classes, dtype, temperature=T, **shared)
         launches = {launch.kernel: launch for launch in launches if not launch.kernel.startswith("torch.")}
         assert set(launches) == set(traffic)
-        if reduction == "sum":
-            # The interpreter reads labels that nothing depends on; the compiler drops them (tests/compile).
-            assert traffic.pop("reduce").requested == launches["reduce"].requested + rows * (
-                8 + (acc.itemsize if weight is not None else 0)
-            )
         for name, seen in traffic.items():
             launch = launches[name]
             assert (launch.read, launch.written, launch.requested, launch.blocks) == (
                 size(seen.read), size(seen.written), seen.requested, len(seen.blocks)
             ), (name, rows, classes)  # fmt: skip
+
+
+def test_bytes_where_torch_sums_what_programs_leave(traffic, monkeypatch):
+    monkeypatch.setattr(kernels, "ALONE", 1)
+    monkeypatch.setattr(cost, "ALONE", 1)
+    rows, classes = 70, 10
+    arguments = (torch.randn(rows, classes), torch.arange(rows) % classes, None, None, 1.0, None, None, -100)
+    for reduction in ("mean", "sum"):
+        traffic.clear()
+        kernels.forward(*arguments, reduction, 0.0, 0, False, False)
+        launch = cost.forward(rows, classes, reduction=reduction)[1]
+        seen = traffic["forward"]
+        assert (launch.read, launch.written, launch.requested) == (size(seen.read), size(seen.written), seen.requested)
