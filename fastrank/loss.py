@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fastrank.kernels.linear_tempered_ce import linear_tempered_cross_entropy
-from fastrank.kernels.tempered_ce import RowStats, tempered_cross_entropy, validate
+from fastrank.kernels.tempered_ce import RowStats, tempered_cross_entropy
+from fastrank.kernels.tempered_loss import validate
 from fastrank.kernels.tempered_mse import tempered_mse
 
 __all__ = [

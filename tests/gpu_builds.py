@@ -205,14 +205,14 @@ _VARIANTS = (
 
 def tempered_ce_launch(classes: int, dtype: torch.dtype, variant: str) -> None:
     """Forward and backward through the launch code of kernels/tempered_ce/triton.py, on uninitialised tensors."""
-    from fastrank.kernels.tempered_ce import reference
     from fastrank.kernels.tempered_ce import triton as kernels
+    from fastrank.kernels.tempered_loss.layout import accumulator
 
     nested, full, split = (word in variant.split() for word in ("nested", "full", "split"))
     rows = 4 if split else 1024
     shape = (rows // 2, classes, 2) if nested else (rows, classes)
     logits, target = torch.empty(shape, dtype=dtype), torch.zeros((shape[0], *shape[2:]), dtype=torch.int64)
-    acc = reference.accumulator(dtype)
+    acc = accumulator(dtype)
     second = share = None
     if "mixed" in variant:
         second, share = target.clone(), torch.ones(shape[0], dtype=acc)

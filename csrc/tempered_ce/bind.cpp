@@ -20,7 +20,7 @@ constexpr int64_t kSerialElements = 1 << 15;
 constexpr int64_t kTaskElements = 1 << 14;
 // From this size on, a gradient goes past the caches: it would have left them before anybody reads it.
 constexpr int64_t kStreamBytes = int64_t{32} << 20;
-// As kernels/tempered_ce/validate.py.
+// As kernels/tempered_loss/validate.py.
 constexpr double kLowestT = 0x1p-100, kHighestT = 0x1p100;
 
 using Kernel = void (*)(const CrossEntropy&, int64_t, int64_t, void*);

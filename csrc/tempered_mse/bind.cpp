@@ -18,7 +18,7 @@ constexpr int64_t kSerialElements = 1 << 15;
 // Logits in one task: small enough to balance, large enough that handing it out costs nothing.
 constexpr int64_t kTaskElements = 1 << 14;
 
-// As kernels/tempered_ce/validate.py.
+// As kernels/tempered_loss/validate.py.
 constexpr double kLowestT = 0x1p-100, kHighestT = 0x1p100;
 
 using Kernel = void (*)(const SquaredError&, int64_t, int64_t, void*);

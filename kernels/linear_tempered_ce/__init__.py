@@ -12,8 +12,11 @@ import torch
 from fastrank.kernels import buffers
 from fastrank.kernels.linear_tempered_ce import reference
 from fastrank.kernels.linear_tempered_ce.config import chunk_rows
-from fastrank.kernels.tempered_ce import choose, native, register, validate, values_are_known
-from fastrank.kernels.tempered_ce.reference import accumulator
+from fastrank.kernels.tempered_ce import native, register
+from fastrank.kernels.tempered_loss import choose, validate
+from fastrank.kernels.tempered_loss.layout import accumulator
+from fastrank.kernels.tempered_loss.register import temperature_grad
+from fastrank.kernels.tracing import values_are_known
 from torch import Tensor
 
 __all__ = ["linear_tempered_cross_entropy"]
@@ -57,7 +60,7 @@ def linear_tempered_cross_entropy(
     # Shapes and dtypes of logits that are never formed.
     logits = features.new_empty(()).expand(features.shape[0], classifier.shape[0])
     validate.arguments(logits, target, T, weight, ignore_index)
-    chosen = choose(logits, target, weight, impl)
+    chosen = choose("tempered_ce", logits, target, weight, impl)
     options = (T, weight, ignore_index, reduction, label_smoothing, scale_gradient)
     if chosen == "reference":
         if values_are_known(features):
@@ -173,7 +176,7 @@ def _run(problem, options, needed, scale):
         if needed[2]:
             of_bias.add_(grad.sum(0, dtype=acc), alpha=alpha)
         if needed[3]:
-            part = register.temperature_grad(of_rows, logits, rows, denominator, tempered)
+            part = temperature_grad(of_rows, logits, rows, denominator, tempered)
             of_temperature[chunk if temperature.dim() else ...] += part
     if reduced:
         loss = (loss * scale).to(acc)

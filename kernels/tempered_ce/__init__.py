@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-import torch
-from fastrank.kernels import backend
-from fastrank.kernels.tempered_ce import layout, reference, register, validate
+from fastrank.kernels.tempered_ce import layout, reference, register
 from fastrank.kernels.tempered_ce.reference import RowStats
+from fastrank.kernels.tempered_loss import choose, lower, validate
+from fastrank.kernels.tempered_loss.layout import sample_shape
+from fastrank.kernels.tracing import values_are_known
 from torch import Tensor
-from torch.autograd import forward_ad
 
-__all__ = ["RowStats", "choose", "tempered_cross_entropy"]
+__all__ = ["RowStats", "tempered_cross_entropy"]
 
 
 def tempered_cross_entropy(
@@ -67,8 +67,7 @@ def tempered_cross_entropy(
     """
     validate.options(T, reduction, label_smoothing, scale_gradient)
     validate.arguments(input, target, T, weight, ignore_index)
-    mixed = isinstance(target, tuple)
-    chosen = choose(input, target, weight, impl)
+    chosen = choose("tempered_ce", input, target, weight, impl)
     if chosen == "reference":
         if values_are_known(input):
             validate.values(target, T, input.shape[min(1, input.dim() - 1)], ignore_index)
@@ -76,77 +75,9 @@ def tempered_cross_entropy(
             input, target, T, weight, ignore_index, reduction, label_smoothing, scale_gradient
         )
         return (loss, reference.row_stats(input, target, T, ignore_index)) if return_stats else loss
-    # On the CPU a training step's gradient comes out of the forward pass (see register.py).
-    with_grad = (
-        chosen == "native"
-        and reduction != "none"
-        and input.requires_grad
-        and torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-    )
-    temperature = second = share = None
-    if isinstance(T, Tensor):
-        T, temperature = 1.0, T if T.device == input.device else T.to(input.device, non_blocking=True)
-    elif torch.compiler.is_compiling() and _varies(T):
-        # A number that changes is an input of the graph, but an operator's argument only as a tensor; only arithmetic
-        # makes it one without compiling again for every value. In the accumulator's dtype: a number alone is float64.
-        temperature = torch.ones((), dtype=reference.accumulator(input.dtype), device=input.device) * T
-        T = 1.0
-    if mixed:
-        target, second, share = target
-        second = second.long()
-        if not isinstance(share, Tensor):
-            share = torch.full((), share, dtype=reference.accumulator(input.dtype), device=input.device)
+    target, second, share, T, temperature, with_grad = lower(input, target, T, reduction, chosen)
     loss, rows, _denominator, _grad = register.tempered_ce(
-        input, target if target.is_floating_point() else target.long(), second, share, float(T), temperature, weight,
-        ignore_index, reduction, label_smoothing, validate.GRADIENT_POWERS[scale_gradient], return_stats, with_grad,
-        chosen,
+        input, target, second, share, T, temperature, weight, ignore_index, reduction, label_smoothing,
+        validate.GRADIENT_POWERS[scale_gradient], return_stats, with_grad, chosen,
     )  # fmt: skip
-    return (loss, layout.stats_of(rows, layout.sample_shape(input))) if return_stats else loss
-
-
-def choose(input: Tensor, target: Tensor | tuple, weight: Tensor | None, impl: str | None) -> str:
-    """The implementation that computes the loss of these (validated) arguments."""
-    # A kernel has no derivative for probabilities, shares or weights.
-    share = target[2] if isinstance(target, tuple) else target
-    if (weight is not None and weight.requires_grad) or (isinstance(share, Tensor) and share.requires_grad):
-        problem = "has no gradient for weight, class probabilities or a mixed target's share"
-    elif _transformed():
-        problem = "does not run in torch.func's transforms or forward-mode differentiation"
-    else:
-        return _choose(input.device.type, impl)
-    if impl in (None, "reference"):
-        return "reference"
-    raise RuntimeError(f"impl={impl!r} {problem}; leave impl=None for these arguments")
-
-
-def values_are_known(x: Tensor) -> bool:
-    """Whether looking at labels and temperatures beside `x` neither waits for a device nor breaks a trace."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not _transformed()
-
-
-def _varies(number: float) -> bool:
-    """Whether a number is an input of the graph being compiled, rather than a constant in it."""
-    from torch.fx.experimental.symbolic_shapes import has_static_value  # half a second of imports, loaded by then
-
-    return not has_static_value(number)
-
-
-def _transformed() -> bool:
-    """Whether a transform of torch.func (vmap, grad, jvp, ...) or forward-mode differentiation is under way. (A
-    compiled graph is guarded by the transforms around it.)"""
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
-
-
-_chosen: dict[tuple[str, str | None], str] = {}
-
-
-def _choose(device: str, impl: str | None) -> str:
-    """The backend for tensors on `device`; a constant of the process, so also of a compiled graph."""
-    if (device, impl) not in _chosen:
-        _chosen[device, impl] = backend.choose("tempered_ce", torch.empty(0, device=device), impl)
-    return _chosen[device, impl]
-
-
-# As torch.compiler.assume_constant_result marks them; that imports the compiler, seconds for those who never compile.
-_choose._dynamo_marked_constant = _transformed._dynamo_marked_constant = True
+    return (loss, layout.stats_of(rows, sample_shape(input))) if return_stats else loss

@@ -12,7 +12,8 @@ import torch
 from fastrank.kernels.cost import Launch
 from fastrank.kernels.tempered_ce.config import ALONE, SMS, splits, tile
 from fastrank.kernels.tempered_ce.layout import STATE
-from fastrank.kernels.tempered_ce.reference import RowStats, accumulator
+from fastrank.kernels.tempered_ce.reference import RowStats
+from fastrank.kernels.tempered_loss.layout import accumulator
 
 _LABEL = 8  # int64
 

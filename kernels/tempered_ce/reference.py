@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from fastrank.kernels.tempered_loss.reference import ScaledGradient, classes_last, per_label, per_sample, tempered
 from torch import Tensor
 
 
@@ -58,14 +59,14 @@ def tempered_cross_entropy(
     scale_gradient: str | None = None,
 ) -> Tensor:
     """The loss of the module's docstring; arguments as in `fastrank.kernels.tempered_ce`, already validated."""
-    z, T = _classes_last(input), _per_sample(T, input)
+    z, T = classes_last(input), per_sample(T, input)
     if scale_gradient is not None:
         factor = T.detach() if isinstance(T, Tensor) else T
-        z = _ScaledGradient.apply(z, factor if scale_gradient == "T" else factor * factor)
+        z = ScaledGradient.apply(z, factor if scale_gradient == "T" else factor * factor)
     if isinstance(target, tuple):
         rows, count = _mixed_rows(z, target, T, weight, label_smoothing)
     elif target.is_floating_point():
-        rows, count = _probability_rows(z, _classes_last(target), T, weight, label_smoothing)
+        rows, count = _probability_rows(z, classes_last(target), T, weight, label_smoothing)
     else:
         rows, count = _index_rows(z, target.long(), T, weight, ignore_index, label_smoothing)
     if reduction == "none":
@@ -76,17 +77,17 @@ def tempered_cross_entropy(
 @torch.no_grad()
 def row_stats(input: Tensor, target: Tensor | tuple, T: float | Tensor = 1.0, ignore_index: int = -100) -> RowStats:
     """`RowStats` of the logits; for probability and mixed targets the rank is that of the most probable class."""
-    z, T = _classes_last(input), _per_sample(T, input)
+    z, T = classes_last(input), per_sample(T, input)
     if isinstance(target, tuple):
         first, second, share = target
-        target = torch.where(_per_label(share, first) < 0.5, second.long(), first.long())
+        target = torch.where(per_label(share, first) < 0.5, second.long(), first.long())
     if target.is_floating_point():
-        y, known = _classes_last(target).argmax(-1), torch.tensor(True, device=z.device)
+        y, known = classes_last(target).argmax(-1), torch.tensor(True, device=z.device)
     else:
         target = target.long()
         known = (target != ignore_index) & (target >= 0) & (target < z.shape[-1])
         y = torch.where(known, target, 0)
-    x = _tempered(z, T)
+    x = tempered(z, T)
     log_sum, e = x.logsumexp(-1), x.exp()
     temperature = T.squeeze(-1) if isinstance(T, Tensor) else T
     moment = torch.where(e > 0, e * x, e).sum(-1)  # e = 0 takes x = -inf out, but keeps NaN
@@ -100,69 +101,12 @@ def row_stats(input: Tensor, target: Tensor | tuple, T: float | Tensor = 1.0, ig
     )
 
 
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """The dtype a loss over logits of `dtype` is computed and returned in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _classes_last(x: Tensor) -> Tensor:
-    x = x.to(accumulator(x.dtype))
-    return x if x.dim() == 1 else x.movedim(1, -1)
-
-
-def _per_sample(T: float | Tensor, input: Tensor) -> float | Tensor:
-    """T such that it broadcasts against the logits with classes last; NaN where it is not finite and above zero."""
-    if not isinstance(T, Tensor):
-        return T
-    T = T.to(device=input.device, dtype=accumulator(input.dtype))
-    T = torch.where((T > 0) & T.isfinite(), T, torch.nan)
-    return T.reshape(T.shape + (1,) * (input.dim() - T.dim()))
-
-
-def _tempered(z: Tensor, T: float | Tensor) -> Tensor:
-    """x = (z - max z) / T."""
-    x = z - z.detach().amax(-1, keepdim=True)
-    if not isinstance(T, Tensor):
-        return x / T
-    # A logit of -inf has probability 0 at every T; differentiating its quotient by T would make 0 * inf.
-    masked = x.isneginf()
-    return torch.where(masked, 0, x) / T + torch.where(masked, x, 0) / T.detach()
-
-
-class _ScaledGradient(torch.autograd.Function):
-    """The identity; its derivative is multiplied by `factor`."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(z, factor):
-        return z.clone()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.factor = inputs[1]
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad * ctx.factor, None
-
-    @staticmethod
-    def jvp(ctx, tangent, _):
-        return tangent * ctx.factor
-
-
-def _per_label(share: float | Tensor, labels: Tensor) -> Tensor:
-    """The share of each sample such that it broadcasts against its labels."""
-    share = torch.as_tensor(share, dtype=None if isinstance(share, Tensor) else torch.float64, device=labels.device)
-    return share.reshape(share.shape + (1,) * (labels.dim() - share.dim()))
-
-
 def _index_rows(z, target, T, weight, ignore_index, label_smoothing):
     classes = z.shape[-1]
     used = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index
     known = used & (target >= 0) & (target < classes)
     y = torch.where(known, target, 0)
-    x = _tempered(z.masked_fill(~used.unsqueeze(-1), 0), T)  # an ignored sample may hold NaN
+    x = tempered(z.masked_fill(~used.unsqueeze(-1), 0), T)  # an ignored sample may hold NaN
     is_target = torch.arange(classes, device=z.device) == y.unsqueeze(-1)
     # Not -inf: where no other class has any probability, logsumexp of -inf alone has no derivative.
     others = x.masked_fill(is_target, torch.finfo(x.dtype).min).logsumexp(-1)
@@ -181,7 +125,7 @@ def _index_rows(z, target, T, weight, ignore_index, label_smoothing):
 
 def _mixed_rows(z, target, T, weight, label_smoothing):
     first, second, share = target
-    share = _per_label(share, first).to(z.dtype)
+    share = per_label(share, first).to(z.dtype)
     share = torch.where((share >= 0) & (share <= 1), share, torch.nan)  # as for a label that does not exist
     of_first, of_second = (
         _index_rows(z, labels.long(), T, weight, None, label_smoothing)[0] for labels in (first, second)
@@ -195,5 +139,5 @@ def _probability_rows(z, q, T, weight, label_smoothing):
         q = (1 - label_smoothing) * q + label_smoothing / z.shape[-1]
     if weight is not None:
         q = q * weight.to(z.dtype)
-    rows = -(q * _tempered(z, T).log_softmax(-1)).sum(-1)
+    rows = -(q * tempered(z, T).log_softmax(-1)).sum(-1)
     return rows, rows.numel()

@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from fastrank.kernels.tempered_ce import layout
 from fastrank.kernels.tempered_ce.config import ALONE, COMBINE, REDUCE_BLOCK, SMS, registers, splits, tile
+from fastrank.kernels.tempered_loss.layout import as_ncd
 from torch import Tensor
 
 _TARGETS = ("index", "mixed", "probabilities")
@@ -583,9 +584,9 @@ def backward(
     grad = torch.empty_like(logits)
     if not rows.shape[1]:
         return grad
-    in_place = layout.as_ncd(grad)
+    in_place = as_ncd(grad)
     out = in_place if in_place is not None else torch.empty_like(logits, memory_format=torch.contiguous_format)
-    out = layout.as_ncd(out)
+    out = as_ncd(out)
     arguments, constants, (view, weight) = _problem(
         (out,), logits, target, second, share, T, temperature, weight, ignore_index, label_smoothing, rows.dtype
     )
@@ -648,8 +649,8 @@ def _problem(beside, logits, target, second, share, T, temperature, weight, igno
 
 
 def _view(x: Tensor) -> Tensor:
-    view = layout.as_ncd(x)
-    return layout.as_ncd(x.contiguous()) if view is None else view
+    view = as_ncd(x)
+    return as_ncd(x.contiguous()) if view is None else view
 
 
 def _bits(x: float) -> int:

@@ -5,14 +5,12 @@
 
 from __future__ import annotations
 
-import torch
-from fastrank.kernels import backend
-from fastrank.kernels.tempered_ce import _transformed, _varies, validate, values_are_known
-from fastrank.kernels.tempered_ce.reference import accumulator
+from fastrank.kernels.tempered_loss import choose, lower, validate
 from fastrank.kernels.tempered_mse import reference, register
+from fastrank.kernels.tracing import values_are_known
 from torch import Tensor
 
-__all__ = ["choose", "tempered_mse"]
+__all__ = ["tempered_mse"]
 
 
 def tempered_mse(
@@ -64,66 +62,16 @@ def tempered_mse(
     """
     validate.options(T, reduction, label_smoothing, scale_gradient)
     validate.arguments(input, target, T, weight, ignore_index)
-    mixed = isinstance(target, tuple)
-    chosen = choose(input, target, weight, impl)
+    chosen = choose("tempered_mse", input, target, weight, impl)
     if chosen == "reference":
         if values_are_known(input):
             validate.values(target, T, input.shape[min(1, input.dim() - 1)], ignore_index)
         return reference.tempered_mse(
             input, target, T, weight, ignore_index, reduction, label_smoothing, scale_gradient
         )
-    # On the CPU a training step's gradient comes out of the forward pass (see register.py).
-    with_grad = (
-        chosen == "native"
-        and reduction != "none"
-        and input.requires_grad
-        and torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-    )
-    temperature = second = share = None
-    if isinstance(T, Tensor):
-        T, temperature = 1.0, T if T.device == input.device else T.to(input.device, non_blocking=True)
-    elif torch.compiler.is_compiling() and _varies(T):
-        # A number that changes is an input of the graph, but an operator's argument only as a tensor; only arithmetic
-        # makes it one without compiling again for every value. In the accumulator's dtype: a number alone is float64.
-        temperature = torch.ones((), dtype=accumulator(input.dtype), device=input.device) * T
-        T = 1.0
-    if mixed:
-        target, second, share = target
-        second = second.long()
-        if not isinstance(share, Tensor):
-            share = torch.full((), share, dtype=accumulator(input.dtype), device=input.device)
+    target, second, share, T, temperature, with_grad = lower(input, target, T, reduction, chosen)
     loss, _rows, _denominator, _grad = register.tempered_mse(
-        input, target if target.is_floating_point() else target.long(), second, share, float(T), temperature, weight,
-        ignore_index, reduction, label_smoothing, validate.GRADIENT_POWERS[scale_gradient], with_grad, chosen,
+        input, target, second, share, T, temperature, weight, ignore_index, reduction, label_smoothing,
+        validate.GRADIENT_POWERS[scale_gradient], with_grad, chosen,
     )  # fmt: skip
     return loss
-
-
-def choose(input: Tensor, target: Tensor | tuple, weight: Tensor | None, impl: str | None) -> str:
-    """The implementation that computes the loss of these (validated) arguments."""
-    # A kernel has no derivative for probabilities, shares or weights.
-    parameters = (weight, target[2] if isinstance(target, tuple) else target)
-    if any(isinstance(x, Tensor) and x.requires_grad for x in parameters):
-        problem = "has no gradient for weight, class probabilities or a mixed target's share"
-    elif _transformed():
-        problem = "does not run in torch.func's transforms or forward-mode differentiation"
-    else:
-        return _choose(input.device.type, impl)
-    if impl in (None, "reference"):
-        return "reference"
-    raise RuntimeError(f"impl={impl!r} {problem}; leave impl=None for these arguments")
-
-
-_chosen: dict[tuple[str, str | None], str] = {}
-
-
-def _choose(device: str, impl: str | None) -> str:
-    """The backend for tensors on `device`; a constant of the process, so also of a compiled graph."""
-    if (device, impl) not in _chosen:
-        _chosen[device, impl] = backend.choose("tempered_mse", torch.empty(0, device=device), impl)
-    return _chosen[device, impl]
-
-
-# As torch.compiler.assume_constant_result marks them; that imports the compiler, seconds for those who never compile.
-_choose._dynamo_marked_constant = True

@@ -27,13 +27,7 @@ for the others and M = sum_{j != a} p_j d_j, D = sum_j p_j d_j = p_a d_a + M, an
 from __future__ import annotations
 
 import torch
-from fastrank.kernels.tempered_ce.reference import (
-    _classes_last,
-    _per_label,
-    _per_sample,
-    _ScaledGradient,
-    _tempered,
-)
+from fastrank.kernels.tempered_loss.reference import ScaledGradient, classes_last, per_label, per_sample, tempered
 from torch import Tensor
 
 
@@ -48,19 +42,19 @@ def tempered_mse(
     scale_gradient: str | None = None,
 ) -> Tensor:
     """The loss of the module's docstring; arguments as in `fastrank.kernels.tempered_mse`, already validated."""
-    z, T = _classes_last(input), _per_sample(T, input)
+    z, T = classes_last(input), per_sample(T, input)
     if scale_gradient is not None:
         factor = T.detach() if isinstance(T, Tensor) else T
-        z = _ScaledGradient.apply(z, factor if scale_gradient == "T" else factor * factor)
+        z = ScaledGradient.apply(z, factor if scale_gradient == "T" else factor * factor)
     v = None if weight is None else weight.to(z.dtype)
     used = known = None
     if isinstance(target, tuple):
         first, second, share = target
-        share = _per_label(share, first).to(z.dtype).unsqueeze(-1)
+        share = per_label(share, first).to(z.dtype).unsqueeze(-1)
         hard = share * _one_hot(first.long(), z) + (1 - share) * _one_hot(second.long(), z)
         known = _in_range(first, z) & _in_range(second, z)
     elif target.is_floating_point():
-        hard = _classes_last(target).to(z.dtype)
+        hard = classes_last(target).to(z.dtype)
     else:
         target = target.long()
         used = target != ignore_index
@@ -82,7 +76,7 @@ def tempered_mse(
 def _row_losses(z: Tensor, hard: Tensor, T: float | Tensor, v: Tensor | None, smoothing: float):
     """(loss, w) of each row for targets `hard`, t' of the docstring."""
     classes = z.shape[-1]
-    x = _tempered(z, T)
+    x = tempered(z, T)
     top = torch.arange(classes, device=z.device) == x.detach().argmax(-1, keepdim=True)
     # 0 at the top by value; what its logit does to the loss goes by way of all others.
     e = torch.where(top, 0, x - torch.where(top, x, 0).sum(-1, keepdim=True)).exp().masked_fill(top, 0)

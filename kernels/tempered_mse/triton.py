@@ -14,7 +14,7 @@ import struct
 import torch
 import triton
 import triton.language as tl
-from fastrank.kernels.tempered_ce.layout import as_ncd
+from fastrank.kernels.tempered_loss.layout import as_ncd
 from fastrank.kernels.tempered_mse import layout
 from fastrank.kernels.tempered_mse.config import REDUCE_BLOCK, REDUCE_WARPS, tile
 from torch import Tensor
@@ -316,6 +316,8 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(loss, rows, denominator, grad) as `register.py` defines them, for `with_grad=False`."""
     loss, rows, denominator, grad = layout.outputs(logits, reduction, with_grad)
+    if reduction != "mean":
+        denominator.fill_(1)
     acc, view = rows.dtype, _view(logits)
     kind, target, second, share, target_strides = _target(target, second, share, acc)
     temperature, weight = (None if x is None else x.to(acc).contiguous() for x in (temperature, weight))

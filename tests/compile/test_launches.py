@@ -39,8 +39,8 @@ class Watched(TorchDispatchMode):
 
 def step(kind: str, reduction: str, options: bool, shape: tuple[int, ...]):
     """(torch's and Triton's launches of the forward pass, the same of the gradient's)."""
-    from fastrank.kernels.tempered_ce import register
     from fastrank.kernels.tempered_ce import triton as kernels
+    from fastrank.kernels.tempered_loss.register import temperature_grad
 
     logits, samples = torch.empty(shape, dtype=torch.bfloat16), shape[:1] + shape[2:]
     target, second, share = torch.zeros(samples, dtype=torch.int64), None, None
@@ -62,7 +62,7 @@ def step(kind: str, reduction: str, options: bool, shape: tuple[int, ...]):
             loss, logits, target, second, share, rows, denominator, 1.0, T, weight, -100, smoothing, power
         )  # fmt: skip
         found.append((list(watched.launched), [launch["kernel"].__name__ for launch in launched]))
-        register.temperature_grad(loss, logits, rows, denominator, T)
+        temperature_grad(loss, logits, rows, denominator, T)
     return found
 
 

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from conformity import check
 from fastrank.kernels import backend
-from fastrank.kernels.tempered_ce import RowStats, layout, native, reference, tempered_cross_entropy
+from fastrank.kernels.tempered_ce import RowStats, native, reference, tempered_cross_entropy
+from fastrank.kernels.tempered_loss.layout import as_ncd
 from torch.library import opcheck
 
 IMPLS = ("reference", "native")
@@ -264,7 +265,7 @@ def test_the_gradient_from_the_forward_pass_is_the_backward_kernels(dtype, reduc
     weight, T = torch.rand(37) + 0.5, torch.rand(3) + 0.5
     y = torch.randint(37, (3, 4, 5))
     y[0, 1, 2] = -100
-    views = [(z, y) for z in _layouts(torch.randn(3, 37, 4, 5).to(dtype)) if layout.as_ncd(z) is not None]
+    views = [(z, y) for z in _layouts(torch.randn(3, 37, 4, 5).to(dtype)) if as_ncd(z) is not None]
     assert len(views) == 3
     views += [(torch.randn(3, c).to(dtype), torch.randint(c, (3,))) for c in (1, 2, 16, 37, 1000)]
     for z, target in views:
@@ -545,8 +546,8 @@ def test_bounded_number_of_torch_operations():
 
 
 def test_reference_runs_without_the_core(monkeypatch):
-    from fastrank.kernels import tempered_ce
+    from fastrank.kernels import tempered_loss
 
-    monkeypatch.setattr(tempered_ce, "_chosen", {("cpu", None): "reference"})
+    monkeypatch.setattr(tempered_loss, "_chosen", {("tempered_ce", "cpu", None): "reference"})
     z, y = batch()
     assert torch.equal(tempered_cross_entropy(z, y, 2.0), reference.tempered_cross_entropy(z, y, 2.0))

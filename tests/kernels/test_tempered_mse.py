@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from conformity import check
 from fastrank.kernels import backend
-from fastrank.kernels.tempered_ce.layout import as_ncd
+from fastrank.kernels.tempered_loss.layout import as_ncd
 from fastrank.kernels.tempered_mse import reference, tempered_mse
 from torch.library import opcheck
 
@@ -658,8 +658,8 @@ def test_transforms_of_torch_func(kind):
 
 
 def test_reference_runs_without_the_core(monkeypatch):
-    from fastrank.kernels import tempered_mse as op
+    from fastrank.kernels import tempered_loss
 
-    monkeypatch.setattr(op, "_chosen", {("cpu", None): "reference"})
+    monkeypatch.setattr(tempered_loss, "_chosen", {("tempered_mse", "cpu", None): "reference"})
     z, y = batch()
     assert torch.equal(tempered_mse(z, y, 2.0), reference.tempered_mse(z, y, 2.0))

@@ -1,0 +1,53 @@
+"""Who looks on while an op runs: tracers, transforms and modes, which must see the operator, not its kernel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+#: Whether a tensor stands for several, as under torch.autograd.grad(is_grads_batched=True).
+batched = torch._C._functorch.is_legacy_batchedtensor
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def unobserved(x: Tensor) -> bool:
+    """Whether this is a plain eager call: no tracer, transform, mode or subclass that must see the operator."""
+    return (
+        type(x) in _PLAIN
+        and not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and not torch._C._is_tracing()
+        and not torch.autograd._profiler_enabled()
+        and not batched(x)
+    )
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func (vmap, grad, jvp, ...) or forward-mode differentiation is under way. (A
+    compiled graph is guarded by the transforms around it.)"""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+def values_are_known(x: Tensor) -> bool:
+    """Whether looking at values beside `x` neither waits for a device nor breaks a trace."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not transformed()
+
+
+def varies(number: float) -> bool:
+    """Whether a number is an input of the graph being compiled, rather than a constant in it."""
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # half a second of imports, loaded by then
+
+    return not has_static_value(number)
+
+
+def constant(function):
+    """Marks what a compiled graph may take as it is while it is traced, as torch.compiler.assume_constant_result does;
+    that one imports the compiler, seconds for those who never compile."""
+    function._dynamo_marked_constant = True
+    return function
+
+
+constant(transformed)
