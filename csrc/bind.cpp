@@ -9,6 +9,7 @@ namespace fastrank {
 void bind_common(py::module_& m);
 void bind_gram(py::module_& m);
 void bind_tempered_ce(py::module_& m);
+void bind_tempered_mse(py::module_& m);
 }  // namespace fastrank
 
 PYBIND11_MODULE(_core, m) {
@@ -25,4 +26,5 @@ PYBIND11_MODULE(_core, m) {
   fastrank::bind_common(m);
   fastrank::bind_gram(m);
   fastrank::bind_tempered_ce(m);
+  fastrank::bind_tempered_mse(m);
 }

@@ -20,6 +20,7 @@ _HOME = {
     "Spectrum": "spectra",
     "SubspaceState": "subspace",
     "TemperedCE": "loss",
+    "TemperedMSE": "loss",
     "Watcher": "watcher",
     "alignment": "metrics.alignment",
     "doctor": "diagnosis",
@@ -28,6 +29,7 @@ _HOME = {
     "matrix_rank": "spectra",
     "spectrum": "spectra",
     "tempered_cross_entropy": "loss",
+    "tempered_mse": "loss",
     "top_svd": "subspace",
     "watch": "watcher",
 }
@@ -43,6 +45,7 @@ __all__ = [
     "Spectrum",
     "SubspaceState",
     "TemperedCE",
+    "TemperedMSE",
     "Watcher",
     "alignment",
     "doctor",
@@ -51,6 +54,7 @@ __all__ = [
     "matrix_rank",
     "spectrum",
     "tempered_cross_entropy",
+    "tempered_mse",
     "top_svd",
     "watch",
 ]
@@ -62,8 +66,10 @@ if TYPE_CHECKING:
     from fastrank.loss import (
         FusedLinearTemperedCE,
         TemperedCE,
+        TemperedMSE,
         linear_tempered_cross_entropy,
         tempered_cross_entropy,
+        tempered_mse,
     )
     from fastrank.metrics.alignment import Alignment, alignment
     from fastrank.record import Run, RunWriter, load_run

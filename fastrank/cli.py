@@ -170,7 +170,8 @@ def doctor() -> None:
 @app.command()
 def bench(
     names: Annotated[
-        list[str] | None, typer.Argument(help="tempered_ce, gram, rank, tracking; all if left out.", show_default=False)
+        list[str] | None,
+        typer.Argument(help="tempered_ce, tempered_mse, gram, rank, tracking; all if left out.", show_default=False),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer cases, less time for each.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",

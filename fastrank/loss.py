@@ -6,13 +6,16 @@ from torch import Tensor, nn
 
 from fastrank.kernels.linear_tempered_ce import linear_tempered_cross_entropy
 from fastrank.kernels.tempered_ce import RowStats, tempered_cross_entropy, validate
+from fastrank.kernels.tempered_mse import tempered_mse
 
 __all__ = [
     "FusedLinearTemperedCE",
     "RowStats",
     "TemperedCE",
+    "TemperedMSE",
     "linear_tempered_cross_entropy",
     "tempered_cross_entropy",
+    "tempered_mse",
 ]
 
 Target = Tensor | tuple[Tensor, Tensor, float | Tensor]
@@ -72,6 +75,22 @@ class TemperedCE(_Tempered):
         return tempered_cross_entropy(
             input, target, self.T, self.weight, self.ignore_index, self.reduction, self.label_smoothing,
             scale_gradient=self.scale_gradient, return_stats=self.return_stats,
+        )  # fmt: skip
+
+
+class TemperedMSE(_Tempered):
+    """Squared error between the softmax of logits over a temperature `T` and their target; see `tempered_mse`.
+
+    Without options `nn.MSELoss()(softmax(input / T), one_hot(target))`; arguments as of `TemperedCE`.
+
+        criterion = TemperedMSE(T=100)
+        loss = criterion(logits, target)
+    """
+
+    def forward(self, input: Tensor, target: Target) -> Tensor:
+        return tempered_mse(
+            input, target, self.T, self.weight, self.ignore_index, self.reduction, self.label_smoothing,
+            scale_gradient=self.scale_gradient,
         )  # fmt: skip
 
 

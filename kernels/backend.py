@@ -18,6 +18,7 @@ IMPLS = ("reference", "native", "triton")
 #: runs anywhere.
 OPS = {
     "tempered_ce": {"cpu": ("native",), "cuda": ("triton",)},
+    "tempered_mse": {"cpu": ("native",), "cuda": ("triton",)},
     "gram_accumulate_": {"cpu": ("native",), "cuda": ("native",)},
     "gram_dual": {"cpu": ("native",), "cuda": ("native",)},
 }

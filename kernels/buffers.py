@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from fastrank.kernels import backend
 from torch import Tensor
@@ -13,7 +15,13 @@ _LARGE = 1 << 20
 
 def empty_like(x: Tensor) -> Tensor:
     """`torch.empty_like(x)`; where that would be fresh memory, in memory that an earlier such tensor left (pages.h)."""
-    plain = type(x) is Tensor and x.device.type == "cpu" and x.is_contiguous()  # a tracer's tensor is a subclass
-    if not plain or x.nbytes < _LARGE or (core := backend.core()) is None:
-        return torch.empty_like(x)
-    return torch.from_dlpack(core.empty(x.shape, *_DLPACK_CODES[x.dtype]))
+    plain = type(x) is Tensor and x.is_contiguous()  # a tracer's tensor is a subclass
+    return empty(x.shape, x) if plain and x.nbytes >= _LARGE else torch.empty_like(x)
+
+
+def empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """`like.new_empty(shape)`, as `empty_like`."""
+    large = math.prod(shape) * like.itemsize >= _LARGE
+    if not large or type(like) is not Tensor or like.device.type != "cpu" or (core := backend.core()) is None:
+        return like.new_empty(shape)
+    return torch.from_dlpack(core.empty(shape, *_DLPACK_CODES[like.dtype]))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from fastrank.kernels.gram import gram_accumulate_, gram_dual
 from fastrank.kernels.tempered_ce import tempered_cross_entropy
+from fastrank.kernels.tempered_mse import tempered_mse
 from torch import Tensor
 
 #: Where tests/device runs. "cpu" takes the same tests over the CPU's kernels, to try the tests themselves.
@@ -55,6 +56,20 @@ def loss(rows: int, classes: int, dtype: torch.dtype, backward: bool, temperatur
     return Call(f"tempered_ce {rows} x {classes} {str(dtype)[6:]} {kind}{extra}", inputs, run)
 
 
+def squared_error(rows: int, classes: int, dtype: torch.dtype, soft: bool = False, **options) -> Call:
+    def inputs(generator: torch.Generator) -> tuple[Tensor, ...]:
+        z = 3 * torch.randn(rows, classes, generator=generator)
+        y = torch.randint(classes, (rows,), generator=generator)
+        return z.to(dtype), torch.rand(rows, classes, generator=generator) if soft else y
+
+    def run(z: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+        value = tempered_mse(z, target.detach(), 2.0, **options)
+        return value.detach(), *torch.autograd.grad(value.sum(), z)
+
+    extra = "".join(f", {name}={value}" for name, value in options.items()) + ", probabilities" * soft
+    return Call(f"tempered_mse {rows} x {classes} {str(dtype)[6:]}{extra}", inputs, run)
+
+
 def accumulate(n: int, d: int, dtype: torch.dtype, mode: str, images: int = 0) -> Call:
     def inputs(generator: torch.Generator) -> tuple[Tensor, ...]:
         X = torch.randn(n, d, generator=generator).to(dtype)
@@ -84,6 +99,8 @@ CALLS = (
     loss(33, 130, F32, True, temperature=True, label_smoothing=0.1),
     loss(33, 130, B16, True, reduction="none"),
     loss(20, 1001, F32, False),
+    *(squared_error(7, c, dtype) for c, dtype in ((10, F32), (94, B16), (1000, F16), (1025, F64))),
+    squared_error(5, 4500, F32, soft=True, reduction="none"),
     *(accumulate(n, d, F32, mode) for (n, d), mode in itertools.product(((3, 17), (2600, 70)), ("exact", "fast"))),
     *(accumulate(257, 100, dtype, "exact") for dtype in (F64, B16, F16)),
     accumulate(5 * 49, 33, F32, "exact", images=5),

@@ -7,6 +7,7 @@ Compiling needs no GPU; CUDA sources need nvcc.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -188,6 +189,7 @@ def _recorded(op: str, call: Callable[[], object], name: Callable[[dict[str, Any
 
 #: A class count for each tile of config.py: its row stride is as aligned as users' usually are.
 TEMPERED_CE_CLASSES = (12, 128, 1000, 32000)
+_ROWS = 256
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 #: Options of `tempered_ce_launch`, one word each: "full" is every option; "nested" is [N, C, 2]; "split" are few rows.
 _VARIANTS = (
@@ -208,7 +210,7 @@ def tempered_ce_launch(classes: int, dtype: torch.dtype, variant: str) -> None:
     from fastrank.kernels.tempered_ce import triton as kernels
 
     nested, full, split = (word in variant.split() for word in ("nested", "full", "split"))
-    rows = 4 if split else 1024
+    rows = 4 if split else 4 * _ROWS  # so many that a program a row is enough
     shape = (rows // 2, classes, 2) if nested else (rows, classes)
     logits, target = torch.empty(shape, dtype=dtype), torch.zeros((shape[0], *shape[2:]), dtype=torch.int64)
     acc = reference.accumulator(dtype)
@@ -247,5 +249,46 @@ def _tempered_ce() -> list[TritonBuild]:
     return list(builds.values())
 
 
-TRITON: tuple[TritonBuild, ...] = tuple(_tempered_ce()) if COMPILES_TRITON else ()
+#: "soft": class probabilities, weight, smoothing and a temperature tensor; "nested": two labels, [N, C, 2].
+_MSE_VARIANTS = (
+    ("fp32", "plain"), ("bf16", "plain"), ("fp32", "soft"), ("fp16", "soft"), ("fp64", "soft"), ("fp32", "nested"),
+)  # fmt: skip
+
+
+def tempered_mse_launch(classes: int, dtype: torch.dtype, variant: str, rows: int = _ROWS) -> None:
+    """Forward and backward through the launch code of kernels/tempered_mse/triton.py, on uninitialised tensors."""
+    from fastrank.kernels.tempered_mse import triton as kernels
+
+    shape = (rows // 2, classes, 2) if variant == "nested" else (rows, classes)
+    logits, labels = torch.empty(shape, dtype=dtype), torch.zeros((shape[0], *shape[2:]), dtype=torch.int64)
+    target, second, share, temperature, weight, smoothing = labels, None, None, None, None, 0.0
+    if variant == "nested":
+        second, share = labels, torch.ones(())
+    if variant == "soft":
+        target, temperature, weight, smoothing = torch.empty(shape), torch.ones(()), torch.ones(classes), 0.1
+    loss, state, denominator, _ = kernels.forward(
+        logits, target, second, share, 1.0, temperature, weight, -100, "mean", smoothing, 0, False
+    )
+    kernels.backward(
+        loss, logits, target, second, share, state, denominator, 1.0, temperature, weight, -100, smoothing, 0
+    )
+
+
+def _tempered_mse() -> list[TritonBuild]:
+    builds: dict[str, TritonBuild] = {}
+    for (dtype, variant), classes in itertools.product(_MSE_VARIANTS, TEMPERED_CE_CLASSES):
+
+        def name(launch, dtype=dtype, variant=variant):
+            constants, kernel = launch["constants"], launch["kernel"].__name__.removesuffix("_kernel")
+            if kernel == "reduce":
+                return f"reduce {constants['ACC']} {'weights' if constants['WEIGHTED_MEAN'] else 'rows'}"
+            return f"{kernel} {constants['ROWS']}x{constants['CLASSES']} {dtype} {variant}"
+
+        call = lambda c=classes, d=_DTYPES[dtype], v=variant: tempered_mse_launch(c, d, v)  # noqa: E731
+        for build in _recorded("tempered_mse", call, name):
+            builds.setdefault(build.name, build)
+    return list(builds.values())
+
+
+TRITON: tuple[TritonBuild, ...] = (*_tempered_ce(), *_tempered_mse()) if COMPILES_TRITON else ()
 CUDA: tuple[CudaBuild, ...] = (CudaBuild("gram"),)

@@ -27,7 +27,8 @@ def test_every_subject_fits_one_screen():
 def test_an_op_says_what_runs_it_and_why_not_the_best():
     findings = fastrank.doctor()
     assert findings["op gram_dual"] == "cpu -> native; cuda -> native (no device here)"
-    assert findings["op tempered_ce"] == "cpu -> native; cuda -> triton (no device here)"
+    for op in ("tempered_ce", "tempered_mse"):
+        assert findings[f"op {op}"] == "cpu -> native; cuda -> triton (no device here)"
 
 
 def test_an_op_without_the_core_falls_to_the_reference_and_says_why(monkeypatch):

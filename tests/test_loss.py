@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastrank import FusedLinearTemperedCE, TemperedCE, tempered_cross_entropy
+from fastrank import FusedLinearTemperedCE, TemperedCE, TemperedMSE, tempered_cross_entropy, tempered_mse
 
 
 @pytest.fixture
@@ -94,3 +94,24 @@ def test_a_linear_classifier_without_its_logits(batch):
     head = nn.Linear(4, 4)
     fused = FusedLinearTemperedCE(T=3.0)(features, head.weight, target, head.bias)
     torch.testing.assert_close(fused, TemperedCE(T=3.0)(head(features), target))
+
+
+def test_squared_error_replaces_mse_loss_of_the_softmax(batch):
+    logits, target = batch
+    one_hot = nn.functional.one_hot(target, 4).float()
+    expected = nn.MSELoss()((logits / 20).softmax(1), one_hot)
+    torch.testing.assert_close(TemperedMSE(T=20.0)(logits, target), expected)
+    torch.testing.assert_close(TemperedMSE(T=20.0)(logits, one_hot), expected)
+    options = {"weight": torch.rand(4), "ignore_index": 2, "reduction": "sum", "label_smoothing": 0.1}
+    loss = TemperedMSE(20.0, **options, scale_gradient="T")(logits, target)
+    assert torch.equal(loss, tempered_mse(logits, target, 20.0, **options))
+    assert repr(TemperedMSE(T=100)) == "TemperedMSE(T=100, reduction='mean')"
+
+
+def test_squared_error_takes_a_temperature_that_is_learnt(batch):
+    criterion = TemperedMSE(T=nn.Parameter(torch.tensor(2.0)))
+    criterion(*batch).backward()
+    T = torch.tensor(2.0, requires_grad=True)
+    one_hot = nn.functional.one_hot(batch[1], 4).float()
+    nn.functional.mse_loss((batch[0] / T).softmax(1), one_hot).backward()
+    torch.testing.assert_close(criterion.T.grad, T.grad)

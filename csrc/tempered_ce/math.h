@@ -81,6 +81,11 @@ template <class A> FASTRANK_INLINE A largest(Vec<A> v) {
   return v[0];
 }
 
+template <class A> FASTRANK_INLINE bool any(Int<A> mask) {
+  for (int half = Lanes<A>::width / 2; half; half /= 2) mask |= __builtin_shuffle(mask, iota<A>() ^ half);
+  return mask[0] != 0;
+}
+
 // ---- scalars of each storage type ----
 
 FASTRANK_INLINE double widen(double x) { return x; }

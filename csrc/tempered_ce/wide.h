@@ -60,6 +60,16 @@ template <bool STATS, class S> Scan<S> scan(const S* row, int64_t c, Acc<S> rank
   return found;
 }
 
+// Class of the largest of neighbouring probabilities, as `most_probable` finds it.
+template <class A> int64_t most_probable_near(const A* q, int64_t c) {
+  const A best = scan<false>(q, c, A(0)).maximum;
+  int64_t j = 0;
+  for (; j + Lanes<A>::width <= c && !any<A>(load(q + j) == best); j += Lanes<A>::width) {
+  }
+  while (j < c && q[j] != best) ++j;
+  return j < c ? j : 0;
+}
+
 // body(j, count) over whole vectors and the tail.
 template <class A, class Body> FASTRANK_INLINE void over_vectors(int64_t c, Body body) {
   constexpr int width = Lanes<A>::width;
@@ -227,7 +237,7 @@ template <class S> void forward_wide(const CrossEntropy& op, int64_t begin, int6
         maxima[lane] = scan<false>(z[lane], op.c, A(0)).maximum;
         continue;
       }
-      const A ranked = q[lane] ? widen(z[lane][most_probable(q[lane], op.c, 1)]) : rows.ranked[lane];
+      const A ranked = q[lane] ? widen(z[lane][most_probable_near(q[lane], op.c)]) : rows.ranked[lane];
       const Scan<S> found = scan<true>(z[lane], op.c, ranked);
       maxima[lane] = found.maximum;
       sums.z[lane] = found.z;

@@ -9,9 +9,10 @@ with reduction="none" the gradient's weights are known only later and the backwa
 from __future__ import annotations
 
 import torch
+from fastrank.kernels import buffers
 from fastrank.kernels.linear_tempered_ce import reference
 from fastrank.kernels.linear_tempered_ce.config import chunk_rows
-from fastrank.kernels.tempered_ce import choose, register, validate, values_are_known
+from fastrank.kernels.tempered_ce import choose, native, register, validate, values_are_known
 from fastrank.kernels.tempered_ce.reference import accumulator
 from torch import Tensor
 
@@ -84,12 +85,12 @@ class _Chunked(torch.autograd.Function):
         ctx.save_for_backward(*problem)
         ctx.options, ctx.ready = options, None
         _, ignore_index, reduction, *_ = options
+        ctx.scale = torch.ones((), dtype=accumulator(features.dtype), device=features.device)
         if reduction == "none":
             return _run(problem, options, (False,) * 4, None)[0]
-        scale = torch.ones((), dtype=accumulator(features.dtype), device=features.device)
         if reduction == "mean":
-            scale = scale / _denominator(features, target, second, weight, ignore_index)
-        loss, ctx.ready = _run(problem, options, ctx.needs_input_grad[:4], scale)
+            ctx.scale = ctx.scale / _denominator(features, target, second, weight, ignore_index)
+        loss, ctx.ready = _run(problem, options, ctx.needs_input_grad[:4], ctx.scale)
         return loss
 
     @staticmethod
@@ -98,9 +99,11 @@ class _Chunked(torch.autograd.Function):
         if torch.is_grad_enabled():
             grads = _differentiable(ctx, grad_loss, needed)
         elif ctx.ready is None:
-            grads = _run(ctx.saved_tensors, ctx.options, needed, grad_loss)[1]
+            grads = _run(ctx.saved_tensors, ctx.options, needed, grad_loss * ctx.scale)[1]
+        elif grad_loss.device.type == "cpu" and type(grad_loss) is Tensor and grad_loss.item() == 1:
+            # Given away: whoever gets them may write into them, so that a second backward pass forms them anew.
+            grads, ctx.ready = ctx.ready, None
         else:
-            # Kept as they are: a second backward pass may come, with another grad_loss.
             grads = tuple(None if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.ready)
         return (*grads, *(None,) * 10)
 
@@ -118,22 +121,38 @@ def _run(problem, options, needed, scale):
     reduced = scale is not None and scale.dim() == 0
     loss = torch.zeros((), dtype=torch.float64, device=device) if reduced else torch.empty(n, dtype=acc, device=device)
     # 16-bit products are added up in float32.
-    grads = [torch.zeros(x.shape, dtype=acc, device=device) if need else None
+    grads = [buffers.empty(x.shape, x.new_empty(0, dtype=acc)) if need else None
              for x, need in zip(problem, needed, strict=False)]  # fmt: skip
     of_features, of_classifier, of_bias, of_temperature = grads
+    for total in (of_classifier if n == 0 else None, of_bias, of_temperature):
+        if total is not None:
+            total.zero_()
     step = chunk_rows(classifier.shape[0], features.element_size(), device.type)
+    all_logits = buffers.empty((min(n, step), classifier.shape[0]), features.detach())
     for begin in range(0, n, step):
         chunk = slice(begin, begin + step)
         x, of_rows = features[chunk], scale if scale is None or reduced else scale[chunk]
-        logits = x @ classifier.T if bias is None else torch.addmm(bias, x, classifier.T)
+        logits = all_logits[: len(x)]
+        torch.mm(x, classifier.T, out=logits) if bias is None else torch.addmm(bias, x, classifier.T, out=logits)
         tempered = _part(temperature, chunk)
         chosen = (target[chunk], _part(second, chunk), _part(share, chunk))
-        # The native kernel leaves the gradient on its way; the matrix products multiply it by `scale`.
+        # The native kernel leaves the gradient in the logits' place; the matrix products multiply it by `scale`.
         at_once = reduced and impl == "native" and any(needed)
-        value, rows, denominator, grad = register.tempered_ce(
-            logits, *chosen, T, tempered, *parameters, "sum" if reduced else "none", label_smoothing, power,
-            False, at_once, impl,
-        )  # fmt: skip
+        arguments = (
+            logits,
+            *chosen,
+            T,
+            tempered,
+            *parameters,
+            "sum" if reduced else "none",
+            label_smoothing,
+            power,
+            False,
+        )
+        if at_once:
+            value, rows, denominator, grad = native.forward(*arguments, True, in_place=True)
+        else:
+            value, rows, denominator, grad = register.tempered_ce(*arguments, False, impl)
         if reduced:
             loss += value
         else:
@@ -148,9 +167,9 @@ def _run(problem, options, needed, scale):
         # A mean over no row is NaN, but moves nothing: its gradients are 0, not 0 / 0.
         alpha = (float(scale) if scale.isfinite() else 0.0) if at_once else 1.0
         if needed[0]:
-            _add_product(of_features[chunk], grad, classifier, alpha)
+            _add_product(of_features[chunk], grad, classifier, alpha, first=True)
         if needed[1]:
-            _add_product(of_classifier, grad.T, x, alpha)
+            _add_product(of_classifier, grad.T, x, alpha, first=begin == 0)
         if needed[2]:
             of_bias.add_(grad.sum(0, dtype=acc), alpha=alpha)
         if needed[3]:
@@ -161,9 +180,12 @@ def _run(problem, options, needed, scale):
     return loss, tuple(None if grad is None else grad.to(x.dtype) for grad, x in zip(grads, problem, strict=False))
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor, alpha: float) -> None:
+def _add_product(total: Tensor, a: Tensor, b: Tensor, alpha: float, first: bool) -> None:
+    """total += alpha a b; `first` writes a `total` that holds nothing yet."""
     if total.dtype == a.dtype:
-        total.addmm_(a, b, alpha=alpha)
+        total.addmm_(a, b, alpha=alpha, beta=0 if first else 1)
+    elif first:
+        torch.mul(a @ b, alpha, out=total)
     else:
         total.add_(a @ b, alpha=alpha)
 

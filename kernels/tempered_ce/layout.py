@@ -69,5 +69,8 @@ def outputs(logits: Tensor, reduction: str, stats: bool, with_grad: bool) -> tup
 
 def stats_of(rows: Tensor, shape: torch.Size) -> RowStats:
     """The statistics among `rows`, each in the target's `shape`."""
-    *figures, rank = rows[len(STATE) :].view(len(RowStats._fields), *shape).unbind()
+    planes = rows.unbind()[len(STATE) :]
+    if len(shape) != 1:  # a view costs as much as a small batch's kernel
+        planes = [plane.view(shape) for plane in planes]
+    *figures, rank = planes
     return RowStats(*figures, target_rank=rank.long())

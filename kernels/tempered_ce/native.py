@@ -26,9 +26,12 @@ def forward(
     grad_power: int,
     stats: bool,
     with_grad: bool,
+    in_place: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(loss, rows, denominator, grad) as `register.py` defines them."""
-    loss, rows, denominator, grad = layout.outputs(logits, reduction, stats, with_grad)
+    """(loss, rows, denominator, grad) as `register.py` defines them; `in_place`, grad overwrites the logits."""
+    loss, rows, denominator, grad = layout.outputs(logits, reduction, stats, with_grad and not in_place)
+    if in_place:
+        grad = logits
     problem, alive = _describe(
         logits, target, second, share, T, temperature, weight, ignore_index, label_smoothing, grad_power, rows
     )

@@ -16,6 +16,7 @@ pytest.importorskip("sklearn")
 #: Fields that make a benchmark's own kinds of case tiny.
 TINY = {
     "tempered_ce": [{"rows": 5, "classes": 7}, {"rows": 5, "classes": 7, "features": 3}],
+    "tempered_mse": [{"rows": 5, "classes": 7}, {"rows": 5, "classes": 7, "soft": True}],
     "gram": [
         {"n": 8, "d": 4, "kind": "accumulate"},
         {"n": 8, "d": 4, "kind": "accumulate", "shift": True},
@@ -77,7 +78,7 @@ def test_a_wrong_kernel_fails_the_run(tiny, monkeypatch):
     import bench_tempered_ce
 
     true = bench_tempered_ce.tempered_cross_entropy
-    monkeypatch.setattr(bench_tempered_ce, "tempered_cross_entropy", lambda z, y, T: true(z, y, T * 1.001))
+    monkeypatch.setattr(bench_tempered_ce, "tempered_cross_entropy", lambda z, y, T, **o: true(z, y, T * 1.001, **o))
     lines = []
     assert runner.run(["tempered_ce"], quick=True, seconds=0.001, device="cpu", echo=lines.append) == 1
     assert any(line.startswith("FAILED tempered_ce: 5 x 7 float32") and "wrong: error" in line for line in lines)
@@ -161,7 +162,7 @@ def test_every_benchmark_keeps_the_shape(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"names": ["gramm"]}, r"name: expected one of tempered_ce, gram, rank, tracking, got 'gramm'"),
+        ({"names": ["gramm"]}, r"name: expected one of tempered_ce, tempered_mse, gram, rank, tracking, got 'gramm'"),
         ({"device": "tpu"}, r"device: expected auto, cpu, cuda or cuda:N, got 'tpu'"),
         ({"threads": 0}, r"threads: expected a whole number >= 1, got 0"),
         ({"seconds": 0.0}, r"seconds: expected a number > 0, got 0.0"),

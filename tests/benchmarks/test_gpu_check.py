@@ -147,7 +147,7 @@ def test_small_calls_of_every_op_run_and_every_kernel_is_predicted():
     from device_calls import CALLS, main
 
     main("cpu")
-    assert {call.name.split()[0] for call in CALLS} == {"tempered_ce", "gram_accumulate_", "gram_dual"}
+    assert {call.name.split()[0] for call in CALLS} == {"tempered_ce", "tempered_mse", "gram_accumulate_", "gram_dual"}
     model, why = predict.model_of("cpu")
     assert why.startswith("measured peaks")
     rows = predict.compare("cpu", model)

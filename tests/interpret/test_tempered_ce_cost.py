@@ -32,7 +32,11 @@ class Traffic:
 
 @pytest.fixture
 def traffic(monkeypatch):
-    """{kernel: Traffic}, filled while the kernels run."""
+    return traffic_of(monkeypatch, kernels)
+
+
+def traffic_of(monkeypatch, kernels):
+    """{kernel: Traffic}, filled while the kernels of a module run."""
     found, current = {}, []
     load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
 
@@ -63,7 +67,7 @@ def traffic(monkeypatch):
 
             return launch
 
-    for name in ("forward", "backward"):
+    for name in (name for name in ("forward", "reduce", "backward") if hasattr(kernels, f"{name}_kernel")):
         monkeypatch.setattr(kernels, f"{name}_kernel", Counted(name, getattr(kernels, f"{name}_kernel")))
     return found
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from conformity import check
 from fastrank.kernels import backend
-from fastrank.kernels.tempered_ce import RowStats, layout, reference, tempered_cross_entropy
+from fastrank.kernels.tempered_ce import RowStats, layout, native, reference, tempered_cross_entropy
 from torch.library import opcheck
 
 IMPLS = ("reference", "native")
@@ -281,6 +281,21 @@ def test_the_gradient_from_the_forward_pass_is_the_backward_kernels(dtype, reduc
         # Doubling commutes with rounding but for subnormal numbers.
         subnormal = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
         torch.testing.assert_close(twice, kept * 2, rtol=0, atol=2 * subnormal)
+
+
+@pytest.mark.parametrize("c", [5, 24, 25, 300, 9000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradient_may_take_the_place_of_the_logits(c, dtype):
+    """As the linear loss has it: its logits are its own."""
+    z, y = batch(37, c, dtype)
+    z, q = z.detach(), torch.rand(37, c)
+    for target, second, share in ((y, None, None), (y, y.flip(0), torch.tensor(0.3)), (q, None, None)):
+        rest = (second, share, 3.0, None, None, -100, "sum", 0.1, 0, False)
+        loss, _, _, grad = native.forward(z, target, *rest, True)
+        own = z.clone()
+        again, _, _, moved = native.forward(own, target, *rest, True, in_place=True)
+        assert moved is own
+        assert torch.equal(loss, again) and torch.equal(grad, own)
 
 
 @pytest.mark.parametrize("impl", IMPLS)
