@@ -79,7 +79,7 @@ def prepare(case: Loss, device: str) -> Problem:
     contenders = {
         name: Contender(
             run=partial(step, loss_of, inputs, target, case.backward), error=truth.error,
-            budget=truth.budget(fused=name in OURS), ours=name in OURS, launches=launches if name in OURS else (),
+            budget=truth.budget(fused=name in OURS), ours=name in OURS, launches=launches if name == "fastrank" else (),
             slow=name == "torch.compile", compiles=name == "torch.compile",
         )
         for name, loss_of in losses(case, device).items()
@@ -181,11 +181,13 @@ class Truth:
 
 def account(case: Loss, dtype: torch.dtype, device: str) -> tuple[cost.Launch, ...]:
     """What the fused loss moves: on the CPU the gradient comes out of the pass that reads the logits."""
-    forward = cost.forward(case.rows, case.classes, dtype)
+    size = (case.rows, case.classes, dtype)
+    target = "probabilities" if case.soft else "index"
+    forward = cost.forward(*size, target=target)
     if device != "cpu":
-        return forward + (cost.backward(case.rows, case.classes, dtype) if case.backward else ())
-    read, work = case.rows * case.classes * dtype.itemsize, cost.forward(case.rows, case.classes, dtype)[1].flops
-    return (cost.Launch("native", read, read if case.backward else 0, work),)
+        return forward + (cost.backward(*size, target=target) if case.backward else ())
+    written = case.rows * case.classes * dtype.itemsize if case.backward else 0
+    return (cost.Launch("native", forward[0].read, written, forward[0].flops),)
 
 
 BENCHMARK = Benchmark(

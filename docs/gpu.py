@@ -12,6 +12,8 @@ from fastrank.kernels.gram import cost as gram
 from fastrank.kernels.occupancy import MULTIPROCESSORS
 from fastrank.kernels.tempered_ce import config
 from fastrank.kernels.tempered_ce import cost as loss
+from fastrank.kernels.tempered_mse import config as mse_config
+from fastrank.kernels.tempered_mse import cost as squared_error
 
 PAGE = Path(__file__).with_name("gpu.md")
 BEGIN, END = "<!-- begin: python docs/gpu.py -->\n", "<!-- end -->\n"
@@ -23,6 +25,10 @@ CASES: dict[str, tuple[Launch, ...]] = {
     )
     for rows, classes in ((256, 1000), (256, 21_841), (8192, 32_000), (8192, 128_256))
 }
+CASES["squared error and gradient, 1,024 x 1,000, bf16"] = (
+    *squared_error.forward(1024, 1000, torch.bfloat16),
+    *squared_error.backward(1024, 1000, torch.bfloat16),
+)
 for mode in ("exact", "fast"):
     CASES |= {
         f"gram_dual, {n:,} x {d:,}, fp32, {mode}": gram.dual(n, d, mode=mode) for n, d in ((128, 2048), (128, 10_000))
@@ -112,7 +118,7 @@ def _kernels() -> str:
                "predicted us")  # fmt: skip
     lines = ["### Launch by launch, on an H100\n", f"| {' | '.join(columns)} |", "|---|" + "---|" * (len(columns) - 1)]
     h100 = DEVICES["h100"]
-    for case in list(CASES)[2:6]:
+    for case in list(CASES)[2:7]:
         for x in CASES[case]:
             issued = x.flops if x.issued is None else x.issued
             asked = x.read if x.requested is None else x.requested
@@ -141,7 +147,8 @@ def _resources() -> str:
         for name, claim in loss_claims.items()
         if "split" in name
     ]
-    lines += [f"| {name} | {claim.registers}, {claim.blocks} |" for name, claim in gram_claims.items()]
+    others = {f"squared error: {name}": claim for name, claim in mse_config.CLAIMS.items()} | gram_claims
+    lines += [f"| {name} | {claim.registers}, {claim.blocks} |" for name, claim in others.items()]
     archs = ", ".join(f"sm_{arch}" for arch in MULTIPROCESSORS)
     checked = (
         f"Nothing spills or uses local memory: the CUDA kernels and the loss with every option are compiled for "

@@ -255,7 +255,7 @@ _MSE_VARIANTS = (
 )  # fmt: skip
 
 
-def tempered_mse_launch(classes: int, dtype: torch.dtype, variant: str, rows: int = _ROWS) -> None:
+def tempered_mse_launch(classes: int, dtype: torch.dtype, variant: str, rows: int = 1024) -> None:
     """Forward and backward through the launch code of kernels/tempered_mse/triton.py, on uninitialised tensors."""
     from fastrank.kernels.tempered_mse import triton as kernels
 

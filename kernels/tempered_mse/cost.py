@@ -66,7 +66,7 @@ def forward(
     ]  # fmt: skip
     if reduction != "none":
         mean = reduction == "mean"
-        planes = 2 if mean and not soft else 1
+        planes = 2 if mean and target == "index" else 1
         added = rows * (2 if mean else 1)
         launches.append(
             Launch(

@@ -67,7 +67,9 @@ def traffic_of(monkeypatch, kernels):
 
             return launch
 
-    for name in (name for name in ("forward", "reduce", "backward") if hasattr(kernels, f"{name}_kernel")):
+    for name in ("forward", "reduce", "backward"):
+        if not hasattr(kernels, f"{name}_kernel"):
+            continue
         monkeypatch.setattr(kernels, f"{name}_kernel", Counted(name, getattr(kernels, f"{name}_kernel")))
     return found
 
