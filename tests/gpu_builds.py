@@ -189,6 +189,7 @@ def _recorded(op: str, call: Callable[[], object], name: Callable[[dict[str, Any
 
 #: A class count for each tile of config.py: its row stride is as aligned as users' usually are.
 TEMPERED_CE_CLASSES = (12, 128, 1000, 32000)
+_ROWS = 256
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 #: Options of `tempered_ce_launch`, one word each: "full" is every option; "nested" is [N, C, 2]; "split" are few rows.
 _VARIANTS = (
@@ -209,7 +210,7 @@ def tempered_ce_launch(classes: int, dtype: torch.dtype, variant: str) -> None:
     from fastrank.kernels.tempered_loss.layout import accumulator
 
     nested, full, split = (word in variant.split() for word in ("nested", "full", "split"))
-    rows = 4 if split else 1024
+    rows = 4 if split else 4 * _ROWS  # so many that a program a row is enough
     shape = (rows // 2, classes, 2) if nested else (rows, classes)
     logits, target = torch.empty(shape, dtype=dtype), torch.zeros((shape[0], *shape[2:]), dtype=torch.int64)
     acc = accumulator(dtype)

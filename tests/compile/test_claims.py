@@ -26,6 +26,8 @@ def claim_name(name: str) -> str:
     if cuda := re.search(r"gram_(tiles|reduce|mirror)", name):
         return cuda[0]
     kernel, _, rest = name.partition(" ")
+    if kernel == "reduce":
+        return kernel
     tile, dtype, variant = rest.split(maxsplit=2)
     variant = variant.replace("per-sample T", "plain")
     return f"{kernel} {tile} {'fp64 ' if dtype == 'fp64' else ''}{variant}"
