@@ -82,7 +82,8 @@ class TemperedCE(_Tempered):
 class TemperedMSE(_Tempered):
     """Squared error between the softmax of logits over a temperature `T` and their target; see `tempered_mse`.
 
-    Without options `nn.MSELoss()(softmax(input / T), one_hot(target))`; arguments as of `TemperedCE`.
+    Without options `nn.MSELoss()(softmax(input / T), one_hot(target))`; arguments as of `TemperedCE`,
+    without statistics.
 
         criterion = TemperedMSE(T=100)
         loss = criterion(logits, target)

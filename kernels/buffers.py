@@ -21,7 +21,7 @@ def empty_like(x: Tensor) -> Tensor:
 
 def empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """`like.new_empty(shape)`, as `empty_like`."""
-    large = math.prod(shape) * like.itemsize >= _LARGE
-    if not large or type(like) is not Tensor or like.device.type != "cpu" or (core := backend.core()) is None:
+    plain = type(like) is Tensor and like.device.type == "cpu" and not torch.compiler.is_compiling()
+    if not plain or math.prod(shape) * like.itemsize < _LARGE or (core := backend.core()) is None:
         return like.new_empty(shape)
     return torch.from_dlpack(core.empty(shape, *_DLPACK_CODES[like.dtype]))

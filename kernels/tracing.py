@@ -9,19 +9,25 @@ from torch.autograd import forward_ad
 #: Whether a tensor stands for several, as under torch.autograd.grad(is_grads_batched=True).
 batched = torch._C._functorch.is_legacy_batchedtensor
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+_NO_TENSOR = {float, int, bool, str, type(None)}
 
 
-def unobserved(x: Tensor) -> bool:
-    """Whether this is a plain eager call: no tracer, transform, mode or subclass that must see the operator."""
+def unobserved(arguments: tuple) -> bool:
+    """Whether this is a plain eager call: no tracer, transform, mode or subclass that must see the operator, and no
+    lazily negated tensor, whose memory the dispatcher would first set right."""
+    for x in arguments:
+        kind = type(x)
+        if kind is Tensor or kind is torch.nn.Parameter:
+            if x.is_neg() or batched(x):
+                return False
+        elif kind not in _NO_TENSOR:
+            return False
     return (
-        type(x) in _PLAIN
-        and not torch.compiler.is_compiling()
+        not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
         and not torch._C._is_tracing()
         and not torch.autograd._profiler_enabled()
-        and not batched(x)
     )
 
 
@@ -33,7 +39,8 @@ def transformed() -> bool:
 
 def values_are_known(x: Tensor) -> bool:
     """Whether looking at values beside `x` neither waits for a device nor breaks a trace."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not transformed()
+    plain = type(x) is Tensor or type(x) is torch.nn.Parameter  # a tracer's tensor is a subclass
+    return plain and x.device.type == "cpu" and not torch.compiler.is_compiling() and not transformed()
 
 
 def varies(number: float) -> bool:

@@ -31,7 +31,9 @@ struct Owner {
   std::vector<int64_t> shape;
   int64_t bytes;
 
-  ~Owner() { give_pages(managed.tensor.data, bytes); }
+  ~Owner() {
+    if (managed.tensor.data) give_pages(managed.tensor.data, bytes);
+  }
 };
 
 py::capsule empty(py::tuple shape, int code, int bits) {
@@ -39,7 +41,15 @@ py::capsule empty(py::tuple shape, int code, int bits) {
   int64_t count = 1;
   for (py::handle size : shape) owner->shape.push_back(size.cast<int64_t>()), count *= owner->shape.back();
   owner->bytes = count * bits / 8;
-  owner->managed.tensor = {take_pages(owner->bytes), {1, 0},  // on the CPU
+  void* pages = nullptr;
+  try {
+    pages = take_pages(owner->bytes);
+  } catch (const std::bad_alloc&) {
+    owner->managed.tensor.data = nullptr;
+    PyErr_Format(PyExc_MemoryError, "no memory for a result of %lld bytes", static_cast<long long>(owner->bytes));
+    throw py::error_already_set();
+  }
+  owner->managed.tensor = {pages, {1, 0},  // on the CPU
                            static_cast<int32_t>(owner->shape.size()),
                            {static_cast<uint8_t>(code), static_cast<uint8_t>(bits), 1},
                            owner->shape.data(), nullptr, 0};

@@ -12,6 +12,8 @@ namespace {
 constexpr int64_t kHugePage = int64_t{2} << 20;
 // Blocks kept at most: a step has one gradient at a time, or one of each of a few losses.
 constexpr size_t kKept = 4;
+// And in all, as a multiple of the last one.
+constexpr int64_t kTimes = 2;
 
 struct Block { void* p; int64_t bytes; };
 
@@ -29,8 +31,15 @@ int64_t rounded(int64_t bytes) { return (bytes + kHugePage - 1) / kHugePage * kH
 
 void* map(int64_t bytes) {
   // One page more than asked for, to cut what lies before and after the aligned range.
-  char* const p = static_cast<char*>(mmap(nullptr, static_cast<size_t>(bytes + kHugePage), PROT_READ | PROT_WRITE,
-                                          MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  const auto fresh = [&] {
+    return static_cast<char*>(mmap(nullptr, static_cast<size_t>(bytes + kHugePage), PROT_READ | PROT_WRITE,
+                                   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  };
+  char* p = fresh();
+  if (p == MAP_FAILED) {
+    drop_pages();
+    p = fresh();
+  }
   if (p == MAP_FAILED) throw std::bad_alloc();
   const int64_t before = static_cast<int64_t>(-reinterpret_cast<uintptr_t>(p) % kHugePage);
   if (before) munmap(p, static_cast<size_t>(before));
@@ -61,23 +70,26 @@ void* take_pages(int64_t bytes) {
 
 void give_pages(void* p, int64_t bytes) {
   bytes = rounded(bytes);
-  Block leaving{p, bytes};
-  {
-    std::unique_lock<std::mutex> guard(idle().mutex, std::try_to_lock);
-    if (guard.owns_lock()) {
-#ifdef MADV_FREE
-      madvise(p, static_cast<size_t>(bytes), MADV_FREE);
-#endif
-      std::vector<Block>& blocks = idle().blocks;
-      blocks.push_back(leaving);
-      leaving = {nullptr, 0};
-      if (blocks.size() > kKept) {
-        leaving = blocks.front();
-        blocks.erase(blocks.begin());
-      }
-    }
+  std::unique_lock<std::mutex> guard(idle().mutex, std::try_to_lock);
+  if (!guard.owns_lock()) {
+    munmap(p, static_cast<size_t>(bytes));
+    return;
   }
-  if (leaving.p) munmap(leaving.p, static_cast<size_t>(leaving.bytes));
+#ifdef MADV_FREE
+  madvise(p, static_cast<size_t>(bytes), MADV_FREE);
+#endif
+  std::vector<Block>& blocks = idle().blocks;
+  blocks.push_back({p, bytes});
+  // The oldest go: sizes that are no longer asked for must not pile up.
+  const auto surplus = [&] {
+    int64_t all = 0;
+    for (const Block& block : blocks) all += block.bytes;
+    return blocks.size() > kKept || all > kTimes * bytes;
+  };
+  while (blocks.size() > 1 && surplus()) {
+    munmap(blocks.front().p, static_cast<size_t>(blocks.front().bytes));
+    blocks.erase(blocks.begin());
+  }
 }
 
 int64_t idle_pages() {
@@ -88,7 +100,8 @@ int64_t idle_pages() {
 }
 
 void drop_pages() {
-  std::lock_guard<std::mutex> guard(idle().mutex);
+  std::unique_lock<std::mutex> guard(idle().mutex, std::try_to_lock);
+  if (!guard.owns_lock()) return;
   for (const Block& block : idle().blocks) munmap(block.p, static_cast<size_t>(block.bytes));
   idle().blocks.clear();
 }

@@ -13,10 +13,10 @@ from fastrank.kernels import buffers
 from fastrank.kernels.linear_tempered_ce import reference
 from fastrank.kernels.linear_tempered_ce.config import chunk_rows
 from fastrank.kernels.tempered_ce import native, register
-from fastrank.kernels.tempered_loss import choose, validate
+from fastrank.kernels.tempered_loss import choose, lower, validate
 from fastrank.kernels.tempered_loss.layout import accumulator
-from fastrank.kernels.tempered_loss.register import temperature_grad
-from fastrank.kernels.tracing import values_are_known
+from fastrank.kernels.tempered_loss.register import alias, temperature_grad
+from fastrank.kernels.tracing import batched, unobserved, values_are_known
 from torch import Tensor
 
 __all__ = ["linear_tempered_cross_entropy"]
@@ -62,22 +62,14 @@ def linear_tempered_cross_entropy(
     validate.arguments(logits, target, T, weight, ignore_index)
     chosen = choose("tempered_ce", logits, target, weight, impl)
     options = (T, weight, ignore_index, reduction, label_smoothing, scale_gradient)
+    if values_are_known(features):  # here, for a chunk knows no positions but its own
+        validate.values(target, T, classifier.shape[0], ignore_index)
     if chosen == "reference":
-        if values_are_known(features):
-            validate.values(target, T, classifier.shape[0], ignore_index)
         return reference.linear_tempered_cross_entropy(features, classifier, target, bias, *options)
-    temperature = second = share = None
-    if isinstance(T, Tensor):
-        temperature = T if T.device == features.device else T.to(features.device, non_blocking=True)
-    if isinstance(target, tuple):
-        target, second, share = target
-        second = second.long()
-        share = torch.as_tensor(share, dtype=accumulator(features.dtype), device=features.device)
-    if not target.is_floating_point():
-        target = target.long()
+    target, second, share, T, temperature, _ = lower(features, target, T, reduction, chosen)
     return _Chunked.apply(
-        features, classifier, bias, temperature, target, second, share, weight, (1.0 if temperature is not None else T),
-        ignore_index, reduction, label_smoothing, scale_gradient, chosen,
+        features, classifier, bias, temperature, target, second, share, weight, T, ignore_index, reduction,
+        label_smoothing, scale_gradient, chosen,
     )  # fmt: skip
 
 
@@ -93,21 +85,25 @@ class _Chunked(torch.autograd.Function):
             return _run(problem, options, (False,) * 4, None)[0]
         if reduction == "mean":
             ctx.scale = ctx.scale / _denominator(features, target, second, weight, ignore_index)
+        # A mean over no row is NaN, but moves nothing: its gradients are 0, not 0 / 0.
+        empty = ~ctx.scale.isfinite()
+        ctx.scale = torch.where(empty, 0, ctx.scale)
         loss, ctx.ready = _run(problem, options, ctx.needs_input_grad[:4], ctx.scale)
-        return loss
+        return torch.where(empty, torch.nan, loss).to(loss.dtype)
 
     @staticmethod
     def backward(ctx, grad_loss):
         needed = ctx.needs_input_grad[:4]
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or batched(grad_loss):
             grads = _differentiable(ctx, grad_loss, needed)
         elif ctx.ready is None:
             grads = _run(ctx.saved_tensors, ctx.options, needed, grad_loss * ctx.scale)[1]
-        elif grad_loss.device.type == "cpu" and type(grad_loss) is Tensor and grad_loss.item() == 1:
+        else:
             # Given away: whoever gets them may write into them, so that a second backward pass forms them anew.
             grads, ctx.ready = ctx.ready, None
-        else:
-            grads = tuple(None if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.ready)
+            for grad in grads:
+                if grad is not None:
+                    grad.mul_(grad_loss.to(grad.dtype))
         return (*grads, *(None,) * 10)
 
 
@@ -124,8 +120,7 @@ def _run(problem, options, needed, scale):
     reduced = scale is not None and scale.dim() == 0
     loss = torch.zeros((), dtype=torch.float64, device=device) if reduced else torch.empty(n, dtype=acc, device=device)
     # 16-bit products are added up in float32.
-    grads = [buffers.empty(x.shape, x.new_empty(0, dtype=acc)) if need else None
-             for x, need in zip(problem, needed, strict=False)]  # fmt: skip
+    grads = [x.new_empty(x.shape, dtype=acc) if need else None for x, need in zip(problem, needed, strict=False)]
     of_features, of_classifier, of_bias, of_temperature = grads
     for total in (of_classifier if n == 0 else None, of_bias, of_temperature):
         if total is not None:
@@ -140,18 +135,11 @@ def _run(problem, options, needed, scale):
         tempered = _part(temperature, chunk)
         chosen = (target[chunk], _part(second, chunk), _part(share, chunk))
         # The native kernel leaves the gradient in the logits' place; the matrix products multiply it by `scale`.
-        at_once = reduced and impl == "native" and any(needed)
+        # (Not in float16, where sums of products with a gradient that is not yet divided would overflow.)
         arguments = (
-            logits,
-            *chosen,
-            T,
-            tempered,
-            *parameters,
-            "sum" if reduced else "none",
-            label_smoothing,
-            power,
-            False,
-        )
+            logits, *chosen, T, tempered, *parameters, "sum" if reduced else "none", label_smoothing, power, False,
+        )  # fmt: skip
+        at_once = reduced and impl == "native" and any(needed) and x.dtype != torch.float16 and unobserved(arguments)
         if at_once:
             value, rows, denominator, grad = native.forward(*arguments, True, in_place=True)
         else:
@@ -167,8 +155,7 @@ def _run(problem, options, needed, scale):
                 of_rows, logits, *chosen, rows, denominator, T, tempered, *parameters,
                 "sum" if reduced else "none", label_smoothing, power, impl,
             )  # fmt: skip
-        # A mean over no row is NaN, but moves nothing: its gradients are 0, not 0 / 0.
-        alpha = (float(scale) if scale.isfinite() else 0.0) if at_once else 1.0
+        alpha = float(scale) if at_once else 1.0
         if needed[0]:
             _add_product(of_features[chunk], grad, classifier, alpha, first=True)
         if needed[1]:
@@ -211,14 +198,18 @@ def _denominator(features, target, second, weight, ignore_index):
 
 def _differentiable(ctx, grad_loss, needed):
     """The gradients as a graph of torch's own operations: rare, and then right to any order."""
-    features, classifier, bias, temperature, target, second, share, weight = ctx.saved_tensors
+    *variables, target, second, share, weight = ctx.saved_tensors
     T, ignore_index, reduction, label_smoothing, scale_gradient, _ = ctx.options
-    loss = reference.linear_tempered_cross_entropy(
-        features, classifier, target if second is None else (target, second, share), bias,
-        T if temperature is None else temperature, weight, ignore_index, reduction, label_smoothing, scale_gradient,
-    )  # fmt: skip
-    inputs = [x for x, need in zip((features, classifier, bias, temperature), needed, strict=True) if need]
-    found = iter(torch.autograd.grad(loss, inputs, grad_loss.to(loss.dtype), create_graph=True))
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Aliases: one of them may depend on another, a path that is not this function's to count.
+        features, classifier, bias, temperature = variables = [x if x is None else alias(x) for x in variables]
+        loss = reference.linear_tempered_cross_entropy(
+            features, classifier, target if second is None else (target, second, share), bias,
+            T if temperature is None else temperature, weight, ignore_index, reduction, label_smoothing, scale_gradient,
+        )  # fmt: skip
+    inputs = [x for x, need in zip(variables, needed, strict=True) if need]
+    found = iter(torch.autograd.grad(loss, inputs, grad_loss.to(loss.dtype), create_graph=again))
     return tuple(next(found) if need else None for need in needed)
 
 

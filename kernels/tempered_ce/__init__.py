@@ -32,9 +32,9 @@ def tempered_cross_entropy(
 
     Args:
         input: logits [C], [N, C] or [N, C, d1, ...], any strides, float64, float32, bfloat16 or float16; not changed.
-        target: class indices (any integer dtype) of shape [], [N] or [N, d1, ...]; class probabilities shaped like
-            `input`; or mixed (mixup, CutMix): (first, second, share), two tensors of class indices and the first's
-            share in [0, 1], a number, a 0-d tensor or one per sample, [N].
+        target: class indices (int64, int32, int16, int8 or uint8) of shape [], [N] or [N, d1, ...]; class
+            probabilities shaped like `input`; or mixed (mixup, CutMix): (first, second, share), two tensors of class
+            indices and the first's share in [0, 1], a number, a 0-d tensor or one per sample, [N].
         T: temperature in [1e-30, 1e30]: a number; a 0-d tensor, read when the kernel runs (so that it may change in
             place); or one value per sample, [N]. A tensor may require grad.
         weight: one factor per class, [C].
@@ -58,9 +58,9 @@ def tempered_cross_entropy(
         RuntimeError: `impl` cannot run here.
 
     Where it differs from torch's at T = 1, on purpose: the loss of 16-bit logits is float32, and its dtype follows the
-    logits alone, not a float64 `weight` or target; labels may be of any integer dtype and weights of any floating one;
-    label_smoothing below 0 is an error, not none; one sample [C] has a label [], not [1]; logits without a class are an
-    error even without a sample.
+    logits alone, not a float64 `weight` or target; labels may be of any signed integer dtype and weights of any
+    floating one; label_smoothing below 0 is an error, not none; one sample [C] has a label [], not [1]; logits without
+    a class are an error even without a sample.
 
     In a compiled graph a T that changes belongs in a tensor, which never compiles again; a number does once, when it
     first changes. torch.func's transforms and forward-mode differentiation run through the reference.

@@ -62,7 +62,9 @@ def tempered_cross_entropy(
     z, T = classes_last(input), per_sample(T, input)
     if scale_gradient is not None:
         factor = T.detach() if isinstance(T, Tensor) else T
-        z = ScaledGradient.apply(z, factor if scale_gradient == "T" else factor * factor)
+        z = ScaledGradient.apply(z, factor)
+        if scale_gradient == "T2":  # twice T: T^2 may be beyond the dtype where its product with the gradient is not
+            z = ScaledGradient.apply(z, factor)
     if isinstance(target, tuple):
         rows, count = _mixed_rows(z, target, T, weight, label_smoothing)
     elif target.is_floating_point():
@@ -118,7 +120,7 @@ def _index_rows(z, target, T, weight, ignore_index, label_smoothing):
         deficit = x.logsumexp(-1, keepdim=True) - x
         smooth = (deficit if w is None else deficit * w).sum(-1) / classes
         rows = (1 - label_smoothing) * rows + label_smoothing * smooth
-    rows = torch.where(known, rows, torch.where(used, torch.nan, 0.0))
+    rows = torch.where(known, rows, torch.where(used, torch.nan, 0.0).to(rows.dtype))
     count = used.sum() if w is None else torch.where(known, w[y], 0).sum()
     return rows, count
 

@@ -107,8 +107,8 @@ def register(
         again = torch.is_grad_enabled()
         with torch.enable_grad():
             # Aliases: grad_loss may itself depend on the logits, a path that is not this operator's to count.
-            grad_loss, logits = _alias(grad_loss), _alias(logits)
-            temperature = None if temperature is None else _alias(temperature)
+            grad_loss, logits = alias(grad_loss), alias(logits)
+            temperature = None if temperature is None else alias(temperature)
             first_of = [logits] if temperature is None else [logits, temperature]
             loss = reference(
                 logits, target if second is None else (target, second, share),
@@ -161,7 +161,8 @@ def temperature_grad(grad_loss: Tensor, logits: Tensor, rows: Tensor, denominato
     return (-per_row / temperature.to(rows.dtype)).to(temperature.dtype)
 
 
-def _alias(x: Tensor) -> Tensor:
+def alias(x: Tensor) -> Tensor:
+    """`x` as a variable of its own: what else depends on it is not differentiated along."""
     return x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
 
 
@@ -179,7 +180,7 @@ def _differentiable(op, kernel, inputs, outputs, setup, backward):
     """
 
     def compute(*arguments):
-        if unobserved(arguments[0]):
+        if unobserved(arguments):
             return kernel(*arguments)
         with torch._C._AutoDispatchBelowAutograd():
             return op(*arguments)
@@ -206,6 +207,6 @@ def _differentiable(op, kernel, inputs, outputs, setup, backward):
     torch.library.impl(f"fastrank::{op.__name__}", "Autograd", call)
 
     def direct(*arguments):
-        return call(*arguments) if unobserved(arguments[0]) else op(*arguments)
+        return call(*arguments) if unobserved(arguments) else op(*arguments)
 
     return direct

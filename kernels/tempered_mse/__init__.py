@@ -34,9 +34,9 @@ def tempered_mse(
 
     Args:
         input: logits [C], [N, C] or [N, C, d1, ...], any strides, float64, float32, bfloat16 or float16; not changed.
-        target: class indices (any integer dtype) of shape [], [N] or [N, d1, ...]; class probabilities shaped like
-            `input`; or mixed (mixup, CutMix): (first, second, share), two tensors of class indices and the first's
-            share in [0, 1], a number, a 0-d tensor or one per sample, [N].
+        target: class indices (int64, int32, int16, int8 or uint8) of shape [], [N] or [N, d1, ...]; class
+            probabilities shaped like `input`; or mixed (mixup, CutMix): (first, second, share), two tensors of class
+            indices and the first's share in [0, 1], a number, a 0-d tensor or one per sample, [N].
         T: temperature in [1e-30, 1e30]: a number; a 0-d tensor, read when the kernel runs (so that it may change in
             place); or one value per sample, [N]. A tensor may require grad.
         weight: one factor per class, [C].

@@ -45,7 +45,9 @@ def tempered_mse(
     z, T = classes_last(input), per_sample(T, input)
     if scale_gradient is not None:
         factor = T.detach() if isinstance(T, Tensor) else T
-        z = ScaledGradient.apply(z, factor if scale_gradient == "T" else factor * factor)
+        z = ScaledGradient.apply(z, factor)
+        if scale_gradient == "T2":  # twice T: T^2 may be beyond the dtype where its product with the gradient is not
+            z = ScaledGradient.apply(z, factor)
     v = None if weight is None else weight.to(z.dtype)
     used = known = None
     if isinstance(target, tuple):

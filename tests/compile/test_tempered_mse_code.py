@@ -37,7 +37,7 @@ def test_flops_per_logit(triton_kernels, kernel, rows, classes, dtype, variant):
     logits = classes if rows > 1 else 2 * classes
     torch_dtype = torch.float64 if dtype == "fp64" else torch.float32
     if kernel == "forward":
-        launch = cost.forward(1, logits, torch_dtype, weight=soft, **options)[1]
+        launch = cost.forward(1, logits, torch_dtype, weight=soft, **options)[0]
     else:
         launch = cost.backward(1, logits, torch_dtype, **options)[0]
     if dtype == "fp64":

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import gpu_builds
 import torch
 from emulate.ptx.triton_driver import EmulatedDriver, emulated
-from fastrank.kernels import tempered_mse
+from fastrank.kernels import tempered_loss
 
 #: What each kernel may write; all else is read-only to it.
 OUTPUTS = {
@@ -20,11 +20,11 @@ OUTPUTS = {
 
 @contextmanager
 def _triton_chosen() -> Iterator[None]:
-    choose, tempered_mse._choose = tempered_mse._choose, lambda device, impl: impl or "native"
+    choose, tempered_loss._choose = tempered_loss._choose, lambda op, device, impl: impl or "native"
     try:
         yield
     finally:
-        tempered_mse._choose = choose
+        tempered_loss._choose = choose
 
 
 @contextmanager
