@@ -48,7 +48,8 @@ class _Tempered(nn.Module):
         self.scale_gradient = scale_gradient
 
     def extra_repr(self) -> str:
-        T = float(self.T.detach()) if isinstance(self.T, Tensor) and self.T.dim() == 0 else self.T
+        number = isinstance(self.T, Tensor) and self.T.dim() == 0 and not self.T.is_meta
+        T = float(self.T.detach()) if number else self.T
         options = {"label_smoothing": self.label_smoothing, "scale_gradient": self.scale_gradient}
         return f"T={T}, reduction={self.reduction!r}" + "".join(
             f", {name}={value!r}" for name, value in options.items() if value
@@ -68,8 +69,18 @@ class TemperedCE(_Tempered):
     `return_stats` those of the function.
     """
 
-    def __init__(self, *args, return_stats: bool = False, **options) -> None:
-        super().__init__(*args, **options)
+    def __init__(
+        self,
+        T: float | Tensor = 1.0,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+        *,
+        scale_gradient: str | None = None,
+        return_stats: bool = False,
+    ) -> None:
+        super().__init__(T, weight, ignore_index, reduction, label_smoothing, scale_gradient=scale_gradient)
         self.return_stats = return_stats
 
     def forward(self, input: Tensor, target: Target) -> Tensor | tuple[Tensor, RowStats]:

@@ -6,15 +6,14 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-#: Whether a tensor stands for several, as under torch.autograd.grad(is_grads_batched=True).
-batched = torch._C._functorch.is_legacy_batchedtensor
-
 _NO_TENSOR = {float, int, bool, str, type(None)}
 
 
 def unobserved(arguments: tuple) -> bool:
     """Whether this is a plain eager call: no tracer, transform, mode or subclass that must see the operator, and no
     lazily negated tensor, whose memory the dispatcher would first set right."""
+    if torch.compiler.is_compiling():
+        return False
     for x in arguments:
         kind = type(x)
         if kind is Tensor or kind is torch.nn.Parameter:
@@ -23,12 +22,16 @@ def unobserved(arguments: tuple) -> bool:
         elif kind not in _NO_TENSOR:
             return False
     return (
-        not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0
+        torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
         and not torch._C._is_tracing()
         and not torch.autograd._profiler_enabled()
     )
+
+
+def batched(x: Tensor) -> bool:
+    """Whether a tensor stands for several, as under torch.autograd.grad(is_grads_batched=True)."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(x)
 
 
 def transformed() -> bool:

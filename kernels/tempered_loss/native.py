@@ -111,9 +111,10 @@ def raise_fault(fault, target, second, share, temperature, logits, ignore_index)
     kind, at = fault
     classes = logits.shape[min(1, logits.dim() - 1)]
     if kind == _LABEL:
-        raise validate.bad_label(target, at, classes, ignore_index if second is None else None)
+        name, ignored = ("target", ignore_index) if second is None else ("target[0]", None)
+        raise validate.bad_label(name, target, at, classes, ignored)
     if kind == _SECOND_LABEL:
-        raise validate.bad_label(second, at, classes, None)
+        raise validate.bad_label("target[1]", second, at, classes, None)
     if kind == _TEMPERATURE:
         raise validate.bad_temperature(temperature, at)
     raise validate.bad_share(share, at)

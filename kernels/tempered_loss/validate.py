@@ -167,7 +167,7 @@ def values(target: Tensor | tuple, T: float | Tensor, classes: int, ignore_index
     """Labels, shares and temperatures themselves. The native kernel does this on its way; here it serves the
     reference."""
     mixed = isinstance(target, tuple)
-    for labels in target[:2] if mixed else (target,):
+    for name, labels in zip(("target[0]", "target[1]"), target, strict=False) if mixed else (("target", target),):
         if labels.is_floating_point():
             continue
         labels = labels.long()  # a narrow dtype would wrap ignore_index
@@ -175,7 +175,7 @@ def values(target: Tensor | tuple, T: float | Tensor, classes: int, ignore_index
         if not mixed:
             bad &= labels != ignore_index
         if bad.any():
-            raise bad_label(labels, int(bad.flatten().nonzero()[0]), classes, None if mixed else ignore_index)
+            raise bad_label(name, labels, int(bad.flatten().nonzero()[0]), classes, None if mixed else ignore_index)
     if isinstance(T, Tensor):
         bad = ~((T >= LOWEST_T) & (T <= HIGHEST_T))
         if bad.any():
@@ -186,12 +186,16 @@ def values(target: Tensor | tuple, T: float | Tensor, classes: int, ignore_index
             raise bad_share(target[2], int(bad.flatten().nonzero()[0]))
 
 
-def bad_label(target: Tensor, row: int, classes: int, ignore_index: int | None) -> IndexError:
+def bad_label(name: str, target: Tensor, row: int, classes: int, ignore_index: int | None) -> IndexError:
     """The error for the label at `row` of the flattened target."""
-    position = tuple(int(i) for i in torch.unravel_index(torch.tensor(row), target.shape))
+    position, rest = [], row
+    for size in reversed(target.shape):
+        rest, index = divmod(rest, size)
+        position.insert(0, index)
+    position = tuple(position)
     place = f" at position {position if len(position) > 1 else position[0]}" if position else ""
     label, ignored = int(target.flatten()[row]), "" if ignore_index is None else f" or ignore_index={ignore_index}"
-    return IndexError(f"target: expected labels in [0, {classes}){ignored}, got {label}{place}")
+    return IndexError(f"{name}: expected labels in [0, {classes}){ignored}, got {label}{place}")
 
 
 def bad_share(share: Tensor, sample: int) -> ValueError:

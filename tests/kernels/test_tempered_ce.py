@@ -464,7 +464,7 @@ def test_a_temperature_that_float32_cannot_divide_by_is_named(impl, bad):
         ((Z, (Y, Y, "half")), TypeError, r"target\[2\]: expected a number or a tensor, got str"),
         ((Z, (Y, Y, torch.ones(3))), ValueError, r"target\[2\]: .* one per sample \[4\]"),
         ((Z, (Y, Y, torch.tensor([0.5, 0, 2, 1]))), ValueError, r"target\[2\]: .* got 2.0 for sample 2"),
-        ((Z, (Y, Y + 3, 0.5)), IndexError, r"target: expected labels in \[0, 3\), got"),
+        ((Z, (Y, Y + 3, 0.5)), IndexError, r"target\[1\]: expected labels in \[0, 3\), got"),
         ((Z, (Y, Y, 0.5), 1.0, None, 1), ValueError, "ignore_index: expected none with mixed targets"),
         ((Z, Y, "1"), TypeError, "T: expected a float or a tensor, got str"),
         ((Z, Y, torch.tensor(1)), TypeError, "T: expected a floating-point tensor"),

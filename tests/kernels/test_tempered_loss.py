@@ -6,6 +6,7 @@ import torch
 from fastrank.kernels.linear_tempered_ce import linear_tempered_cross_entropy
 from fastrank.kernels.tempered_ce import tempered_cross_entropy
 from fastrank.kernels.tempered_mse import tempered_mse
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
 
 LOSSES = pytest.mark.parametrize("loss", [tempered_cross_entropy, tempered_mse], ids=lambda f: f.__name__)
@@ -130,3 +131,16 @@ def test_the_dtype_follows_the_logits_whatever_the_default(loss):
         assert {loss(z, y, impl=impl).dtype for impl in ("native", "reference")} == {torch.float32}
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_the_linear_loss_compiles_as_one_graph_and_once_more_for_a_changing_number():
+    torch._dynamo.reset()
+    x, w, y = torch.randn(8, 5, requires_grad=True), torch.randn(7, 5, requires_grad=True), torch.arange(8) % 7
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(
+        lambda x, w, y, T: linear_tempered_cross_entropy(x, w, y, T=T), fullgraph=True, backend=counter
+    )
+    for T in (2.0, 3.0, 4.0, 5.0):
+        fused, plain = (grad_of(f(x, w, y, T=T), x, w) for f in (compiled, linear_tempered_cross_entropy))
+        torch.testing.assert_close(fused, plain)
+    assert counter.frame_count == 2
