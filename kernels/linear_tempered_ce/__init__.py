@@ -80,9 +80,9 @@ class _Chunked(torch.autograd.Function):
         ctx.save_for_backward(*problem)
         ctx.options, ctx.ready = options, None
         _, ignore_index, reduction, *_ = options
-        ctx.scale = torch.ones((), dtype=accumulator(features.dtype), device=features.device)
         if reduction == "none":
             return _run(problem, options, (False,) * 4, None)[0]
+        ctx.scale = torch.ones((), dtype=accumulator(features.dtype), device=features.device)
         if reduction == "mean":
             ctx.scale = ctx.scale / _denominator(features, target, second, weight, ignore_index)
         # A mean over no row is NaN, but moves nothing: its gradients are 0, not 0 / 0.
@@ -96,12 +96,14 @@ class _Chunked(torch.autograd.Function):
         needed = ctx.needs_input_grad[:4]
         if torch.is_grad_enabled() or batched(grad_loss):
             grads = _differentiable(ctx, grad_loss, needed)
-        elif ctx.ready is None:
-            grads = _run(ctx.saved_tensors, ctx.options, needed, grad_loss * ctx.scale)[1]
+        elif ctx.options[2] == "none":
+            grads = _run(ctx.saved_tensors, ctx.options, needed, grad_loss)[1]
         else:
             # Given away: whoever gets them may write into them, so that a second backward pass forms them anew.
-            grads, ctx.ready = ctx.ready, None
-            for grad in grads:
+            grads = ctx.ready or _run(ctx.saved_tensors, ctx.options, needed, ctx.scale)[1]
+            ctx.ready = None
+            unit = values_are_known(grad_loss) and grad_loss.item() == 1
+            for grad in () if unit else grads:
                 if grad is not None:
                     grad.mul_(grad_loss.to(grad.dtype))
         return (*grads, *(None,) * 10)
