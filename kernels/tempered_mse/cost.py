@@ -58,7 +58,7 @@ def forward(
     count = FORWARD + (0 if one_tile else SECOND_WALK) + (WEIGHTED if weight and soft else 0)
     work = lambda n: _work(n, count, 1 if one_tile else 2, dtype)  # noqa: E731
     launches = [
-        *(() if reduction == "mean" else (Launch("fill", 0, acc),)),
+        *(() if reduction == "mean" else (Launch("torch.fill", 0, acc),)),
         Launch(
             "forward", read, rows * (len(STATE) + 1) * acc, work(rows * classes), work(_padded(rows, classes)),
             requested, programs,
