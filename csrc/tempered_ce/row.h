@@ -3,7 +3,7 @@
 // narrow.h (a row in each lane there too).
 #pragma once
 
-#include "tempered_ce/math.h"
+#include "tempered_loss/math.h"
 #include "tempered_ce/tempered_ce.h"
 
 namespace fastrank {

@@ -1,7 +1,7 @@
 // Reading ahead and writing past the caches: for rows that are many times what a cache holds.
 #pragma once
 
-#include "tempered_ce/math.h"
+#include "tempered_loss/math.h"
 
 namespace fastrank {
 namespace FASTRANK_ISA_NAMESPACE {

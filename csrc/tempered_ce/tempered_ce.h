@@ -16,13 +16,9 @@
 // 1 keeps its digits. 16-bit and 32-bit logits are computed and accumulated in float, 64-bit ones in double ("acc").
 #pragma once
 
-#include <stdint.h>
-
-#include "common/simd.h"
+#include "tempered_loss/problem.h"
 
 namespace fastrank {
-
-enum class Dtype { f64 = 0, f32 = 1, bf16 = 2, f16 = 3 };
 
 // What the forward pass leaves for each row, as planes [plane][R] of acc: max z, S, kOthers (S without the targets; for
 // class probabilities: t), slope. Stats are planes too, when asked for.
@@ -33,51 +29,32 @@ enum RowPlane {
 constexpr int kStatePlanes = 4;
 constexpr int kStatsPlanes = 6;
 
-struct CrossEntropy {
-  Dtype dtype;
-  int64_t n, c, d;
-  const void* logits;
-  int64_t stride_n, stride_c, stride_d;  // in elements
-  const int64_t* target;                 // [R]; null with class probabilities
-  const int64_t* second;                 // [R], the second index of a mixed target; or null
-  const void* share;                     // acc, of `target` beside `second`, one per n at stride share_stride
-  int64_t share_stride;
-  const void* probabilities;             // [n, c, d] of acc, in place of target; or null
-  int64_t probability_stride_n, probability_stride_c, probability_stride_d;
-  int64_t ignore_index;                  // for a target alone
-  const void* weight;                    // [c] of acc, or null for ones
+struct CrossEntropy : TemperedLoss {
   double weight_sum;
-  double smoothing;
-  const void* temperature;               // acc, one per n at stride temperature_stride, or null
-  int64_t temperature_stride;
-  double temperature_value;              // where temperature is null
-  int grad_power;                        // k: the gradient of the logits is multiplied by T^k
-  void* rows;                            // [kStatePlanes (+ kStatsPlanes)][R] of acc
-  bool slope;                            // whether forward fills kSlope
-  bool stats;
-  void* loss;                            // forward: [R] of acc, before reduction; 0 where ignored
-  const void* grad_loss;                 // backward: acc, one per row at stride grad_loss_stride
-  int64_t grad_loss_stride;
-  double grad_scale;                     // 1 / denominator of the mean, in acc's precision
-  void* grad;                            // [n, c, d] of dtype; forward: null, or the gradient for grad_loss = 1
-  int64_t grad_stride_n, grad_stride_c, grad_stride_d;
-  bool stream;                           // writes grad past the caches
+  bool slope, stats;  // whether forward fills kSlope, and the planes of statistics
+  bool stream;        // writes grad past the caches
 
-  int64_t row_count() const { return n * d; }
-  bool ignored(int64_t r) const { return target && !second && target[r] == ignore_index; }
-  // Whether the rows go through a tile, a row in each lane (narrow.h): where classes are few, or apart in memory.
-  bool narrow() const {
-    return c <= kNarrow || stride_c != 1 || (grad && grad_stride_c != 1) ||
-           (probabilities && probability_stride_c != 1);
+  void prepare() {
+    slope = temperature != nullptr;
+    stats = planes > kStatePlanes;
+    constexpr int64_t itemsize[] = {8, 4, 2, 2};
+    stream = grad && n * c * d * itemsize[static_cast<int>(dtype)] >= kStreamBytes;
+    weight_sum = !weight ? static_cast<double>(c) : 0;
+    for (int64_t j = 0; weight && j < c; ++j)
+      weight_sum += dtype == Dtype::f64 ? static_cast<const double*>(weight)[j] : static_cast<const float*>(weight)[j];
   }
+  // Whether the rows go through a tile, a row in each lane (narrow.h): where classes are few, or apart in memory.
+  bool narrow() const { return c <= kNarrow || !neighbours(); }
   // Rows that go through wide.h together: what they leave for the gradient should stay near the processor.
   int64_t wide_rows() const { return c >= kBlock ? 1 : kBlock / c < kLanes ? kBlock / c : kLanes; }
-  // Elements of acc that a call needs for its own.
+  // Rows that a kernel takes at once, and elements of acc that it needs for its own.
+  int64_t together() const { return narrow() || c < kBlock ? kLanes : 1; }
   int64_t scratch() const { return narrow() ? kLanes * c * (probabilities ? 2 : 1) : grad ? wide_rows() * c : 0; }
 
-  static constexpr int64_t kNarrow = 64;  // classes up to which rows in lanes are the faster way
-  static constexpr int64_t kLanes = 16;   // at most: float in AVX-512
-  static constexpr int64_t kBlock = 4096; // logits of a block of rows
+  static constexpr int64_t kNarrow = 24;   // classes up to which rows in lanes are the faster way
+  static constexpr int64_t kBlock = 4096;  // logits of a block of rows
+  // From this size on, a gradient goes past the caches: it would have left them before anybody reads it.
+  static constexpr int64_t kStreamBytes = int64_t{32} << 20;
 };
 
 // Rows [begin, end); `scratch` as the problem says, or null.

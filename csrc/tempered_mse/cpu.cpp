@@ -20,10 +20,10 @@ void run_any(const SquaredError& op, int64_t begin, int64_t end, void* scratch, 
     op.across() ? run<S, true>(op, begin, end, scratch, forward) : run<S, false>(op, begin, end, scratch, forward);
   };
   switch (op.dtype) {
-    case 0: return of(double{});
-    case 1: return of(float{});
-    case 2: return of(Bf16{});
-    case 3: return of(F16{});
+    case Dtype::f64: return of(double{});
+    case Dtype::f32: return of(float{});
+    case Dtype::bf16: return of(Bf16{});
+    case Dtype::f16: return of(F16{});
   }
 }
 

@@ -3,7 +3,7 @@
 // class j lies and in how a sum ends.
 #pragma once
 
-#include "tempered_ce/math.h"
+#include "tempered_loss/math.h"
 #include "tempered_mse/tempered_mse.h"
 
 namespace fastrank {

@@ -21,53 +21,23 @@
 // 16-bit and 32-bit logits are computed and accumulated in float, 64-bit ones in double ("acc").
 #pragma once
 
-#include <stdint.h>
-
-#include "common/simd.h"
+#include "tempered_loss/problem.h"
 
 namespace fastrank {
 
 // What the forward pass leaves for each row, as planes [plane][R] of acc; kTop is p_a (q d_a - M) (S < 2).
 enum SquaredErrorPlane { kMseMax, kMseTotal, kMseMean, kMseSlope, kMseTop, kMseWeight };
 
-struct SquaredError {
-  int dtype;                             // of logits and grad: 0 f64, 1 f32, 2 bf16, 3 f16
-  int64_t n, c, d;
-  const void* logits;
-  int64_t stride_n, stride_c, stride_d;  // in elements
-  const int64_t* target;                 // [R]; null with class probabilities
-  const int64_t* second;                 // [R], the second index of a mixed target; or null
-  const void* share;                     // acc, of `target` beside `second`, one per n at stride share_stride
-  int64_t share_stride;
-  const void* probabilities;             // [n, c, d] of acc, in place of target; or null
-  int64_t probability_stride_n, probability_stride_c, probability_stride_d;
-  int64_t ignore_index;                  // for a target alone
-  const void* weight;                    // [c] of acc, or null for ones
-  double smoothing;
-  const void* temperature;               // acc, one per n at stride temperature_stride, or null
-  int64_t temperature_stride;
-  double temperature_value;              // where temperature is null
-  int grad_power;                        // k: the gradient of the logits is multiplied by T^k
-  void* rows;                            // [6][R] of acc
-  void* loss;                            // forward: [R] of acc, before reduction; 0 where ignored
-  const void* grad_loss;                 // backward: acc, one per row at stride grad_loss_stride
-  int64_t grad_loss_stride;
-  double grad_scale;                     // 1 / denominator of the mean, in acc's precision
-  void* grad;                            // [n, c, d] of dtype; forward: null, or the gradient for grad_loss = 1
-  int64_t grad_stride_n, grad_stride_c, grad_stride_d;
-
-  int64_t row_count() const { return n * d; }
-  bool ignored(int64_t r) const { return target && !second && target[r] == ignore_index; }
+struct SquaredError : TemperedLoss {
+  void prepare() {}
   // Whether a row goes across the lanes of vectors; else each lane takes a row: where classes are few, or apart in
   // memory.
-  bool across() const {
-    return c > kFew && stride_c == 1 && (!grad || grad_stride_c == 1) && (!probabilities || probability_stride_c == 1);
-  }
-  // Elements of acc that a call needs for its own.
+  bool across() const { return c > kFew && neighbours(); }
+  // Rows that a kernel takes at once, and elements of acc that it needs for its own.
+  int64_t together() const { return across() ? 1 : kLanes; }
   int64_t scratch() const { return across() ? c + kLanes : kLanes * c * (probabilities ? 3 : 2); }
 
-  static constexpr int64_t kFew = 64;    // classes up to which rows in lanes are the faster way
-  static constexpr int64_t kLanes = 16;  // at most: float in AVX-512
+  static constexpr int64_t kFew = 64;  // classes up to which rows in lanes are the faster way
 };
 
 // Rows [begin, end); `scratch` as the problem says.

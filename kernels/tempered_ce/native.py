@@ -4,51 +4,18 @@ from __future__ import annotations
 
 from fastrank.kernels import backend
 from fastrank.kernels.tempered_ce import layout
-from fastrank.kernels.tempered_loss.layout import geometry
-from fastrank.kernels.tempered_loss.native import REDUCTIONS, describe, raise_fault, write_gradient
+from fastrank.kernels.tempered_loss import native
 from torch import Tensor
 
 
-def forward(
-    logits: Tensor,
-    target: Tensor,
-    second: Tensor | None,
-    share: Tensor | None,
-    T: float,
-    temperature: Tensor | None,
-    weight: Tensor | None,
-    ignore_index: int,
-    reduction: str,
-    label_smoothing: float,
-    grad_power: int,
-    stats: bool,
-    with_grad: bool,
-    in_place: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(loss, rows, denominator, grad) as `register.py` defines them; `in_place`, grad overwrites the logits."""
-    loss, rows, denominator, grad = layout.outputs(logits, reduction, stats, with_grad and not in_place)
-    if in_place:
-        grad = logits
-    problem, alive = describe(
-        logits, target, second, share, T, temperature, weight, ignore_index, label_smoothing, grad_power, rows
-    )
-    fault = backend.core().tempered_ce_forward(
-        *problem,
-        temperature is not None,
-        stats,
-        loss.data_ptr(),
-        REDUCTIONS[reduction],
-        denominator.data_ptr(),
-        grad.data_ptr(),  # 0 where it is empty
-        geometry(grad)[1] if grad.numel() else (),
-        backend.threads(),
-    )
-    if fault[0]:
-        raise_fault(fault, target, second, share, temperature, logits, ignore_index)
-    del alive
-    return loss, rows, denominator, grad
+def forward(*arguments, in_place: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(loss, rows, denominator, grad) of the operator's arguments; `in_place`, grad overwrites the logits."""
+    *problem, stats, with_grad = arguments
+    logits, reduction = problem[0], problem[8]
+    *outputs, grad = layout.outputs(logits, reduction, stats, with_grad and not in_place)
+    return native.forward(backend.core().tempered_ce_forward, (*outputs, logits if in_place else grad), *problem)
 
 
 def backward(*arguments) -> Tensor:
-    """The gradient of the loss with respect to the logits; arguments as of `write_gradient`."""
-    return write_gradient(backend.core().tempered_ce_backward, *arguments)
+    """The gradient of the logits; arguments as of `tempered_loss.native.backward`."""
+    return native.backward(backend.core().tempered_ce_backward, *arguments)

@@ -11,11 +11,38 @@ from fastrank.kernels.tempered_loss.layout import geometry
 from torch import Tensor
 
 _DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
-REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
+_REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 _LABEL, _SECOND_LABEL, _TEMPERATURE = 1, 2, 3
 
 
-def write_gradient(
+def forward(
+    kernel: Callable,
+    outputs: tuple[Tensor, Tensor, Tensor, Tensor],
+    logits: Tensor,
+    target: Tensor,
+    second: Tensor | None,
+    share: Tensor | None,
+    T: float,
+    temperature: Tensor | None,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    grad_power: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Fills `outputs`, (loss, rows, denominator, grad) as `register.py` defines them, by the core's `kernel`."""
+    loss, rows, denominator, grad = outputs
+    problem, alive = _describe(
+        logits, target, second, share, T, temperature, weight, ignore_index, label_smoothing, grad_power, rows, grad
+    )
+    fault = kernel(*problem, loss.data_ptr(), _REDUCTIONS[reduction], denominator.data_ptr(), backend.threads())
+    if fault[0]:
+        _raise(fault, target, second, share, temperature, logits, ignore_index)
+    del alive
+    return outputs
+
+
+def backward(
     kernel: Callable,
     grad_loss: Tensor,
     logits: Tensor,
@@ -31,30 +58,24 @@ def write_gradient(
     label_smoothing: float,
     grad_power: int,
 ) -> Tensor:
-    """The gradient of the loss with respect to the logits, in their dtype and memory order. `kernel` is the core's."""
+    """The gradient of the loss with respect to the logits, in their dtype and memory order, by the core's `kernel`."""
     grad = buffers.empty_like(logits)
     in_place = geometry(grad) is not None
     out = grad if in_place else torch.empty(logits.shape, dtype=logits.dtype)
     grad_loss = grad_loss.to(rows.dtype).contiguous()
-    problem, alive = describe(
-        logits, target, second, share, T, temperature, weight, ignore_index, label_smoothing, grad_power, rows
+    problem, alive = _describe(
+        logits, target, second, share, T, temperature, weight, ignore_index, label_smoothing, grad_power, rows, out
     )
-    fault = kernel(
-        *problem,
-        grad_loss.data_ptr(),
-        0 if grad_loss.dim() == 0 else 1,
-        denominator.data_ptr(),
-        out.data_ptr(),
-        geometry(out)[1],
-        backend.threads(),
-    )
+    fault = kernel(*problem, grad_loss.data_ptr(), _stride(grad_loss), denominator.data_ptr(), backend.threads())
     if fault[0]:
-        raise_fault(fault, target, second, share, temperature, logits, ignore_index)
+        _raise(fault, target, second, share, temperature, logits, ignore_index)
     del alive
     return grad if in_place else grad.copy_(out)
 
 
-def describe(logits, target, second, share, T, temperature, weight, ignore_index, label_smoothing, grad_power, rows):
+def _describe(
+    logits, target, second, share, T, temperature, weight, ignore_index, label_smoothing, grad_power, rows, grad
+):
     """The arguments both passes share, and the tensors whose addresses are among them."""
     acc = rows.dtype
     logits, sizes, strides = _placed(logits)
@@ -85,6 +106,9 @@ def describe(logits, target, second, share, T, temperature, weight, ignore_index
         T,
         grad_power,
         rows.data_ptr(),
+        rows.shape[0],
+        grad.data_ptr(),  # 0 where it is empty
+        geometry(grad)[1] if grad.numel() else (),
     )
     return problem, (logits, target, second, share, probabilities, temperature, weight)
 
@@ -103,11 +127,11 @@ def _address(x: Tensor | None) -> int:
 
 
 def _stride(x: Tensor | None) -> int:
-    """0 for one value that all samples share, 1 for one each."""
+    """0 for one value that all share, 1 for one each."""
     return 0 if x is None or x.dim() == 0 else 1
 
 
-def raise_fault(fault, target, second, share, temperature, logits, ignore_index):
+def _raise(fault, target, second, share, temperature, logits, ignore_index):
     kind, at = fault
     classes = logits.shape[min(1, logits.dim() - 1)]
     if kind == _LABEL:
