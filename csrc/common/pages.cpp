@@ -15,6 +15,10 @@ constexpr size_t kKept = 4;
 // And in all, as a multiple of the last one.
 constexpr int64_t kTimes = 2;
 
+// Up to this size an idle block stays the process's own: the system would gain little, and telling it takes as long as
+// the loss of a small batch.
+constexpr int64_t kAtHand = int64_t{8} << 20;
+
 struct Block { void* p; int64_t bytes; };
 
 // Never destroyed: tensors may outlive the module.
@@ -76,7 +80,7 @@ void give_pages(void* p, int64_t bytes) {
     return;
   }
 #ifdef MADV_FREE
-  madvise(p, static_cast<size_t>(bytes), MADV_FREE);
+  if (bytes > kAtHand) madvise(p, static_cast<size_t>(bytes), MADV_FREE);
 #endif
   std::vector<Block>& blocks = idle().blocks;
   blocks.push_back({p, bytes});

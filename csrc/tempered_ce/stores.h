@@ -9,6 +9,9 @@ namespace {
 
 // Asks for a cache line that is needed soon; any address will do.
 FASTRANK_INLINE void fetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+// The same for one that will be overwritten. A store asks for its line too, but only once the gradient is at hand: so the
+// memory works while the exponentials are computed.
+FASTRANK_INLINE void fetch_to_write(const void* p) { __builtin_prefetch(p, 1, 3); }
 
 #if defined(__x86_64__)
 FASTRANK_INLINE void stream_bytes(void* p, const void* v, int64_t bytes) {

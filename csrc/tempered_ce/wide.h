@@ -110,6 +110,7 @@ template <class S> struct Row {
   const CrossEntropy& op;
   const Shared<A>& s;
   const S *z, *next;  // the row to fetch meanwhile
+  S* grad;            // where its gradient goes by way of the caches, or null
   A m, inverse;
   int64_t labels[2];
   bool moments;
@@ -139,6 +140,7 @@ LaneSums<Acc<S>> sum_row(const Row<S>& row, Acc<S>* kept) {
       op.c, row.labels,
       [&](int64_t j) __attribute__((always_inline)) {
         fetch(row.next + j);
+        if (KEEP && row.grad) fetch_to_write(row.grad + j);
         const V v = load(z + j), x = (v - m) * inverse, e = exp_of_nonpositive(x);
         sums.add(e, x, FULL);
         if (KEEP) store(kept + j, e);
@@ -165,6 +167,7 @@ LaneSums<Acc<S>> sum_soft_row(const Row<S>& row, const Acc<S>* q, Acc<S>* kept) 
   LaneSums<A> sums;
   over_vectors<A>(op.c, [&](int64_t j, int count) __attribute__((always_inline)) {
     fetch(row.next + j);
+    if (KEEP && row.grad) fetch_to_write(row.grad + j);
     const Int<A> inside = iota<A>() < count;
     const V v = load_up_to(row.z + j, count, m), x = (v - m) * inverse, e = exp_of_nonpositive(x);
     const V t = target_mass(row.s, q, j, count);
@@ -247,8 +250,9 @@ template <class S> void forward_wide(const CrossEntropy& op, int64_t begin, int6
     rows.set_maximum(load(maxima));
     for (int lane = 0; lane < rows.count; ++lane) {
       const int64_t ahead = r + lane + rows.count;
-      const Row<S> row{op, s, z[lane], ahead < op.row_count() ? logits_of<S>(op, ahead) : z[lane], rows.m[lane],
-                       rows.inverse[lane], {rows.label[0][lane], rows.label[1][lane]}, full};
+      const Row<S> row{op, s, z[lane], ahead < op.row_count() ? logits_of<S>(op, ahead) : z[lane],
+                       keep && !op.stream ? grad_of<S>(op, r + lane) : nullptr, rows.m[lane], rows.inverse[lane],
+                       {rows.label[0][lane], rows.label[1][lane]}, full};
       A* const mine = kept + lane * op.c;
       const LaneSums<A> found = q[lane] ? keep ? sum_soft_row<true>(row, q[lane], mine) : sum_soft_row<false>(row, q[lane], mine)
                                 : full  ? keep ? sum_row<true, true>(row, mine) : sum_row<true, false>(row, mine)
