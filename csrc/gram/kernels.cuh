@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "gram/gram.h"
+#include "gram/tile.cuh"
 
 namespace fastrank {
 namespace gram {
@@ -20,8 +21,6 @@ constexpr int kPitch = kTile + 2;  // keeps 16-byte alignment and spreads the co
 constexpr int kThreads = 256;  // each owns 4 x 4 numbers of the tile
 constexpr int64_t kSplitRows = 2048;  // rows of a split at least: a tile of partial sums costs 64 * 64 * 8 bytes once
 constexpr int64_t kMaxSplits = 64;
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The cut depends on the shape alone, so results do not depend on the device.
 struct Cut {
@@ -52,19 +51,6 @@ struct Problem {
   double* partial;      // workspace when splits > 1
   int64_t tiles, tile_rows, splits, rows_per_split;
 };
-
-// Tile t of the triangle, counted row by row: (0,0) (1,0) (1,1) (2,0) ...
-__device__ __forceinline__ void tile_of(int64_t t, int64_t& i, int64_t& j) {
-  i = static_cast<int64_t>((sqrt(8.0 * static_cast<double>(t) + 1.0) - 1.0) * 0.5);
-  while (i * (i + 1) / 2 > t) --i;  // the square root may be off by one either way
-  while ((i + 1) * (i + 2) / 2 <= t) ++i;
-  j = t - i * (i + 1) / 2;
-}
-
-__device__ __forceinline__ double widen(double x) { return x; }
-__device__ __forceinline__ double widen(float x) { return static_cast<double>(x); }
-__device__ __forceinline__ double widen(__nv_bfloat16 x) { return static_cast<double>(__bfloat162float(x)); }
-__device__ __forceinline__ double widen(__half x) { return static_cast<double>(__half2float(x)); }
 
 // T is the type of the products: double (exact) or float (fast; flushed to double every kFastChunk rows).
 template <class In, class T>

@@ -28,6 +28,8 @@
 // where sum Y_k I_k' is R_delta with the indicator as one more channel, and sum Y_k = sum Y_k I_k.
 #pragma once
 
+#include <initializer_list>
+
 #include "gram/gram.h"
 
 namespace fastrank {
@@ -80,6 +82,16 @@ struct Cuts {
  private:
   static int64_t within(int64_t at, int64_t size) { return at < 0 ? 0 : at > size ? size : at; }
 };
+
+// Which of the two ways: the one of fewer products, or one by name (to measure it; shifts need step 1).
+enum class Way : int { cheaper = 0, general = 1, shifts = 2 };
+
+// CUDA (patches.cu): lower(C) += P^T P and total += column sums of P, of P = patches - shift, where `shift` has a number
+// for each channel of a group, or is null. `workspace` has workspace_patches_cuda doubles; else as accumulate_cuda.
+int64_t workspace_patches_cuda(const Patches& p, bool fast, Way way = Way::cheaper);
+Depth depth_patches_cuda(const Patches& p, bool fast, Way way = Way::cheaper);
+void patches_cuda(const Patches& p, const double* shift, double* c, int64_t ldc, double* total, bool fast,
+                  double* workspace, void* stream, Way way = Way::cheaper);
 
 }  // namespace gram
 }  // namespace fastrank

@@ -20,11 +20,13 @@
 #undef __constant__
 #undef __launch_bounds__
 #undef __align__
+#undef __grid_constant__
 #define __global__
 #define __device__
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __align__(n) __attribute__((aligned(n)))
 #if defined(__SANITIZE_ADDRESS__)
 #define __shared__ constinit static  // one block at a time
