@@ -10,6 +10,7 @@ import pytest
 from emulate import toolchain
 
 CUDA = toolchain.ROOT / "csrc" / "gram" / "cuda.cu"
+PATCHES = CUDA.with_name("patches.cu")
 DRIVERS = toolchain.HERE / "drivers"
 
 
@@ -30,7 +31,11 @@ class Builds:
         return toolchain.precompile(self.folder, sanitizer, ("-g0", "-DEMULATE_LAUNCH_ELSEWHERE"))
 
     def _program(self, name: str, sanitizer: str = "") -> Path:
-        sources = {"gram": [CUDA, DRIVERS / "gram.cpp"], "tensor": [DRIVERS / "tensor.cpp"]}[name]
+        sources = {
+            "gram": [CUDA, DRIVERS / "gram.cpp"],
+            "patches": [PATCHES, DRIVERS / "patches.cpp"],
+            "tensor": [DRIVERS / "tensor.cpp"],
+        }[name]
         objects = toolchain.side_by_side(lambda source: self.object(source, sanitizer), sources)
         return toolchain.link(objects, self.folder / f"{name}-{sanitizer}", sanitizer)
 

@@ -90,7 +90,7 @@ def build(case: Case) -> Problem:
 
 
 def _patches(x: Tensor, shift: Tensor | None, case: Case) -> Tensor:
-    if case.rows == 0:
+    if case.rows == 0 or case.channels == 0:
         return torch.empty(0, case.columns, dtype=torch.float64)
     images = x.double().reshape(-1, case.channels, *case.size)
     P = F.unfold(images, case.kernel, case.dilation, case.pad, case.step)
