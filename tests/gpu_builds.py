@@ -81,29 +81,30 @@ class CudaCompiled:
 
 @dataclass(frozen=True)
 class CudaBuild:
-    """One csrc/<op>/cuda.cu."""
+    """One csrc/<op>/<name>.cu."""
 
     op: str
+    name: str = "cuda"
 
     @property
     def source(self) -> Path:
-        return ROOT / "csrc" / self.op / "cuda.cu"
+        return ROOT / "csrc" / self.op / f"{self.name}.cu"
 
     def compile(self, arch: int, folder: Path) -> CudaCompiled:
         """For sm_<arch>, with CMakeLists.txt's options. Spilled registers are an error. `folder` takes the files."""
-        keep = folder / f"{self.op}-{arch}"
+        keep = folder / f"{self.op}-{self.name}-{arch}"
         keep.mkdir(parents=True, exist_ok=True)
-        cubin = keep / "cuda.cubin"
+        cubin = keep / f"{self.name}.cubin"
         command = [NVCC, "-std=c++17", "-O3", "-lineinfo", "-cubin", f"-arch=sm_{arch}", f"-I{ROOT / 'csrc'}"]
         command += ["-keep", "-keep-dir", str(keep), "-Xptxas", "-v,-warn-spills,-Werror"]
         run = subprocess.run([*command, str(self.source), "-o", str(cubin)], capture_output=True, text=True)
         if run.returncode:
             raise RuntimeError(f"nvcc failed on {self.source}:\n{run.stderr[-3000:]}")
         pattern = r"Compiling entry function '(\w+)'.*?\n(.*?bytes spill.*?\n.*?Used .*?\n)"
-        return CudaCompiled(cubin, (keep / "cuda.ptx").read_text(), dict(re.findall(pattern, run.stderr, re.S)))
+        return CudaCompiled(cubin, (keep / f"{self.name}.ptx").read_text(), dict(re.findall(pattern, run.stderr, re.S)))
 
     def __str__(self) -> str:
-        return self.op
+        return f"{self.op} {self.name}"
 
 
 @cache
@@ -291,4 +292,4 @@ def _tempered_mse() -> list[TritonBuild]:
 
 
 TRITON: tuple[TritonBuild, ...] = (*_tempered_ce(), *_tempered_mse()) if COMPILES_TRITON else ()
-CUDA: tuple[CudaBuild, ...] = (CudaBuild("gram"),)
+CUDA: tuple[CudaBuild, ...] = (CudaBuild("gram"), CudaBuild("gram", "patches"))

@@ -93,7 +93,7 @@ def resource_table(codes: list[Code]) -> str:
 
 def short(name: str) -> str:
     """A CUDA kernel's mangled name as people write it: gram_tiles<float, double>."""
-    found = re.search(r"(gram_[a-z]+)(I(.*?)EEv)?", name)
+    found = re.search(r"((?:gram|patch)_[a-z]+)(I(.*?)EEv)?", name)
     if not found or not name.startswith("_Z"):
         return name
     types = {"6__half": "half", "13__nv_bfloat16": "bf16", "d": "double", "f": "float"}

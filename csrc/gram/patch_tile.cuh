@@ -24,6 +24,27 @@ struct alignas(16) Stage {
   T left[kStep][kPitch], right[kStep][kPitch];
 };
 
+// The shift of a channel, and a number of x less it. In fp32 the shift has two parts, so that nothing is lost where x is
+// near it: with fp32 x, nothing is nearer to the shift than `high`, so |low| is at most |x - shift|, and what is rounded
+// (low; x - high, exact within a factor of two; the difference) errs by at most 4 fp32 roundings of x - shift.
+template <class T>
+struct Shift {
+  double value;
+  __device__ __forceinline__ void set(double shift) { value = shift; }
+  template <class In>
+  __device__ __forceinline__ T from(const In& x) const { return static_cast<T>(widen(x) - value); }
+};
+template <>
+struct Shift<float> {
+  float high, low;
+  __device__ __forceinline__ void set(double shift) {
+    high = static_cast<float>(shift);
+    low = static_cast<float>(shift - static_cast<double>(high));
+  }
+  template <class In>
+  __device__ __forceinline__ float from(const In& x) const { return static_cast<float>(widen(x)) - high - low; }
+};
+
 // Which numbers of a step a thread stages: its row, and every 16th column from its first. Along the columns 16
 // neighbours read one row; along the rows 8 neighbours of 4 columns do, whose stores meet no bank twice.
 struct Place {

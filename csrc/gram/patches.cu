@@ -55,7 +55,7 @@ void launch_sums(const Shifts& p, const Plan& plan, cudaStream_t stream) {
 
 template <class In>
 void launch_pieces(const Shifts& p, bool fast, cudaStream_t stream) {
-  const auto grid = static_cast<unsigned>(p.batch * p.slots);
+  const auto grid = static_cast<unsigned>(p.batch) * static_cast<unsigned>(p.slots);
   if constexpr (sizeof(In) < sizeof(double)) {
     if (fast) {
       launch("patch_pieces", patch_pieces<In, float>, grid, kThreads, stream, p);
@@ -90,16 +90,18 @@ void run_shifts(const Patches& x, const double* shift, double* c, int64_t ldc, d
   double* const outside = sums + plan.sums();
   double* const both = outside + plan.channels * plan.taps * plan.taps;
   Shifts p = {x, Cuts(x, 0), Cuts(x, 1), Fine(x, 0), Fine(x, 1), shift, c, ldc, total, workspace, sums, outside, both,
-              plan.tiles, plan.items, plan.chunk, plan.slots, plan.batch, 0, plan.sum_chunk, plan.sum_chunks, padded(x)};
+              static_cast<int>(plan.items), plan.chunk, static_cast<int>(plan.slots), static_cast<int>(plan.batch), 0,
+              plan.sum_chunk, padded(x)};
   if (p.padded || total) {
     by_type(x.dtype, [&](auto in) { launch_sums<decltype(in)>(p, plan, stream); });
-    const int64_t threads = plan.channels * plan.taps * (p.padded ? plan.taps : 1);
-    launch("patch_outside", patch_outside, static_cast<unsigned>(ceil_div(threads, kThreads)), kThreads, stream, p);
+    const int64_t pairs = plan.taps * (p.padded ? plan.taps : 1);
+    const dim3 grid(static_cast<unsigned>(plan.channels), static_cast<unsigned>(ceil_div(pairs, kThreads)));
+    launch("patch_outside", patch_outside, grid, kThreads, stream, p);
   }
   const int64_t differences = (2 * x.kernel[0] - 1) * (2 * x.kernel[1] - 1);
-  for (; p.first < plan.items; p.first += plan.batch) {
+  for (; p.first < plan.items; p.first += p.batch) {
     by_type(x.dtype, [&](auto in) { launch_pieces<decltype(in)>(p, fast, stream); });
-    const int64_t end = p.first + plan.batch < plan.items ? p.first + plan.batch : plan.items;
+    const int64_t end = p.first + p.batch < p.items ? p.first + p.batch : p.items;
     const int64_t tiles = tile_number(end - 1, differences) - tile_number(p.first, differences) + 1;
     launch("patch_combine", patch_combine, static_cast<unsigned>(tiles * kTile), kThreads, stream, p);
   }

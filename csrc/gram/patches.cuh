@@ -48,17 +48,18 @@ struct Problem {
   int64_t columns, rows, tiles, tile_rows, splits, rows_per_split;
 };
 
-// Where column `column` of P lies: its offset from the number at the patch's origin, and how far from there.
+// Where a column of P lies: its offset from the number at the patch's origin, and how far from there.
+template <class T>
 struct Column {
   int64_t offset;
-  double shift;
+  Shift<T> shift;
   int y, x;
 };
 
 template <class In, class T>
 __global__ void __launch_bounds__(kThreads, 2) patch_tiles(const Problem p) {
   __shared__ Stage<T> stages[2];
-  __shared__ Column columns[2][kTile];  // of the tile's rows, then of its columns
+  __shared__ Column<T> columns[2][kTile];  // of the tile's rows, then of its columns
   int64_t ti, tj;
   tile_of(blockIdx.x, ti, tj);
   const bool diagonal = ti == tj;
@@ -66,14 +67,14 @@ __global__ void __launch_bounds__(kThreads, 2) patch_tiles(const Problem p) {
   const int valid[2] = {static_cast<int>(p.columns - ti * kTile), static_cast<int>(p.columns - tj * kTile)};
   if (t < 2 * kTile) {
     const int64_t column = (t < kTile ? ti : tj) * kTile + t % kTile;
-    Column mine = {0, 0.0, 0, 0};
+    Column<T> mine = {};
     if (column < p.columns) {
       const int taps = static_cast<int>(p.x.kernel[0] * p.x.kernel[1]), tap = static_cast<int>(column % taps);
       const int64_t channel = column / taps;
       mine.y = tap / static_cast<int>(p.x.kernel[1]) * static_cast<int>(p.x.dilation[0]);
       mine.x = tap % static_cast<int>(p.x.kernel[1]) * static_cast<int>(p.x.dilation[1]);
       mine.offset = channel * p.x.stride_channel + mine.y * p.x.stride[0] + mine.x * p.x.stride[1];
-      mine.shift = p.shift ? p.shift[channel] : 0.0;
+      if (p.shift) mine.shift.set(p.shift[channel]);
     }
     columns[t / kTile][t % kTile] = mine;
   }
@@ -95,7 +96,7 @@ __global__ void __launch_bounds__(kThreads, 2) patch_tiles(const Problem p) {
 #pragma unroll
       for (int q = 0; q < kTile / 16; ++q) {
         const int column = my.column + 16 * q;
-        const Column& c = columns[side][column];
+        const Column<T>& c = columns[side][column];
         const bool inside = static_cast<unsigned>(y0 + c.y) < static_cast<unsigned>(p.x.size[0]) &&
                             static_cast<unsigned>(x0 + c.x) < static_cast<unsigned>(p.x.size[1]);
         next[side][q] = k + my.row < last && column < valid[side] && inside ? origin[c.offset] : In{};
@@ -115,9 +116,9 @@ __global__ void __launch_bounds__(kThreads, 2) patch_tiles(const Problem p) {
 #pragma unroll
     for (int q = 0; q < kTile / 16; ++q) {
       const int column = my.column + 16 * q;
-      stage.left[my.row][column] = static_cast<T>(row_valid ? widen(next[0][q]) - columns[0][column].shift : 0.0);
+      stage.left[my.row][column] = row_valid ? columns[0][column].shift.from(next[0][q]) : T(0);
       if (!diagonal)
-        stage.right[my.row][column] = static_cast<T>(row_valid ? widen(next[1][q]) - columns[1][column].shift : 0.0);
+        stage.right[my.row][column] = row_valid ? columns[1][column].shift.from(next[1][q]) : T(0);
     }
     __syncthreads();  // with two stages, the one filled next has been read by all when this is passed
     if (k + kStep < last) load(k + kStep);

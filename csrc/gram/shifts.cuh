@@ -22,11 +22,11 @@ namespace fastrank {
 namespace gram {
 namespace patches {
 
-constexpr int64_t kLongChunk = 8192, kShortChunk = 512;  // positions: at most, while that fills a device; at least
-constexpr int64_t kMaxChunks = 128;                      // of a piece
-constexpr int64_t kBlocks = 1024;                        // several for each place of a large device (some 300)
-constexpr int64_t kSpace = int64_t{1} << 23;             // doubles of partial tiles in one launch (64 MiB)
-constexpr int64_t kSumChunk = 4096;                      // positions of a channel that one warp sums, at least
+// Positions of a chunk, as powers of two: so many at most, while that makes kWantedBlocks; and at least.
+constexpr int kLongChunk = 13, kShortChunk = 9;
+constexpr int64_t kMaxChunks = 128;           // of a piece
+constexpr int64_t kSpace = int64_t{1} << 23;  // doubles of partial tiles in one launch (64 MiB)
+constexpr int kSumChunk = 12;                 // positions of a channel that one warp sums, at least; a power of two
 constexpr int64_t kMaxSumChunks = 64;
 constexpr int kWarps = kThreads / 32;
 
@@ -62,19 +62,23 @@ struct Shifts {
   int64_t ldc;
   double* total;                  // or null
   double *partial, *sums, *outside, *both;
-  int64_t tiles, items, chunk, slots, batch, first;  // see Plan; items [first, first + batch) are at work
-  int64_t sum_chunk, sum_chunks;
+  int items, chunk, slots, batch, first, sum_chunk;  // see Plan; items [first, first + batch) are at work
   int padded;                     // whether any tap ever meets the padding
 };
+
+// Chunks of 2^log positions that `positions` make.
+__host__ __device__ inline int64_t chunks(int64_t positions, int log) {
+  return (positions + (int64_t{1} << log) - 1) >> log;
+}
 
 // How the work is cut: depends on the shape alone, so results do not depend on the device.
 struct Plan {
   int64_t tile_rows, tiles, items;  // an item: a tile and a difference
-  int64_t chunk;                    // positions, a power of two
+  int chunk, sum_chunk;             // positions of a chunk: their logarithm to base 2
   int64_t slots;                    // partial tiles of an item: the chunks of all pieces
   int64_t most_chunks, pieces;
   int64_t batches, batch;           // items of one launch
-  int64_t fine, sum_chunk, sum_chunks;
+  int64_t fine, sum_chunks;
   int64_t channels, taps;
 
   explicit Plan(const Patches& p) : channels(p.channels), taps(p.taps()) {
@@ -93,11 +97,11 @@ struct Plan {
     };
     each_piece([&](int64_t positions) { largest = positions > largest ? positions : largest; });
     chunk = kLongChunk;
-    while (chunk > kShortChunk && items * ceil_div(largest, chunk) < kBlocks) chunk /= 2;
-    while (ceil_div(largest, chunk) > kMaxChunks) chunk *= 2;
+    while (chunk > kShortChunk && items * chunks(largest, chunk) < kWantedBlocks) --chunk;
+    while (chunks(largest, chunk) > kMaxChunks) ++chunk;
     slots = 0;
-    each_piece([&](int64_t positions) { slots += ceil_div(positions, chunk); });
-    most_chunks = ceil_div(largest, chunk);
+    each_piece([&](int64_t positions) { slots += chunks(positions, chunk); });
+    most_chunks = chunks(largest, chunk);
     batches = ceil_div(items * slots * kTile * kTile, kSpace);
     if (batches > items) batches = items;
     batch = ceil_div(items, batches);
@@ -106,9 +110,9 @@ struct Plan {
     const Fine fine_rows(p, 0), fine_columns(p, 1);
     fine = static_cast<int64_t>(fine_rows.pieces) * fine_columns.pieces;
     const int64_t positions = images * p.size[0] * p.size[1];
-    const int64_t per = ceil_div(positions, kMaxSumChunks);
-    sum_chunk = per > kSumChunk ? per : kSumChunk;
-    sum_chunks = ceil_div(positions, sum_chunk);
+    sum_chunk = kSumChunk;
+    while (chunks(positions, sum_chunk) > kMaxSumChunks) ++sum_chunk;
+    sum_chunks = chunks(positions, sum_chunk);
   }
 
   int64_t partials() const { return batch * slots * kTile * kTile; }
@@ -116,37 +120,37 @@ struct Plan {
   int64_t workspace() const { return partials() + sums() + (channels + 1) * taps * taps; }
 
   Depth depth(bool fast) const {
-    const int64_t product = (fast ? ceil_div(chunk, kFastChunk) + 1 : chunk) + most_chunks + pieces;
-    const int64_t outside = ceil_div(sum_chunk, 32) + 5 + sum_chunks * fine + 1;
+    const int64_t longest = int64_t{1} << chunk;
+    const int64_t product = (fast ? ceil_div(longest, kFastChunk) + 1 : longest) + most_chunks + pieces;
+    const int64_t outside = (int64_t{1} << sum_chunk) / 32 + 5 + sum_chunks * fine + 1;
     return {(product > outside ? product : outside) + 4, 1};
   }
 };
 
 // The tile and the difference of an item. Tiles come row by row, in each its differences.
 struct Item {
-  int64_t ti, tj;
-  int difference;
+  int ti, tj, difference;
 };
 __device__ __forceinline__ int differences_of(const Patches& x) {
   return static_cast<int>((2 * x.kernel[0] - 1) * (2 * x.kernel[1] - 1));
 }
 // The first item of tile (i, j).
-__device__ __forceinline__ int64_t first_item(const Patches& x, int64_t i, int64_t j) {
+__device__ __forceinline__ int first_item(const Patches& x, int i, int j) {
   const int all = differences_of(x);
   return (i * (i - 1) / 2 + j) * all + i * ((all + 1) / 2);
 }
-__device__ __forceinline__ Item item_of(const Patches& x, int64_t item) {
+__device__ __forceinline__ Item item_of(const Patches& x, int item) {
   const int all = differences_of(x);
-  int64_t i = 0;
+  int i = 0;
   while (first_item(x, i + 1, 0) <= item) ++i;
-  const int64_t in_row = item - first_item(x, i, 0), j = in_row / all < i ? in_row / all : i;
+  const int in_row = item - first_item(x, i, 0), j = in_row / all < i ? in_row / all : i;
   // A diagonal tile begins in the middle, with the difference 0.
-  return {i, j, static_cast<int>(in_row - j * all) + (i == j ? all / 2 : 0)};
+  return {i, j, in_row - j * all + (i == j ? all / 2 : 0)};
 }
 
 __device__ __forceinline__ int chunks_of(const Shifts& p, int row, int column) {
   const int64_t area = (p.rows.edge[row + 1] - p.rows.edge[row]) * (p.columns.edge[column + 1] - p.columns.edge[column]);
-  return static_cast<int>((p.x.images * p.x.groups * area + p.chunk - 1) / p.chunk);
+  return static_cast<int>(chunks(p.x.images * p.x.groups * area, p.chunk));
 }
 
 // Whether any tap k reaches this piece of an axis while k + difference is a tap too.
@@ -160,13 +164,12 @@ __device__ __forceinline__ bool needed(const Cuts& cuts, int taps, int differenc
 template <class In, class T>
 __global__ void __launch_bounds__(kThreads, 2) patch_pieces(const __grid_constant__ Shifts p) {
   __shared__ Stage<T> stages[2];
-  __shared__ double shift[2][kTile];
-  const int slot = static_cast<int>(blockIdx.x / p.batch);
-  const int64_t local = blockIdx.x % p.batch;
+  __shared__ Shift<T> shift[2][kTile];
+  const int slot = static_cast<int>(blockIdx.x) / p.batch, local = static_cast<int>(blockIdx.x) % p.batch;
   if (p.first + local >= p.items) return;
   const Item item = item_of(p.x, p.first + local);
   int row = 0, column = 0, chunk = slot;
-  for (int chunks; (chunks = chunks_of(p, row, column)) <= chunk; chunk -= chunks)
+  for (int count; (count = chunks_of(p, row, column)) <= chunk; chunk -= count)
     if (++column == p.columns.pieces) column = 0, ++row;
   const int taps[2] = {static_cast<int>(p.x.kernel[0]), static_cast<int>(p.x.kernel[1])};
   const int across = 2 * taps[1] - 1;
@@ -180,13 +183,14 @@ __global__ void __launch_bounds__(kThreads, 2) patch_pieces(const __grid_constan
   const int64_t x0 = most(p.columns.edge[column], -dx), x1 = least(p.columns.edge[column + 1], p.x.size[1] - dx);
   const int height = static_cast<int>(most(y1 - y0, 0)), width = static_cast<int>(most(x1 - x0, 0));
   const int64_t positions = p.x.images * p.x.groups * height * width;
-  const int64_t first = chunk * p.chunk, last = least(first + p.chunk, positions);
+  const int64_t first = static_cast<int64_t>(chunk) << p.chunk;
+  const int64_t last = least(first + (int64_t{1} << p.chunk), positions);
 
   const Place my = place(p.x.stride_channel == 1);
-  const int64_t side[2] = {item.ti * kTile + my.column, item.tj * kTile + my.column};  // the first channel staged
+  const int64_t side[2] = {int64_t{item.ti} * kTile + my.column, int64_t{item.tj} * kTile + my.column};  // the first channel staged
   if (threadIdx.x < 2 * kTile) {
-    const int64_t channel = (threadIdx.x < kTile ? item.ti : item.tj) * kTile + threadIdx.x % kTile;
-    shift[threadIdx.x / kTile][threadIdx.x % kTile] = p.shift && channel < p.x.channels ? p.shift[channel] : 0.0;
+    const int64_t channel = int64_t{threadIdx.x < kTile ? item.ti : item.tj} * kTile + threadIdx.x % kTile;
+    shift[threadIdx.x / kTile][threadIdx.x % kTile].set(p.shift && channel < p.x.channels ? p.shift[channel] : 0.0);
   }
   __syncthreads();
   Walk at(first + my.row, kStep, most(width, 1), most(height, 1), static_cast<int>(p.x.groups));
@@ -216,15 +220,15 @@ __global__ void __launch_bounds__(kThreads, 2) patch_pieces(const __grid_constan
 #pragma unroll
     for (int q = 0; q < kTile / 16; ++q) {
       const int c = my.column + 16 * q;
-      stage.left[my.row][c] = static_cast<T>(valid ? widen(next[0][q]) - shift[0][c] : 0.0);
-      stage.right[my.row][c] = static_cast<T>(valid ? widen(next[1][q]) - shift[1][c] : 0.0);
+      stage.left[my.row][c] = valid ? shift[0][c].from(next[0][q]) : T(0);
+      stage.right[my.row][c] = valid ? shift[1][c].from(next[1][q]) : T(0);
     }
     __syncthreads();  // with two stages, the one filled next has been read by all when this is passed
     if (k + kStep < last) load(k + kStep);
     sums.add_step(stage.left, stage.right);
     filled ^= 1;
   }
-  double* const tile = p.partial + (local * p.slots + slot) * (kTile * kTile);
+  double* const tile = p.partial + (static_cast<int64_t>(local) * p.slots + slot) * (kTile * kTile);
   sums.each([&](int i, int j, double value) { tile[i * kTile + j] = value; });
 }
 
@@ -233,13 +237,13 @@ template <class In>
 __global__ void __launch_bounds__(kThreads) patch_sums(const __grid_constant__ Shifts p) {
   const int64_t channel = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
   if (channel >= p.x.channels) return;
-  const int row = blockIdx.y / p.fine_columns.pieces, column = blockIdx.y % p.fine_columns.pieces;
+  const int piece = blockIdx.y, row = piece / p.fine_columns.pieces, column = piece % p.fine_columns.pieces;
   const int64_t y0 = p.fine_rows.edge[row], x0 = p.fine_columns.edge[column];
   const int height = static_cast<int>(p.fine_rows.edge[row + 1] - y0);
   const int width = static_cast<int>(p.fine_columns.edge[column + 1] - x0);
   const int64_t positions = p.x.images * p.x.groups * height * width;
-  const int64_t first = blockIdx.z * p.sum_chunk;
-  const int64_t last = first + p.sum_chunk < positions ? first + p.sum_chunk : positions;
+  const int64_t first = static_cast<int64_t>(blockIdx.z) << p.sum_chunk, end = first + (int64_t{1} << p.sum_chunk);
+  const int64_t last = end < positions ? end : positions;
   const double shift = p.shift ? p.shift[channel] : 0.0;
   const In* const data = static_cast<const In*>(p.x.data) + channel * p.x.stride_channel + y0 * p.x.stride[0] +
                          x0 * p.x.stride[1];
@@ -271,14 +275,14 @@ __device__ __forceinline__ Window window(const Patches& x, int axis, int k, int 
   return w;
 }
 
-// One thread: a channel, a tap, and another tap (with `padded`; else the same one).
+// Block (x, y): a channel; a thread: a tap, and another tap (with `padded`; else the same one).
 static __global__ void __launch_bounds__(kThreads) patch_outside(const __grid_constant__ Shifts p) {
   const int across = static_cast<int>(p.x.kernel[1]), taps = static_cast<int>(p.x.kernel[0]) * across;
   const int others = p.padded ? taps : 1;
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  const int64_t channel = index / (taps * others);
-  if (channel >= p.x.channels) return;
-  const int k = static_cast<int>(index / others % taps), other = p.padded ? static_cast<int>(index % others) : k;
+  const int64_t channel = blockIdx.x;
+  const int index = blockIdx.y * kThreads + threadIdx.x;
+  if (index >= taps * others) return;
+  const int k = index / others, other = p.padded ? index % others : k;
   const Window y = window(p.x, 0, k / across, other / across), x = window(p.x, 1, k % across, other % across);
   const bool total = k == other;
   const int64_t pieces = static_cast<int64_t>(p.fine_rows.pieces) * p.fine_columns.pieces;
@@ -289,8 +293,8 @@ static __global__ void __launch_bounds__(kThreads) patch_outside(const __grid_co
       if (v < y.begin || v >= y.end || u < x.begin || u >= x.end) continue;
       if (!total && v >= y.inside_begin && v < y.inside_end && u >= x.inside_begin && u < x.inside_end) continue;
       const int64_t area = (p.fine_rows.edge[row + 1] - v) * (p.fine_columns.edge[column + 1] - u);
-      const int64_t chunks = (p.x.images * p.x.groups * area + p.sum_chunk - 1) / p.sum_chunk;
-      for (int64_t s = 0; s < chunks; ++s)
+      const int64_t count = chunks(p.x.images * p.x.groups * area, p.sum_chunk);
+      for (int64_t s = 0; s < count; ++s)
         sum += p.sums[(s * pieces + row * p.fine_columns.pieces + column) * p.x.channels + channel];
     }
   const Window other_y = window(p.x, 0, other / across, k / across), other_x = window(p.x, 1, other % across, k % across);
@@ -316,11 +320,11 @@ static __global__ void __launch_bounds__(kThreads) patch_outside(const __grid_co
 static __global__ void __launch_bounds__(kThreads) patch_combine(const __grid_constant__ Shifts p) {
   __shared__ int slots[(2 * Cuts::kTaps + 1) * (2 * Cuts::kTaps + 1) + 1];  // the first of each piece
   const Item start = item_of(p.x, p.first);
-  int64_t ti, tj;
-  tile_of(start.ti * (start.ti + 1) / 2 + start.tj + blockIdx.x / kTile, ti, tj);
+  int ti = start.ti, tj = start.tj + static_cast<int>(blockIdx.x / kTile);
+  while (tj > ti) tj -= ++ti;
   const bool diagonal = ti == tj;
   const int r = blockIdx.x % kTile, t = threadIdx.x;
-  const int64_t channel = ti * kTile + r;
+  const int64_t channel = int64_t{ti} * kTile + r;
   if (channel >= p.x.channels) return;
   const int pieces = p.rows.pieces * p.columns.pieces, all = differences_of(p.x), zero = all / 2;
   const int taps[2] = {static_cast<int>(p.x.kernel[0]), static_cast<int>(p.x.kernel[1])};
@@ -331,31 +335,30 @@ static __global__ void __launch_bounds__(kThreads) patch_combine(const __grid_co
   }
   __syncthreads();
   // Items of this tile that are at work.
-  const int64_t base = first_item(p.x, ti, tj);
-  const int64_t begin = base > p.first ? base : p.first;
-  int64_t end = base + (diagonal ? all - zero : all);
+  const int base = first_item(p.x, ti, tj);
+  const int begin = base > p.first ? base : p.first;
+  int end = base + (diagonal ? all - zero : all);
   if (end > p.first + p.batch) end = p.first + p.batch;
 
   // The chunks of a piece go to its first slot: those numbers that this block reads, and no other. In a diagonal tile
   // it reads its row up to the diagonal, and above the diagonal its column.
   const int e = t % kTile;
   const int mine = diagonal && e > r ? -1 : r * kTile + e, above = diagonal && e < r ? e * kTile + r : -1;
-  for (int64_t n = t / kTile; n < (end - begin) * pieces; n += kThreads / kTile) {
-    const int piece = static_cast<int>(n % pieces);
-    const int chunks = slots[piece + 1] - slots[piece];
-    if (chunks == 1) continue;
-    const int64_t item = begin + n / pieces;
-    const int difference = static_cast<int>(item - base) + (diagonal ? zero : 0);
+  for (int n = t / kTile; n < (end - begin) * pieces; n += kThreads / kTile) {
+    const int piece = n % pieces, count = slots[piece + 1] - slots[piece];
+    if (count == 1) continue;
+    const int item = begin + n / pieces, difference = item - base + (diagonal ? zero : 0);
     if (!needed(p.rows, taps[0], difference / across - (taps[0] - 1), piece / p.columns.pieces) ||
         !needed(p.columns, taps[1], difference % across - (taps[1] - 1), piece % p.columns.pieces))
       continue;
-    double* const tile = p.partial + ((item - p.first) * p.slots + slots[piece]) * (kTile * kTile);
-    for (const int at : {mine, above}) {
-      if (at < 0) continue;
+    double* const tile = p.partial + (static_cast<int64_t>(item - p.first) * p.slots + slots[piece]) * (kTile * kTile);
+    const auto gather = [&](int at) {
       double sum = tile[at];
-      for (int s = 1; s < chunks; ++s) sum += tile[s * (kTile * kTile) + at];
+      for (int s = 1; s < count; ++s) sum += tile[s * (kTile * kTile) + at];
       tile[at] = sum;
-    }
+    };
+    if (mine >= 0) gather(mine);
+    if (above >= 0) gather(above);
   }
   __syncthreads();
 
@@ -363,15 +366,15 @@ static __global__ void __launch_bounds__(kThreads) patch_combine(const __grid_co
   for (int k = 0; k < patch; ++k)
     for (int i = t; i < kTile * patch; i += kThreads) {
       const int column = i / patch, other = i % patch;
-      const int64_t partner = tj * kTile + column;
+      const int64_t partner = int64_t{tj} * kTile + column;
       if (partner > channel || partner >= p.x.channels || (partner == channel && other > k)) continue;
       const int by_row = other / taps[1] - k / taps[1], by_column = other % taps[1] - k % taps[1];
       const int difference = (by_row + taps[0] - 1) * across + by_column + taps[1] - 1;
       const bool turned = diagonal && difference < zero;  // then in the tile's other half, with the opposite difference
-      const int64_t item = base + (diagonal ? (turned ? all - 1 - difference : difference) - zero : difference);
+      const int item = base + (diagonal ? (turned ? all - 1 - difference : difference) - zero : difference);
       if (item < begin || item >= end) continue;
       const int tap = turned ? other : k, at = turned ? column * kTile + r : r * kTile + column;
-      const double* const tiles = p.partial + (item - p.first) * p.slots * (kTile * kTile) + at;
+      const double* const tiles = p.partial + static_cast<int64_t>(item - p.first) * p.slots * (kTile * kTile) + at;
       double value = 0.0;
       for (int y = p.rows.first[tap / taps[1]]; y < p.rows.last[tap / taps[1]]; ++y)
         for (int x = p.columns.first[tap % taps[1]]; x < p.columns.last[tap % taps[1]]; ++x)

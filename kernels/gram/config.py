@@ -16,4 +16,10 @@ REFERENCE_ROWS = 4096
 #: multiprocessor (tests/compile holds this to the compiler's work). A thread of gram_tiles has a 4 x 4 tile of sums in
 #: fp64, 32 registers, twice in mode "fast"; __launch_bounds__ asks for two blocks, so that one computes while the other
 #: waits at its barrier.
-CLAIMS = {"gram_tiles": Claim(128, 2), "gram_reduce": Claim(48, 5), "gram_mirror": Claim(32, 8)}
+CLAIMS = {
+    "gram_tiles": Claim(128, 2), "gram_reduce": Claim(48, 5), "gram_mirror": Claim(32, 8),
+    # As gram_tiles; two buffers of two panels in shared memory, 36 KiB with fp64, are within what two blocks have.
+    "patch_tiles": Claim(128, 2), "patch_pieces": Claim(128, 2),
+    "patch_reduce": Claim(32, 8), "patch_sums": Claim(40, 6), "patch_outside": Claim(40, 6),
+    "patch_combine": Claim(40, 6),
+}  # fmt: skip

@@ -158,10 +158,9 @@ def read(problems: Sequence[Problem], schedules: Sequence[str], path: Path) -> I
                 if len(C) < p.C.numel() or (total is not None and len(total) < p.case.columns):
                     return  # the process ended in the middle
                 workspace, before, adds = struct.unpack("3q", plan)
-                # Rounded before the sums as bound.depth says.
+                # Exact: the factors are rounded once each, and their product. Fast: four times, and it once.
                 fast = p.case.fast and p.case.dtype != torch.float64
-                fp32 = min(p.case.rows, FAST_BLOCK) + 3 if fast else 0
-                roundings = Depth(fp32, before + (2 if fast else 3), adds)
+                roundings = Depth(min(p.case.rows, FAST_BLOCK) + 9 if fast else 0, before + (0 if fast else 3), adds)
                 yield Result(p, schedule, message, workspace, roundings, C.view(p.C.shape), total)
 
 
