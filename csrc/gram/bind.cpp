@@ -1,8 +1,12 @@
 // Python bindings of the Gram kernels: addresses, sizes and strides as integers; the GIL is released while they run.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
 
 #include "common/simd.h"
 #include "gram/gram.h"
+#include "gram/patches.h"
 #include "gram/schedule.h"
 
 namespace py = pybind11;
@@ -51,6 +55,22 @@ void accumulate_cuda(uintptr_t data, int dtype, int64_t rows, int64_t columns, i
                         reinterpret_cast<void*>(stream));
 }
 
+// images, groups, channels of a group; strides of images and channels; then pairs, rows first: strides, size, kernel,
+// step, padding, dilation. Strides are in elements.
+using PatchShape = std::array<int64_t, 17>;
+
+gram::Patches patches(uintptr_t data, int dtype, const PatchShape& s) {
+  return {reinterpret_cast<const void*>(data), static_cast<DType>(dtype), s[0], s[1], s[2], s[3], s[4], {s[5], s[6]},
+          {s[7], s[8]}, {s[9], s[10]}, {s[11], s[12]}, {s[13], s[14]}, {s[15], s[16]}};
+}
+
+void patches_cuda(uintptr_t data, int dtype, const PatchShape& shape, uintptr_t shift, uintptr_t c, int64_t ldc,
+                  uintptr_t total, bool fast, uintptr_t workspace, uintptr_t stream, int way) {
+  gram::patches_cuda(patches(data, dtype, shape), reinterpret_cast<const double*>(shift), reinterpret_cast<double*>(c),
+                     ldc, reinterpret_cast<double*>(total), fast, reinterpret_cast<double*>(workspace),
+                     reinterpret_cast<void*>(stream), static_cast<gram::Way>(way));
+}
+
 void mirror_cuda(uintptr_t address, int64_t size, uintptr_t stream) {
   gram::mirror_cuda(reinterpret_cast<double*>(address), size, reinterpret_cast<void*>(stream));
 }
@@ -86,6 +106,26 @@ void bind_gram(py::module_& m) {
       "gram_depth_cuda",
       [](int64_t rows, int64_t columns, bool fast) { return pair(gram::depth_cuda(rows, columns, fast)); },
       "gram_depth_cpu for gram_accumulate_cuda");
+  m.def("gram_patches_cuda", &patches_cuda, release, py::arg("data"), py::arg("dtype"), py::arg("shape"),
+        py::arg("shift"), py::arg("c"), py::arg("ldc"), py::arg("total"), py::arg("fast"), py::arg("workspace"),
+        py::arg("stream"), py::arg("way") = 0,
+        "lower(C) += P^T P and total += column sums of P, for P = the patches of data - shift (one for each channel); "
+        "shape: images, groups, channels, strides (image, channel, row, column), size, kernel, step, padding, dilation; "
+        "way: 0 the cheaper, 1 general, 2 shifts (of step 1)");
+  m.def(
+      "gram_patches_workspace_cuda",
+      [](int dtype, const PatchShape& shape, bool fast, int way) {
+        return gram::workspace_patches_cuda(patches(0, dtype, shape), fast, static_cast<gram::Way>(way));
+      },
+      py::arg("dtype"), py::arg("shape"), py::arg("fast"), py::arg("way") = 0,
+      "doubles of workspace that gram_patches_cuda needs");
+  m.def(
+      "gram_patches_depth_cuda",
+      [](int dtype, const PatchShape& shape, bool fast, int way) {
+        return pair(gram::depth_patches_cuda(patches(0, dtype, shape), fast, static_cast<gram::Way>(way)));
+      },
+      py::arg("dtype"), py::arg("shape"), py::arg("fast"), py::arg("way") = 0,
+      "gram_depth_cpu for gram_patches_cuda");
   m.def("gram_mirror_cuda", &mirror_cuda, release, "gram_mirror_cpu on a CUDA stream");
 #endif
 }

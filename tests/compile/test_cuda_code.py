@@ -6,16 +6,21 @@ from machine_code import ARCHITECTURES, short
 
 
 def tiles(codes):
-    """(code, whether its products are fp64) of every gram_tiles."""
-    found = [(code, short(code.name).endswith("double>")) for code in codes if "gram_tiles" in code.name]
+    """(code, whether its products are fp64) of every kernel that multiplies."""
+    found = [
+        (code, short(code.name).endswith("double>"))
+        for code in codes
+        if re.search("gram_tiles|patch_tiles|patch_pieces", code.name)
+    ]
     # 4 dtypes exact, 3 of them fast.
-    assert len(found) == 7 * len(ARCHITECTURES)
+    assert len(found) == 3 * 7 * len(ARCHITECTURES)
     return found
 
 
 def test_every_kernel_for_every_architecture(cuda_kernels):
     assert {short(code.name) for code in cuda_kernels} >= {"gram_reduce", "gram_mirror"}
-    assert len(cuda_kernels) == 9 * len(ARCHITECTURES)
+    # Of patches also a sum for each of 4 dtypes, and 3 kernels that see fp64 alone.
+    assert len(cuda_kernels) == (9 + 2 * 7 + 4 + 3) * len(ARCHITECTURES)
 
 
 def test_gram_multiplies_in_the_precision_it_promises(cuda_kernels):
