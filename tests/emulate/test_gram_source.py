@@ -17,8 +17,9 @@ SCHEDULES = ("lockstep", "reverse", "warps", "warps-reverse", "random:1", "rando
 
 #: Around a step of 16 rows, a tile of 64 columns and a chunk of 128 rows; one, primes; nothing.
 SHAPES = [(1, 1), (1, 64), (5, 3), (15, 63), (16, 64), (17, 65), (37, 71), (127, 31), (129, 130), (0, 3), (4, 0)]
-#: Around the first cut into splits, several tiles in several splits, and the most splits that stay quick.
-SPLITS = [(2047, 2), (2048, 65), (2049, 3), (2049, 70), (4097, 5), (6145, 17)]
+#: Around the first cut into splits (of 256 rows and more), several tiles in several splits, and more than one thread of
+#: the reduction adds up.
+SPLITS = [(511, 2), (512, 65), (513, 3), (1025, 70), (4097, 5), (9217, 3)]
 LAYOUTS = ["columns", "gaps", "images", "channels_last"]
 
 
