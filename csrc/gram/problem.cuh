@@ -53,7 +53,7 @@ struct Cut {
   Depth depth(int64_t rows, bool fast) const {
     if (rows == 0) return {0, 0};
     const int64_t longest = rows < rows_per_split ? rows : rows_per_split;
-    return {(fast ? ceil_div(longest, kFastChunk) + 1 : longest) + tree_depth(splits), 1};
+    return {(fast ? ceil_div(longest, kFastChunk) : longest) + tree_depth(splits), 1};
   }
   // Numbers of one split's partial sums: its tiles, then its column sums.
   int64_t partial_size() const { return tiles * tile * tile + tile_rows * tile; }

@@ -84,7 +84,7 @@ struct Fast : Flushed<T, kTile / 16> {
   __device__ __forceinline__ void step(const T* left, const T* right) {
     left += row(0);
     right += column(0);
-#pragma unroll
+#pragma unroll kTile == kSmall ? 4 : 1  // the wide tile has no registers left to look ahead
     for (int k = 0; k < Staging::kStep; ++k) {
       Chunk<T> a[kRows / 4], b[2];
 #pragma unroll

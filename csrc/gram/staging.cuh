@@ -1,9 +1,9 @@
 // How the two panels of a tile come into shared memory, step by step: the columns of C's rows, and those of its columns.
 // On the diagonal they are one panel.
 //
-// Both classes here are used the same way: `fetch` and `keep` for the first kAhead steps, then for every step `arrive`,
-// a barrier, `fetch` of the step kAhead later, the products, `keep` of what was fetched. One barrier a step is enough: what is fetched goes
-// to a buffer that was read for the last time before it.
+// Both classes here are used the same way, in every turn: `arrive`, a barrier, `fetch` of the step kAhead turns later,
+// the products, `keep` of what was fetched. One barrier a turn is enough: what is fetched goes to a buffer that was read
+// for the last time before it.
 #pragma once
 
 #include "common/tensor.cuh"

@@ -11,25 +11,29 @@ namespace device {
 // one column. 0 x is NaN for those numbers alone, whatever the sum does.
 template <class Staging, int kTile>
 struct Columns {
-  double sum = 0.0, zero = 0.0;
+  double sum[2 * kTile], zero[2 * kTile];  // in shared memory, a thread's own: registers are short
+
+  __device__ __forceinline__ void start() { sum[threadIdx.x] = zero[threadIdx.x] = 0.0; }
   __device__ __forceinline__ void step(const Staging& staging) {
+    double more = 0.0, more_zero = 0.0;
 #pragma unroll 4
     for (int k = threadIdx.x / kTile; k < Staging::kStep; k += 2) {
       const double y = staging.number(k, threadIdx.x % kTile);
-      sum += y;
-      zero += 0.0 * y;
+      more += y;
+      more_zero += 0.0 * y;
     }
+    sum[threadIdx.x] += more;
+    zero[threadIdx.x] += more_zero;
   }
-  __device__ __forceinline__ void finish(const Block& b, double (&halves)[kTile]) const {
+  __device__ __forceinline__ void finish(const Block& b) const {
     const Problem& p = b.p;
-    if (p.nonfinite && zero != 0.0) *p.nonfinite = 1;  // all who write, write the same
-    if (!p.total) return;
     const int t = threadIdx.x;
-    if (t >= kTile) halves[t - kTile] = sum;
+    if (p.nonfinite && zero[t] != 0.0) *p.nonfinite = 1;  // all who write, write the same
+    if (!p.total) return;
     __syncthreads();
     const int64_t column = b.columns[0] + t;
     if (t >= kTile || column >= p.a.columns) return;
-    const double both = sum + halves[t];
+    const double both = sum[t] + sum[t + kTile];
     if (p.splits > 1)
       p.partial[b.split * p.partial_size + p.tiles * (kTile * kTile) + column] = both;
     else
@@ -42,7 +46,7 @@ __global__ void __launch_bounds__(2 * kTile, kTile == kSmall ? 3 : 1) gram_tiles
   using Staging = typename Products::Staging;
   __shared__ Block b;
   __shared__ typename Staging::Shared staged;
-  __shared__ double halves[kTile];
+  __shared__ Columns<Staging, kTile> columns;
   // Tiles of one split are neighbours: blocks that run together read the same rows.
   const int64_t block = find_problem<&Problem::first_block>(group, b.p);
   if (threadIdx.x == 0) {
@@ -64,24 +68,23 @@ __global__ void __launch_bounds__(2 * kTile, kTile == kSmall ? 3 : 1) gram_tiles
 
   Staging staging(staged, b);
   Products products;
-  Columns<Staging, kTile> columns;
+  columns.start();
   constexpr int kStep = Staging::kStep, kAhead = Staging::kAhead * kStep;
-#pragma unroll
-  for (int ahead = 0; ahead < kAhead; ahead += kStep) {
-    staging.fetch(b.first + ahead);
-    staging.keep(b.first + ahead);
-  }
-  for (int64_t k = b.first; k < b.last; k += kStep) {
-    staging.arrive();
-    __syncthreads();
+  for (int64_t k = b.first - kAhead; k < b.last; k += kStep) {
+    const bool staged = k >= b.first;  // the first turns only fetch
+    if (staged) {
+      staging.arrive();
+      __syncthreads();
+    }
     staging.fetch(k + kAhead);
-    if (multiplies)
-      products.step(staging.left() + Products::offset(row0), staging.right() + Products::offset(column0));
-    if (sums) columns.step(staging);
-    if (Products::kFast && (k + kStep) % kFastChunk == 0) products.flush();
+    if (staged) {
+      if (multiplies)
+        products.step(staging.left() + Products::offset(row0), staging.right() + Products::offset(column0));
+      if (sums) columns.step(staging);
+      if (Products::kFast && ((k + kStep) % kFastChunk == 0 || k + kStep >= b.last)) products.flush();
+    }
     staging.keep(k + kAhead);
   }
-  products.flush();
 
   const Problem& p = b.p;
   const bool direct = p.splits == 1;
@@ -100,7 +103,7 @@ __global__ void __launch_bounds__(2 * kTile, kTile == kSmall ? 3 : 1) gram_tiles
       *place = value;
       if (direct && p.symmetric) p.c[c * p.ldc + r] = value;
     }
-  if (sums) columns.finish(b, halves);
+  if (sums) columns.finish(b);
 }
 
 }  // namespace device

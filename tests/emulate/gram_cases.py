@@ -177,6 +177,7 @@ def _doubles(file, count: int) -> Tensor:
 
 def cut(rows: int, columns: int) -> tuple[int, int, int]:
     """How problem.cuh cuts a product: side of a tile, splits, and rows of the longest."""
+    columns = max(columns, 1)
     tile = SMALL if columns < WIDE_COLUMNS else WIDE
     side = -(-columns // tile)
     blocks = SMALL_BLOCKS if tile == SMALL else WIDE_BLOCKS
@@ -188,7 +189,7 @@ def cut(rows: int, columns: int) -> tuple[int, int, int]:
 def before_c(rows: int, columns: int, fast: bool) -> int:
     """Depth::before of gram.h on a device: the splits are added in a tree."""
     _, splits, longest = cut(rows, columns)
-    return (-(-longest // FAST_BLOCK) + 1 if fast else longest) + math.ceil(math.log2(splits))
+    return (-(-longest // FAST_BLOCK) if fast else longest) + math.ceil(math.log2(splits))
 
 
 def workspace(rows: int, columns: int) -> int:

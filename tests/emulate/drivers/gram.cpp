@@ -122,9 +122,11 @@ std::string run_group(const Product& product, double* c) {
     return products;
   };
   const auto alone = all(false);
+  std::vector<std::unique_ptr<Guarded>> workspaces;  // kept: with one, all buffers would be forgotten
   for (const Product& p : alone) {
-    Guarded workspace(nullptr, 8 * workspace_cuda(p.a.rows, p.a.columns), "the workspace");
-    accumulate_cuda(p, workspace.doubles(), nullptr);
+    const int64_t size = 8 * workspace_cuda(p.a.rows, p.a.columns);
+    workspaces.push_back(std::make_unique<Guarded>(nullptr, size, "the workspace"));
+    accumulate_cuda(p, workspaces.back()->doubles(), nullptr);
   }
   const auto together = all(true);
   const int64_t count = static_cast<int64_t>(together.size());
