@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <vector>
 
 #include "common/simd.h"
 #include "gram/gram.h"
@@ -48,11 +49,30 @@ void accumulate_cpu(uintptr_t data, int dtype, int64_t rows, int64_t columns, in
 #ifdef FASTRANK_WITH_CUDA
 void accumulate_cuda(uintptr_t data, int dtype, int64_t rows, int64_t columns, int64_t inner, int64_t stride_outer,
                      int64_t stride_inner, int64_t stride_column, uintptr_t shift, uintptr_t c, int64_t ldc,
-                     uintptr_t total, bool fast, uintptr_t workspace, uintptr_t stream) {
-  gram::accumulate_cuda(matrix(data, dtype, rows, columns, inner, stride_outer, stride_inner, stride_column),
-                        reinterpret_cast<const double*>(shift), reinterpret_cast<double*>(c), ldc,
-                        reinterpret_cast<double*>(total), fast, reinterpret_cast<double*>(workspace),
-                        reinterpret_cast<void*>(stream));
+                     uintptr_t total, bool fast, uintptr_t workspace, uintptr_t stream, uintptr_t nonfinite,
+                     bool symmetric) {
+  gram::accumulate_cuda({matrix(data, dtype, rows, columns, inner, stride_outer, stride_inner, stride_column),
+                         reinterpret_cast<const double*>(shift), reinterpret_cast<double*>(c), ldc,
+                         reinterpret_cast<double*>(total), reinterpret_cast<int*>(nonfinite), fast, symmetric},
+                        reinterpret_cast<double*>(workspace), reinterpret_cast<void*>(stream));
+}
+
+// From rows of integers, in the order of accumulate_cuda's arguments without workspace and stream.
+constexpr int64_t kProductFields = 15;
+std::vector<gram::Product> products(uintptr_t address, int64_t count) {
+  std::vector<gram::Product> found;
+  found.reserve(count);
+  const int64_t* x = reinterpret_cast<const int64_t*>(address);
+  for (int64_t i = 0; i < count; ++i, x += kProductFields)
+    found.push_back({matrix(x[0], static_cast<int>(x[1]), x[2], x[3], x[4], x[5], x[6], x[7]),
+                     reinterpret_cast<const double*>(x[8]), reinterpret_cast<double*>(x[9]), x[10],
+                     reinterpret_cast<double*>(x[11]), reinterpret_cast<int*>(x[13]), x[12] != 0, x[14] != 0});
+  return found;
+}
+
+void group_fill(uintptr_t address, int64_t count, uintptr_t workspace, uintptr_t table) {
+  gram::group_fill(products(address, count).data(), count, reinterpret_cast<double*>(workspace),
+                   reinterpret_cast<void*>(table));
 }
 
 // images, groups, channels of a group; strides of images and channels; then pairs, rows first: strides, size, kernel,
@@ -100,12 +120,41 @@ void bind_gram(py::module_& m) {
       "(before, adds): the most fp64 roundings of one product of gram_accumulate_cpu; see Depth in gram.h");
   m.attr("gram_fast_chunk") = gram::kFastChunk;
 #ifdef FASTRANK_WITH_CUDA
-  m.def("gram_accumulate_cuda", &accumulate_cuda, release, "gram_accumulate_cpu on a CUDA stream");
+  using namespace py::literals;
+  m.def("gram_accumulate_cuda", &accumulate_cuda, release,
+        "gram_accumulate_cpu on a CUDA stream. nonfinite: int32 on the device, set to 1 where a number of A is NaN or "
+        "Inf, or 0; symmetric: C's upper triangle becomes the lower's mirror",
+        "data"_a, "dtype"_a, "rows"_a, "columns"_a, "inner"_a, "stride_outer"_a, "stride_inner"_a, "stride_column"_a,
+        "shift"_a, "c"_a, "ldc"_a, "total"_a, "fast"_a, "workspace"_a, "stream"_a, "nonfinite"_a = 0,
+        "symmetric"_a = false);
   m.def("gram_workspace_cuda", &gram::workspace_cuda, "doubles of workspace that gram_accumulate_cuda needs");
   m.def(
       "gram_depth_cuda",
       [](int64_t rows, int64_t columns, bool fast) { return pair(gram::depth_cuda(rows, columns, fast)); },
       "gram_depth_cpu for gram_accumulate_cuda");
+  // A group: `products` is the address of `count` rows of gram_group_fields int64.
+  m.attr("gram_group_fields") = kProductFields;
+  m.def("gram_group_cuda_size", &gram::group_bytes, "bytes of the table of a group of `count` products", "count"_a);
+  m.def(
+      "gram_group_cuda_workspace",
+      [](uintptr_t address, int64_t count) { return gram::group_workspace(products(address, count).data(), count); },
+      "doubles of workspace that a group needs. A row of `products`: data, dtype, rows, columns, inner, stride_outer, "
+      "stride_inner, stride_column, shift, c, ldc, total, fast, nonfinite, symmetric, as in gram_accumulate_cuda",
+      "products"_a, "count"_a);
+  m.def("gram_group_cuda_fill", &group_fill, release,
+        "write a group's table to host memory; it names the addresses in `products` and `workspace`, and stays good "
+        "for every launch with the same ones",
+        "products"_a, "count"_a, "workspace"_a, "table"_a);
+  m.def(
+      "gram_group_cuda_launch",
+      [](uintptr_t table, uintptr_t device_table, uintptr_t stream) {
+        gram::group_launch(reinterpret_cast<const void*>(table), reinterpret_cast<const void*>(device_table),
+                           reinterpret_cast<void*>(stream));
+      },
+      release,
+      "launch a group from its table on the host and the copy of that on the device (16-byte aligned), ordered before "
+      "on the same stream; bit for bit what gram_accumulate_cuda gives one by one",
+      "table"_a, "device_table"_a, "stream"_a);
   m.def("gram_patches_cuda", &patches_cuda, release, py::arg("data"), py::arg("dtype"), py::arg("shape"),
         py::arg("shift"), py::arg("c"), py::arg("ldc"), py::arg("total"), py::arg("fast"), py::arg("workspace"),
         py::arg("stream"), py::arg("way") = 0,

@@ -61,12 +61,30 @@ FASTRANK_GRAM_DECLARE(isa_avx2)
 FASTRANK_GRAM_DECLARE(isa_avx512)
 #undef FASTRANK_GRAM_DECLARE
 
-// CUDA (cuda.cu). `workspace` has workspace_cuda(rows, columns) doubles; `stream` is a cudaStream_t. A failed launch
-// throws std::runtime_error with the kernel's name.
+// CUDA (cuda.cu). `stream` is a cudaStream_t. A failed launch throws std::runtime_error with the kernel's name.
+struct Product {
+  Matrix a;
+  const double* shift;  // [columns], subtracted from every row, or null
+  double* c;            // lower(C) += A^T A, and its upper triangle the mirror of that where `symmetric`
+  int64_t ldc;
+  double* total;        // [columns] += column sums of A, or null
+  int* nonfinite;       // set to 1 where a number of A is NaN or Inf, else left alone; or null
+  bool fast, symmetric;
+};
+
+// One product. `workspace` has workspace_cuda(rows, columns) doubles.
 int64_t workspace_cuda(int64_t rows, int64_t columns);
 Depth depth_cuda(int64_t rows, int64_t columns, bool fast);
-void accumulate_cuda(const Matrix& a, const double* shift, double* c, int64_t ldc, double* total, bool fast,
-                     double* workspace, void* stream);
+void accumulate_cuda(const Product& product, double* workspace, void* stream);
+
+// Many products, of any shapes and types, in one launch for each kernel that they need (dtype, mode, width of tiles)
+// and one for all reductions: group_fill writes a table of group_bytes(count) bytes to the host, the caller copies it
+// to the device (16-byte aligned) and group_launch takes both. The bits are those of one product at a time.
+int64_t group_bytes(int64_t count);
+int64_t group_workspace(const Product* products, int64_t count);  // doubles
+void group_fill(const Product* products, int64_t count, double* workspace, void* table);
+void group_launch(const void* table, const void* device_table, void* stream);
+
 void mirror_cuda(double* c, int64_t size, void* stream);
 
 }  // namespace gram

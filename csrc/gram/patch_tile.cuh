@@ -4,14 +4,14 @@
 #include <stdint.h>
 
 #include "gram/gram.h"
-#include "gram/tile.cuh"
+#include "gram/problem.cuh"
 
 namespace fastrank {
 namespace gram {
 namespace patches {
 
 using device::ceil_div;
-using device::tile_of;
+using device::triangle_row;
 using device::widen;
 
 constexpr int kTile = 64;          // side of a tile

@@ -60,8 +60,7 @@ template <class In, class T>
 __global__ void __launch_bounds__(kThreads, 2) patch_tiles(const Problem p) {
   __shared__ Stage<T> stages[2];
   __shared__ Column<T> columns[2][kTile];  // of the tile's rows, then of its columns
-  int64_t ti, tj;
-  tile_of(blockIdx.x, ti, tj);
+  const int64_t ti = triangle_row(blockIdx.x), tj = blockIdx.x - ti * (ti + 1) / 2;
   const bool diagonal = ti == tj;
   const int t = threadIdx.x;
   const int valid[2] = {static_cast<int>(p.columns - ti * kTile), static_cast<int>(p.columns - tj * kTile)};
@@ -147,8 +146,7 @@ __global__ void __launch_bounds__(kThreads, 2) patch_tiles(const Problem p) {
 
 // Adds the splits of one tile in order; the diagonal tiles' blocks also add the column sums.
 static __global__ void __launch_bounds__(kThreads) patch_reduce(const Problem p) {
-  int64_t ti, tj;
-  tile_of(blockIdx.x, ti, tj);
+  const int64_t ti = triangle_row(blockIdx.x), tj = blockIdx.x - ti * (ti + 1) / 2;
   for (int e = threadIdx.x; e < kTile * kTile; e += kThreads) {
     const int64_t r = ti * kTile + e / kTile, c = tj * kTile + e % kTile;
     if (r >= p.columns || c > r) continue;

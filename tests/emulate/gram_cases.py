@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,12 +10,14 @@ from pathlib import Path
 
 import torch
 from emulate import toolchain
+from fastrank.kernels.gram import bound
 from fastrank.kernels.gram.bound import Depth
 from fastrank.kernels.gram.config import FAST_BLOCK
 from torch import Tensor
 
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}  # DType in csrc/gram/gram.h
-SPLIT_ROWS, MAX_SPLITS, TILE = 2048, 64, 64  # kSplitRows, kMaxSplits, kTile in csrc/gram/kernels.cuh
+# kSmall, kWide, kWideColumns, kSmallBlocks, kWideBlocks, kSplitRows, kMaxSplits in csrc/gram/problem.cuh.
+SMALL, WIDE, WIDE_COLUMNS, SMALL_BLOCKS, WIDE_BLOCKS, SPLIT_ROWS, MAX_SPLITS = 64, 128, 1024, 512, 256, 4, 512
 FAR = 2**31 + 8  # a stride, in elements: one step overflows an int, two end where a small offset should
 UPPER = 7.0  # what stands above the diagonal, and stays
 
@@ -26,6 +29,7 @@ class Case:
     layout: "rows" (X [n, d] contiguous), "columns" (its transpose is), "gaps" (every second row and column of a larger
     matrix), "images" ([n / pixels, d, pixels], contiguous), "channels_last" (the same, transposed). Gaps hold NaN.
     "far_rows", "far_columns", "far_images": rows, columns or images, and the rows of C, are FAR elements apart.
+    With `group` it is launched as one of a group. With `nan`, an entry of X is NaN, or infinite.
     With `plan` nothing is computed: C[0, 0] on gets the workspace's size and the depths, for any n, and d from 2 on.
     """
 
@@ -42,12 +46,15 @@ class Case:
     mirror: bool = False
     mean: float = 0.0  # of all columns, and near the shift
     plan: bool = False
+    symmetric: bool = False
+    group: bool = False
+    nan: float = 0.0  # NaN or infinity, in the last row of column d / 2
 
     def __str__(self) -> str:
         what = f"{self.dtype} {'fast' if self.fast else 'exact'} {self.layout}"
         what = "mirror" if self.mirror else "plan" if self.plan else what
         return f"[{self.n}, {self.d}] {what}" + "".join(
-            f" {name}" for name in ("shifted", "summed", "integer", "mean") if getattr(self, name)
+            f" {name}" for name in ("shifted", "summed", "integer", "mean", "symmetric", "group", "nan") if getattr(self, name)
         )
 
 
@@ -77,6 +84,8 @@ def build(case: Case) -> Problem:
         C = torch.randn(d, d + case.ldc, generator=generator, dtype=torch.float64)
         total = torch.randn(d, generator=generator, dtype=torch.float64)
     X = X.to(case.dtype)
+    if case.nan:
+        X[n - 1, d // 2] = case.nan
     C[:, :d] = C[:, :d].tril() + torch.full((d, d), UPPER).double().triu(1)
     C[:, d:] = float("nan")
     storage, view = _stored(X, case)
@@ -119,7 +128,7 @@ def _stored(X: Tensor, case: Case) -> tuple[Tensor, Tensor]:
 
 
 def write(problems: Sequence[Problem], path: Path) -> None:
-    """The case file: per case the Header of drivers/gram.cpp (17 int64), then X's storage, shift, C and total."""
+    """The case file: per case the Header of drivers/gram.cpp (20 int64), then X's storage, shift, C and total."""
     with path.open("wb") as file:
         for p in problems:
             case, size = p.case, p.storage.element_size()
@@ -128,7 +137,8 @@ def write(problems: Sequence[Problem], path: Path) -> None:
             far = case.layout.startswith("far")
             ldc = FAR if far else p.C.shape[1]
             header = [case.mirror, case.plan, far, DTYPES[case.dtype], case.fast, case.n, case.d, *p.strides]
-            file.write(struct.pack("17q", *header, p.start * size, sizes[0], sizes[1], sizes[2], ldc, sizes[3]))
+            numbers = [p.start * size, sizes[0], sizes[1], sizes[2], ldc, sizes[3]]
+            file.write(struct.pack("20q", *header, *numbers, case.nan != 0, case.symmetric, case.group))
             for x in parts:
                 if x is not None:
                     file.write(bytes(x.contiguous().view(torch.uint8).numpy()) if x.numel() else b"")
@@ -165,30 +175,39 @@ def _doubles(file, count: int) -> Tensor:
     return torch.frombuffer(data, dtype=torch.float64) if data else torch.empty(0, dtype=torch.float64)
 
 
-def cut(rows: int) -> tuple[int, int]:
-    """How kernels.cuh cuts the rows: splits, and rows of the longest."""
-    splits = max(1, min(MAX_SPLITS, -(-rows // SPLIT_ROWS)))
+def cut(rows: int, columns: int) -> tuple[int, int, int]:
+    """How problem.cuh cuts a product: side of a tile, splits, and rows of the longest."""
+    columns = max(columns, 1)
+    tile = SMALL if columns < WIDE_COLUMNS else WIDE
+    side = -(-columns // tile)
+    blocks = SMALL_BLOCKS if tile == SMALL else WIDE_BLOCKS
+    splits = max(1, min(-(-blocks // (side * (side + 1) // 2)), rows // (SPLIT_ROWS * tile), MAX_SPLITS))
     per = -(-max(1, -(-rows // splits)) // FAST_BLOCK) * FAST_BLOCK
-    return -(-rows // per), min(rows, per)
+    return tile, -(-rows // per), min(rows, per)
 
 
-def before_c(rows: int, fast: bool) -> int:
-    """Depth::before of gram.h on a device."""
-    splits, longest = cut(rows)
-    return (-(-longest // FAST_BLOCK) + 1 if fast else longest) + (splits if splits > 1 else 0)
+def before_c(rows: int, columns: int, fast: bool) -> int:
+    """Depth::before of gram.h on a device: the splits are added in a tree."""
+    _, splits, longest = cut(rows, columns)
+    return (-(-longest // FAST_BLOCK) if fast else longest) + math.ceil(math.log2(splits))
 
 
 def workspace(rows: int, columns: int) -> int:
-    splits, side = cut(rows)[0], -(-columns // TILE)
-    return splits * (side * (side + 1) // 2 * TILE * TILE + side * TILE) if splits > 1 else 0
+    tile, splits, _ = cut(rows, columns)
+    side = -(-columns // tile)
+    return splits * (side * (side + 1) // 2 * tile * tile + side * tile) if splits > 1 else 0
 
 
 def depth(case: Case) -> Depth:
     """As kernels.gram.bound.depth for a device, which needs a core with CUDA."""
-    adds = 1
+    if case.n == 0:
+        return Depth()
     fast = case.fast and case.dtype != torch.float64
-    before = before_c(case.n, fast)
-    return Depth(min(case.n, FAST_BLOCK) + 3, before + 2, adds) if fast else Depth(0, before + 3, adds)
+    before = before_c(case.n, case.d, fast)
+    block = min(case.n, FAST_BLOCK)
+    if fast and case.dtype != torch.float32:
+        return Depth(max(block + 3, bound.tensor_core_roundings(block)), before + 2, 1)
+    return Depth(block + 3, before + 2, 1) if fast else Depth(0, before + 3, 1)
 
 
 def wrong(result: Result) -> str:
@@ -198,16 +217,19 @@ def wrong(result: Result) -> str:
     if result.message:
         return result.message
     if case.plan:
-        expected = [workspace(case.n, d), before_c(case.n, False), before_c(case.n, True), 1]
+        expected = [workspace(case.n, d), before_c(case.n, d, False), before_c(case.n, d, True), 1]
         got = result.C.reshape(-1)[:4].tolist()
         return "" if got == expected else f"workspace, depths and additions are {got}, expected {expected}"
     if case.mirror:
         lower = p.C.tril()
         return "" if torch.equal(result.C, lower + lower.tril(-1).T) else "not the mirror of the lower triangle"
-    if not torch.equal(result.C[:, :d].triu(1), p.C[:, :d].triu(1)):
-        return "wrote above the diagonal"
+    above = result.C[:, :d].tril(-1).T if case.symmetric else p.C[:, :d].triu(1)
+    if not torch.equal(result.C[:, :d].triu(1), above):
+        return "not symmetric" if case.symmetric else "wrote above the diagonal"
     if not result.C[:, d:].isnan().all():
         return "wrote beside C"
+    if case.nan:
+        return _wrong_nan(result)
     Y = p.rows.double()
     Y = Y if p.shift is None else Y - p.shift
     outputs = [("C", result.C[:, :d], (p.C[:, :d] + Y.T @ Y).tril(), p.C[:, :d].abs(), Y.abs().T @ Y.abs())]
@@ -231,6 +253,17 @@ def wrong(result: Result) -> str:
                 f"{band[tuple(where)].item():.3g}; {int(bad.sum())} of {bad.numel()} are wrong"
             )
     return ""
+
+
+def _wrong_nan(result: Result) -> str:
+    """NaN and Inf stay in the row and column of their feature (the driver has looked at the flag)."""
+    p, d = result.problem, result.problem.case.d
+    hit = torch.arange(d) == d // 2
+    touched = (hit[:, None] | hit[None]).tril()
+    C = result.C[:, :d]
+    if C[touched].isfinite().any() or not C[~touched].isfinite().all():
+        return "not the row and column that hold NaN or Inf"
+    return "" if p.total is None or torch.equal(result.total.isfinite(), ~hit) else "total: not the column with NaN"
 
 
 @dataclass(frozen=True)

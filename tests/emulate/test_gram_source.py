@@ -15,10 +15,10 @@ pytestmark = pytest.mark.skipif(bool(toolchain.missing()), reason=toolchain.miss
 
 SCHEDULES = ("lockstep", "reverse", "warps", "warps-reverse", "random:1", "random:2", "random:3")
 
-#: Around a step of 16 rows, a tile of 64 columns and a chunk of 128 rows; one, primes; nothing.
+#: Around a step of 8 or 16 rows, a tile of 64 columns and a chunk of 128 rows; one, primes; nothing.
 SHAPES = [(1, 1), (1, 64), (5, 3), (15, 63), (16, 64), (17, 65), (37, 71), (127, 31), (129, 130), (0, 3), (4, 0)]
-#: Around the first cut into splits, several tiles in several splits, and the most splits that stay quick.
-SPLITS = [(2047, 2), (2048, 65), (2049, 3), (2049, 70), (4097, 5), (6145, 17)]
+#: Around the first cut into splits (of 256 rows and more), several tiles in several splits, an odd number of splits.
+SPLITS = [(511, 2), (512, 65), (513, 3), (1281, 5)]
 LAYOUTS = ["columns", "gaps", "images", "channels_last"]
 
 
@@ -78,10 +78,66 @@ def test_offsets_beyond_32_bits(builds, tmp_path, layout):
     assert not complaints(builds, tmp_path, cases)
 
 
+@pytest.mark.parametrize("layout", ["rows", "columns", "gaps", "images", "channels_last"])
+def test_sixteen_bits_without_a_shift(builds, tmp_path, layout):
+    """On tensor cores: copied 16 bytes at a time where X lies so (d or pixels a multiple of 8), else number by number;
+    one, two, three, many steps; several tiles; flushes; splits."""
+    cases = [
+        Case(n, d, dtype, True, layout, pixels, False, summed)
+        for n, d, pixels in [(1, 1, 1), (16, 8, 16), (24, 17, 8), (33, 72, 11), (48, 136, 24), (264, 40, 8)]
+        for dtype, summed in [(torch.bfloat16, True), (torch.float16, False)]
+    ]
+    cases.append(Case(520, 9, torch.bfloat16, True, layout, 520, False))
+    assert not complaints(builds, tmp_path, cases)
+
+
+def test_wide_tiles(builds, tmp_path):
+    """From 1024 columns on; and small ones in more than one band of rows below."""
+    cases = [
+        Case(9, 1025, torch.float32, fast=True),
+        Case(3, 1030, torch.float32),
+        Case(20, 1032, torch.bfloat16, True, shifted=False),
+        Case(20, 1025, torch.float16, True, "columns", shifted=False),
+        Case(2, 700, torch.float64),
+    ]
+    assert not [c.text for c in run(builds.program("gram"), cases, ("lockstep", "random:1"), tmp_path)]
+
+
+def test_integers_are_exact_in_any_cut(builds, tmp_path):
+    """A lost split or tile, or one counted twice, cannot hide in a bound; more splits than one thread adds up."""
+    cases = [Case(n, 5, torch.float32, True, integer=8) for n in (767, 768, 9217)]
+    cases += [Case(1030, 129, torch.bfloat16, True, shifted=False, integer=8), Case(9, 600, integer=8)]
+    cases.append(Case(1024, 1030, torch.float16, True, "columns", shifted=False, integer=8))
+    assert not [c.text for c in run(builds.program("gram"), cases, ("lockstep",), tmp_path)]
+
+
+def test_groups_have_the_bits_of_their_products(builds, tmp_path):
+    cases = [
+        Case(37, 70, torch.float32, fast, symmetric=fast, group=True, shifted=not fast) for fast in (False, True)
+    ]
+    cases += [Case(600, 3, dtype, True, group=True) for dtype in DTYPES]
+    cases.append(Case(32, 40, torch.bfloat16, True, "columns", shifted=False, group=True, symmetric=True))
+    assert not complaints(builds, tmp_path, cases)
+
+
+def test_symmetric_results(builds, tmp_path):
+    cases = [Case(20, d, torch.float32, symmetric=True, ldc=1) for d in (1, 65, 130)]
+    assert not complaints(builds, tmp_path, [*cases, Case(600, 3, symmetric=True)])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_non_finite_numbers_are_flagged_and_stay_where_they_are(builds, tmp_path, value):
+    """All other cases expect the flag to stay 0."""
+    cases = [Case(n, 70, dtype, fast, nan=value) for n in (20, 600) for dtype in DTYPES for fast in (False, True)]
+    cases += [Case(40, 9, torch.bfloat16, True, "columns", shifted=False, summed=False, nan=value)]
+    assert not [c.text for c in run(builds.program("gram"), cases, ("lockstep", "random:1"), tmp_path)]
+
+
 def test_rows_are_cut_into_few_splits(builds, tmp_path):
-    rows = (1, 2047, 2048, 2049, 4097, 64 * 2048, 64 * 2048 + 1, 10**6, 2**40)
-    assert cut(10**6)[0] == MAX_SPLITS and max(cut(n)[0] for n in rows) == MAX_SPLITS
-    assert not complaints(builds, tmp_path, [Case(n, d, plan=True, summed=False) for n in rows for d in (2, 64, 130)])
+    rows = (1, 511, 512, 513, 4097, 512 * 256, 512 * 256 + 1, 10**6, 2**40)
+    assert max(cut(n, 64)[1] for n in rows) == MAX_SPLITS
+    columns = (2, 64, 130, 1023, 1024, 4100)
+    assert not complaints(builds, tmp_path, [Case(n, d, plan=True, summed=False) for n in rows for d in columns])
 
 
 def test_mirror(builds, tmp_path):

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(bool(toolchain.missing()), reason=toolchain.miss
 SCHEDULES = ("lockstep", "reverse", "warps", "random:1")
 ASYNC = tuple(s + early for s in ("lockstep", "warps", "random:1") for early in ("", "+early"))
 
-KERNELS, LAUNCHES, TILE = "csrc/gram/kernels.cuh", "csrc/gram/cuda.cu", "csrc/gram/tile.cuh"
+KERNELS, LAUNCHES = "csrc/gram/kernels.cuh", "csrc/gram/cuda.cu"
 TENSOR = "tests/emulate/kernels/tensor.cuh"
 
 
@@ -87,7 +87,7 @@ GRAM = (
          harmless="left of a diagonal tile every tile is full"),
     gram("tile number uncorrected", "  while (i * (i + 1) / 2 > t) --i;  // the square root may be off by one "
          "either way\n  while ((i + 1) * (i + 2) / 2 <= t) ++i;\n", "",
-         harmless="the square root is right for every tile that a grid can have; see test_tile_numbers", file=TILE),
+         harmless="the square root is right for every tile that a grid can have; see test_tile_numbers"),
     gram("pitch without padding", "kPitch = kTile + 2", "kPitch = kTile",
          harmless="the padding spreads columns over banks, which is speed and not results"),
     gram("staging along rows", "along_columns = p.a.stride_column == 1", "along_columns = false",

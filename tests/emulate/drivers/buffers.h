@@ -23,11 +23,11 @@ class Guarded {
     if (content) std::memcpy(data(), content, size);
     else std::memset(data(), 0xFF, size);  // NaN
     // Kernels from PTX check every access against these.
-    const bool input = name == std::string("X") || name == std::string("shift");
+    const bool input = name == std::string("X") || name == std::string("shift") || name == std::string("the table");
     emulate::register_buffer(data(), size, !input, name);
   }
   ~Guarded() { emulate::forget_buffers(); }
-  unsigned char* data() { return memory_.get() + kZone; }
+  unsigned char* data() const { return memory_.get() + kZone; }
   double* doubles() { return reinterpret_cast<double*>(data()); }
   size_t size() const { return size_; }
   std::string damage() const {

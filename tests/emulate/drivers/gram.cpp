@@ -2,8 +2,8 @@
 //   gram CASES RESULTS SCHEDULE...
 // A process of its own, so that a kernel that crashes or hangs takes nothing with it, and the sanitizers see nothing
 // but kernels. Formats: see gram_cases.py.
-#include "gram/gram.h"
 #include "buffers.h"
+#include "gram/gram.h"
 
 namespace {
 
@@ -12,8 +12,65 @@ using namespace drivers;
 
 struct Header {
   int64_t mirror, plan, far, dtype, fast, rows, columns, inner, stride_outer, stride_inner, stride_column, start;
-  int64_t data_bytes, shift_bytes, c_bytes, ldc, total_bytes;
+  int64_t data_bytes, shift_bytes, c_bytes, ldc, total_bytes, nonfinite, symmetric, group;  // nonfinite: what is expected, or -1
 };
+
+Product describe(const Header& h, unsigned char* data, Guarded& shift, double* c, Guarded& total, Guarded& nonfinite) {
+  const Matrix a = {data + h.start, static_cast<DType>(h.dtype), h.rows, h.columns, h.inner,
+                    h.stride_outer, h.stride_inner, h.stride_column};
+  return {a, shift.size() ? shift.doubles() : nullptr, c, h.ldc, total.size() ? total.doubles() : nullptr,
+          h.nonfinite >= 0 ? reinterpret_cast<int*>(nonfinite.data()) : nullptr, h.fast != 0, h.symmetric != 0};
+}
+
+// The product among others: two of other shapes and kernels, with and without splits, an empty one, and itself once
+// more with a C of its own. All must have the bits that they have alone.
+std::string run_group(const Product& product, double* c) {
+  std::vector<float> x(700 * 3, 0.5f);
+  for (size_t i = 0; i < x.size(); ++i) x[i] += static_cast<float>(i % 7);
+  Guarded other_x(x.data(), 4 * x.size(), "X");
+  const size_t size = 8 * (product.a.columns - 1) * product.ldc + 8 * product.a.columns;
+  const std::vector<double> zeros(9, 0.0);
+  std::vector<std::unique_ptr<Guarded>> results;
+  const auto buffer = [&](const void* content, size_t bytes, const char* name) {
+    results.push_back(std::make_unique<Guarded>(content, bytes, name));
+    return results.back()->doubles();
+  };
+  const auto all = [&](bool keep) {
+    const Matrix narrow = {other_x.data(), DType::f32, 700, 3, 700, 0, 3, 1}, flat = {other_x.data(), DType::f32, 5, 2, 5, 0, 2, 1};
+    Product itself = product;
+    itself.total = nullptr;
+    itself.c = buffer(c, size, "C");
+    std::vector<Product> products = {
+        {narrow, nullptr, buffer(zeros.data(), 72, "C"), 3, buffer(zeros.data(), 24, "total"), nullptr, true, false},
+        itself,
+        {flat, nullptr, buffer(zeros.data(), 32, "C"), 2, nullptr, nullptr, false, true},
+    };
+    if (keep) products.push_back(product);
+    products.push_back({{nullptr, DType::f64, 0, 4, 1, 0, 1, 1}, nullptr, nullptr, 4, nullptr, nullptr, false, false});
+    return products;
+  };
+  const auto alone = all(false);
+  std::vector<std::unique_ptr<Guarded>> workspaces;  // kept: with one, all buffers would be forgotten
+  for (const Product& p : alone) {
+    const int64_t size = 8 * workspace_cuda(p.a.rows, p.a.columns);
+    workspaces.push_back(std::make_unique<Guarded>(nullptr, size, "the workspace"));
+    accumulate_cuda(p, workspaces.back()->doubles(), nullptr);
+  }
+  const auto together = all(true);
+  const int64_t count = static_cast<int64_t>(together.size());
+  Guarded workspace(nullptr, 8 * group_workspace(together.data(), count), "the workspace");
+  std::vector<char> table(group_bytes(count));
+  group_fill(together.data(), count, workspace.doubles(), table.data());
+  Guarded device_table(table.data(), table.size(), "the table");
+  group_launch(table.data(), device_table.data(), nullptr);
+  if (const std::string damage = workspace.damage(); !damage.empty()) return damage;
+  for (size_t i = 0; i < results.size() / 2; ++i) {
+    const Guarded &mine = *results[i], &theirs = *results[i + results.size() / 2];
+    if (const std::string damage = mine.damage() + theirs.damage(); !damage.empty()) return damage;
+    if (std::memcmp(mine.data(), theirs.data(), mine.size())) return "a group gives other bits than its products alone";
+  }
+  return "";
+}
 
 std::string run(const Header& h, unsigned char* data, Guarded& shift, double* c, Guarded& total) {
   try {
@@ -25,12 +82,16 @@ std::string run(const Header& h, unsigned char* data, Guarded& shift, double* c,
       c[2] = static_cast<double>(depth_cuda(h.rows, h.columns, true).before);
       c[3] = static_cast<double>(depth_cuda(h.rows, h.columns, false).adds);
     } else {
+      int flag = 0;
+      Guarded nonfinite(&flag, sizeof flag, "the flag");
+      const Product product = describe(h, data, shift, c, total, nonfinite);
+      if (h.group) return run_group(product, c);
       Guarded workspace(nullptr, 8 * workspace_cuda(h.rows, h.columns), "the workspace");
-      const Matrix a = {data + h.start, static_cast<DType>(h.dtype), h.rows, h.columns, h.inner,
-                        h.stride_outer, h.stride_inner, h.stride_column};
-      accumulate_cuda(a, shift.size() ? shift.doubles() : nullptr, c, h.ldc,
-                      total.size() ? total.doubles() : nullptr, h.fast, workspace.doubles(), nullptr);
-      if (const std::string damage = workspace.damage(); !damage.empty()) return damage;
+      accumulate_cuda(product, workspace.doubles(), nullptr);
+      for (const Guarded* g : {&workspace, &nonfinite})
+        if (const std::string damage = g->damage(); !damage.empty()) return damage;
+      std::memcpy(&flag, nonfinite.data(), sizeof flag);
+      if (h.nonfinite >= 0 && flag != h.nonfinite) return "the flag for NaN and Inf is " + std::to_string(flag);
     }
   } catch (const std::exception& error) {
     return error.what();

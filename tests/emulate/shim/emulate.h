@@ -18,7 +18,8 @@
 //   cp.async     copy_async(to, from, bytes, source bytes), commit_copies, wait_copies(n), wait_all_copies
 //                                                                                                        async_copy.h
 //   tensor cores load_matrix<Count, Transposed>(fragment, row address)                                   tensor_core.h
-//                multiply_accumulate<Bf16 | Fp16 | Fp64, Sum, M, K>(d, a, b); mma_m16n8k16, mma_m8n8k4
+//                multiply_accumulate<Bf16 | Fp16 | Fp64, Sum, M, K>(d, a, b); mma_m16n8k16,
+//                mma_m16n8k8, mma_m8n8k4
 //   atomics      atomic<Atomic::{add,min,max,exchange,and_,or_,xor_,increment,decrement}>(address, operand)
 //                compare_and_swap(address, expected, wanted), fence()                                    atomics.h
 //   memory       register_buffer(begin, bytes, writable, name), forget_buffers()                         memory.h

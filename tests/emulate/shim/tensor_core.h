@@ -97,5 +97,8 @@ inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (
 inline void mma_m8n8k4(double (&d)[2], const double (&a)[1], const double (&b)[1]) {
   multiply_accumulate<Fp64, double, 8, 4>(d, a, b);
 }
+inline void mma_m16n8k8(double (&d)[4], const double (&a)[4], const double (&b)[2]) {
+  multiply_accumulate<Fp64, double, 16, 8>(d, a, b);
+}
 
 }  // namespace emulate

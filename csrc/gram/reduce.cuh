@@ -1,0 +1,77 @@
+// What follows the tiles: the splits added up, and the upper triangle.
+#pragma once
+
+#include "gram/problem.cuh"
+
+namespace fastrank {
+namespace gram {
+namespace device {
+
+// Of kCount numbers `stride` apart, those of the first `count`, in a tree; what is missing is 0.
+template <int kCount>
+__device__ __forceinline__ double tree_sum(const double* from, int64_t stride, int64_t count) {
+  if constexpr (kCount == 1) {
+    return count > 0 ? *from : 0.0;
+  } else {
+    constexpr int kHalf = kCount / 2;
+    return tree_sum<kHalf>(from, stride, count) + tree_sum<kHalf>(from + kHalf * stride, stride, count - kHalf);
+  }
+}
+
+// A block owns kReduceThreads / ways numbers of a problem's partial sums, tiles and column sums alike. Each of the
+// `ways` parts of the block adds up kReduceSplits splits of them; then the parts are added, in a tree.
+static __global__ void __launch_bounds__(kReduceThreads) gram_reduce(const Group group) {
+  __shared__ Problem p;
+  __shared__ double parts[kReduceThreads];
+  const int64_t block = find_problem<&Problem::first_reduce_block>(group, p);
+  const int t = threadIdx.x, width = kReduceThreads / static_cast<int>(p.ways), part = t / width;
+  const int64_t size = p.tile * p.tile, e = block * width + t % width, tile = e / size;
+  int64_t r, c = -1;  // of column sums, r is the column
+  bool mine;
+  if (tile < p.tiles) {
+    tile_of(tile, p.tile_rows, r, c);
+    r = r * p.tile + e % size / p.tile;
+    c = c * p.tile + e % p.tile;
+    mine = r < p.a.columns && c <= r;
+  } else {
+    r = e - p.tiles * size;
+    mine = p.total && r < p.a.columns;
+  }
+  const int64_t first = part * kReduceSplits;
+  const double* const from = p.partial + first * p.partial_size + e;
+  parts[t] = mine ? tree_sum<kReduceSplits>(from, p.partial_size, p.splits - first) : 0.0;
+  for (int apart = width; apart < kReduceThreads; apart *= 2) {  // from neighbours to halves: the order of the splits
+    __syncthreads();
+    const bool left = t / apart % 2 == 0 && t % apart < width;
+    if (left) parts[t] += parts[t + apart];
+  }
+  if (part > 0 || !mine) return;
+  if (tile >= p.tiles) {
+    p.total[r] += parts[t];
+    return;
+  }
+  const double value = p.c[r * p.ldc + c] + parts[t];
+  p.c[r * p.ldc + c] = value;
+  if (p.symmetric) p.c[c * p.ldc + r] = value;
+}
+
+// Copies the lower triangle of a contiguous [size, size] matrix to the upper.
+constexpr int kMirrorTile = 32, kMirrorThreads = 256;
+static __global__ void __launch_bounds__(kMirrorThreads) gram_mirror(double* c, int64_t size) {
+  __shared__ double tile[kMirrorTile][kMirrorTile + 1];
+  const int64_t ti = triangle_row(blockIdx.x), tj = blockIdx.x - ti * (ti + 1) / 2;
+  const int x = threadIdx.x % kMirrorTile, y = threadIdx.x / kMirrorTile;
+  for (int r = y; r < kMirrorTile; r += kMirrorThreads / kMirrorTile) {
+    const int64_t i = ti * kMirrorTile + r, j = tj * kMirrorTile + x;
+    if (i < size && j < size) tile[r][x] = c[i * size + j];
+  }
+  __syncthreads();
+  for (int r = y; r < kMirrorTile; r += kMirrorThreads / kMirrorTile) {
+    const int64_t i = ti * kMirrorTile + x, j = tj * kMirrorTile + r;  // tile[x][r] is C[i][j]; it goes to C[j][i]
+    if (i < size && j < i) c[j * size + i] = tile[x][r];
+  }
+}
+
+}  // namespace device
+}  // namespace gram
+}  // namespace fastrank
