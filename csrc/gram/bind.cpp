@@ -88,7 +88,7 @@ void patches_cuda(uintptr_t data, int dtype, const PatchShape& shape, uintptr_t 
                   uintptr_t total, bool fast, uintptr_t workspace, uintptr_t stream, int way) {
   gram::patches_cuda(patches(data, dtype, shape), reinterpret_cast<const double*>(shift), reinterpret_cast<double*>(c),
                      ldc, reinterpret_cast<double*>(total), fast, reinterpret_cast<double*>(workspace),
-                     reinterpret_cast<void*>(stream), static_cast<gram::Way>(way));
+                     reinterpret_cast<void*>(stream), static_cast<gram::PatchWay>(way));
 }
 
 void mirror_cuda(uintptr_t address, int64_t size, uintptr_t stream) {
@@ -164,14 +164,14 @@ void bind_gram(py::module_& m) {
   m.def(
       "gram_patches_workspace_cuda",
       [](int dtype, const PatchShape& shape, bool fast, int way) {
-        return gram::workspace_patches_cuda(patches(0, dtype, shape), fast, static_cast<gram::Way>(way));
+        return gram::workspace_patches_cuda(patches(0, dtype, shape), fast, static_cast<gram::PatchWay>(way));
       },
       py::arg("dtype"), py::arg("shape"), py::arg("fast"), py::arg("way") = 0,
       "doubles of workspace that gram_patches_cuda needs");
   m.def(
       "gram_patches_depth_cuda",
       [](int dtype, const PatchShape& shape, bool fast, int way) {
-        return pair(gram::depth_patches_cuda(patches(0, dtype, shape), fast, static_cast<gram::Way>(way)));
+        return pair(gram::depth_patches_cuda(patches(0, dtype, shape), fast, static_cast<gram::PatchWay>(way)));
       },
       py::arg("dtype"), py::arg("shape"), py::arg("fast"), py::arg("way") = 0,
       "gram_depth_cpu for gram_patches_cuda");

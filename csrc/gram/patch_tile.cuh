@@ -1,10 +1,11 @@
-// What both kernels of patch products share: 64 x 64 tiles of sums, kept in registers and fed through shared memory.
+// What both kernels of patch products share: how a tile of sums is fed through shared memory, one step of positions at
+// a time, with the shift subtracted on the way. How it is multiplied is products.cuh's.
 #pragma once
 
 #include <stdint.h>
 
 #include "gram/gram.h"
-#include "gram/problem.cuh"
+#include "gram/products.cuh"
 
 namespace fastrank {
 namespace gram {
@@ -14,10 +15,12 @@ using device::ceil_div;
 using device::triangle_row;
 using device::widen;
 
-constexpr int kTile = 64;          // side of a tile
-constexpr int kStep = 16;          // positions staged at a time
-constexpr int kPitch = kTile + 4;  // 4 rows x 4 columns of fp64 fall on all 32 banks, and rows start on 16 bytes
-constexpr int kThreads = 256;      // each owns 4 x 4 numbers of the tile
+constexpr int kTile = device::kSmall;  // side of a tile
+constexpr int kStep = 8;               // positions staged at a time
+constexpr int kPitch = kTile + 4;      // 4 rows x 4 columns of fp64 fall on all 32 banks, and rows start on 16 bytes
+constexpr int kTileThreads = 2 * kTile;
+constexpr int kThreads = 256;          // of blocks that own no tile
+constexpr int kStaged = kTile * kStep / kTileThreads;  // numbers of a panel that a thread stages
 
 template <class T>
 struct alignas(16) Stage {
@@ -51,76 +54,73 @@ struct Place {
   int row, column;
 };
 __device__ __forceinline__ Place place(bool along_columns) {
-  const int t = threadIdx.x, lane = t % 32, warp = t / 32;
+  const int t = threadIdx.x, lane = t % 32;
   if (along_columns) return {t / 16, t % 16};
-  return {lane % 4 + lane / 16 * 4 + warp % 2 * 8, lane / 4 % 4 + warp / 2 * 4};
+  return {lane % 4 + lane / 16 * 4, lane / 4 % 4 + t / 32 * 4};
 }
 
-// Number n of a walk over images, their groups and a rectangle of positions; `advance` moves on by `step`.
+// A walk over images, their groups and a rectangle of positions, so many at a time. In shared memory: a block's threads
+// walk alike, and registers are what they have least of.
+struct Stride {
+  int width, height, groups;
+  int x, y, group, image;  // of one step
+
+  __device__ __forceinline__ void set(int step, int w, int h, int64_t all_groups) {
+    width = w, height = h, groups = static_cast<int>(all_groups);
+    x = step % width, step /= width;
+    y = step % height, step /= height;
+    group = step % groups, image = step / groups;
+  }
+};
 struct Walk {
   int x, y, group, image;
-  int width, height, groups;
-  int step_x, step_y, step_group, step_image;
 
-  __device__ __forceinline__ Walk(int64_t n, int step, int width, int height, int groups)
-      : width(width), height(height), groups(groups) {
-    x = static_cast<int>(n % width), n /= width;
-    y = static_cast<int>(n % height), n /= height;
-    group = static_cast<int>(n % groups), image = static_cast<int>(n / groups);
-    step_x = step % width, step /= width;
-    step_y = step % height, step /= height;
-    step_group = step % groups, step_image = step / groups;
+  // From number n on.
+  __device__ __forceinline__ Walk(int64_t n, const Stride& by) {
+    x = static_cast<int>(n % by.width), n /= by.width;
+    y = static_cast<int>(n % by.height), n /= by.height;
+    group = static_cast<int>(n % by.groups), image = static_cast<int>(n / by.groups);
   }
-  __device__ __forceinline__ void advance() {
-    x += step_x, y += step_y, group += step_group, image += step_image;
-    if (x >= width) x -= width, ++y;
-    if (y >= height) y -= height, ++group;
-    if (group >= groups) group -= groups, ++image;
+  __device__ __forceinline__ void advance(const Stride& by) {
+    x += by.x, y += by.y, group += by.group, image += by.image;
+    if (x >= by.width) x -= by.width, ++y;
+    if (y >= by.height) y -= by.height, ++group;
+    if (group >= by.groups) group -= by.groups, ++image;
   }
 };
 
-// A thread's numbers of the tile. T is the type of the products: double (exact) or float (fast; flushed to double every
-// kFastChunk positions).
-template <class T>
+// How a tile's warps multiply: T is the type of the products, double (exact) or float (fast).
+template <class In, class T>
+struct ProductsOf {
+  using Type = device::Fast<In, kTile, T>;
+};
+template <class In>
+struct ProductsOf<In, double> {
+  using Type = device::Exact<In, kTile>;
+};
+
+// A block's sums of one tile.
+template <class In, class T>
 struct Sums {
-  double sum[4][4] = {};
-  T block[4][4] = {};
-  int steps = 0;
+  typename ProductsOf<In, T>::Type products;
+  const int row0 = threadIdx.x / 32 % 2 * (kTile / 2), column0 = threadIdx.x / 64 * 32;  // of the warp
+  const bool multiplies;
 
-  __device__ __forceinline__ void add_step(const T (*left)[kPitch], const T (*right)[kPitch]) {
-    const int r0 = threadIdx.x / 16 * 4, c0 = threadIdx.x % 16 * 4;
-#pragma unroll 4
-    for (int s = 0; s < kStep; ++s) {
-      T a[4], b[4];
-#pragma unroll
-      for (int q = 0; q < 4; ++q) a[q] = left[s][r0 + q];
-#pragma unroll
-      for (int q = 0; q < 4; ++q) b[q] = right[s][c0 + q];
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-#pragma unroll
-        for (int j = 0; j < 4; ++j) block[i][j] += a[i] * b[j];
-    }
-    if (sizeof(T) == 4 && ++steps == kFastChunk / kStep) {
-      steps = 0;
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          sum[i][j] += static_cast<double>(block[i][j]);
-          block[i][j] = T(0);
-        }
-    }
+  // `lower`: nobody asks for what is above the tile's diagonal, and a warp whose numbers are all there does nothing.
+  __device__ __forceinline__ explicit Sums(bool lower) : multiplies(!lower || column0 < row0 + kTile / 2) {}
+  // `done`: positions with this step's.
+  __device__ __forceinline__ void step(const T (*left)[kPitch], const T (*right)[kPitch], int done) {
+    if (multiplies) products.step(&left[0][0] + row0, &right[0][0] + column0);
+    if (decltype(products)::kFast && done % kFastChunk == 0) products.flush();
   }
-
   // put(row, column, value) for each of the thread's numbers.
   template <class Put>
-  __device__ __forceinline__ void each(Put put) const {
-    const int r0 = threadIdx.x / 16 * 4, c0 = threadIdx.x % 16 * 4;
+  __device__ __forceinline__ void finish(Put put) {
+    products.flush();
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
+    for (int i = 0; i < kTile / 16; ++i)
 #pragma unroll
-      for (int j = 0; j < 4; ++j) put(r0 + i, c0 + j, sum[i][j] + static_cast<double>(block[i][j]));
+      for (int j = 0; j < 8; ++j) put(row0 + products.row(i), column0 + products.column(j), products.sum[i][j]);
   }
 };
 

@@ -20,11 +20,11 @@ bool padded(const Patches& p) { return p.pad[0] > 0 || p.pad[1] > 0; }
 
 // The way of shifts computes fewer products where its tiles of channels are full enough. Both ways are weighed by the
 // positions that their tiles go through; a partial tile of sums, written and read, costs about as much as kPartial.
-bool by_shifts(const Patches& p, Way way) {
+bool by_shifts(const Patches& p, PatchWay way) {
   constexpr int64_t kPartial = 64;
   const bool can = p.step[0] == 1 && p.step[1] == 1 && p.kernel[0] <= Cuts::kTaps && p.kernel[1] <= Cuts::kTaps;
-  if (way == Way::shifts && !can) throw std::runtime_error("gram of patches by shifts: expected step 1, small kernels");
-  if (way != Way::cheaper) return way == Way::shifts;
+  if (way == PatchWay::shifts && !can) throw std::runtime_error("gram of patches by shifts: expected step 1, small kernels");
+  if (way != PatchWay::cheaper) return way == PatchWay::shifts;
   if (!can || p.taps() < 2) return false;
   const Cut general(p);
   const Plan plan(p);
@@ -39,11 +39,11 @@ void launch_general(const Problem& p, bool fast, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(p.tiles), static_cast<unsigned>(p.splits));
   if constexpr (sizeof(In) < sizeof(double)) {
     if (fast) {
-      launch("patch_tiles", patch_tiles<In, float>, grid, kThreads, stream, p);
+      launch("patch_tiles", patch_tiles<In, float>, grid, kTileThreads, stream, p);
       return;
     }
   }
-  launch("patch_tiles", patch_tiles<In, double>, grid, kThreads, stream, p);
+  launch("patch_tiles", patch_tiles<In, double>, grid, kTileThreads, stream, p);
 }
 
 template <class In>
@@ -58,11 +58,11 @@ void launch_pieces(const Shifts& p, bool fast, cudaStream_t stream) {
   const auto grid = static_cast<unsigned>(p.batch) * static_cast<unsigned>(p.slots);
   if constexpr (sizeof(In) < sizeof(double)) {
     if (fast) {
-      launch("patch_pieces", patch_pieces<In, float>, grid, kThreads, stream, p);
+      launch("patch_pieces", patch_pieces<In, float>, grid, kTileThreads, stream, p);
       return;
     }
   }
-  launch("patch_pieces", patch_pieces<In, double>, grid, kThreads, stream, p);
+  launch("patch_pieces", patch_pieces<In, double>, grid, kTileThreads, stream, p);
 }
 
 template <class Visit>
@@ -109,19 +109,19 @@ void run_shifts(const Patches& x, const double* shift, double* c, int64_t ldc, d
 
 }  // namespace
 
-int64_t workspace_patches_cuda(const Patches& p, bool /*fast*/, Way way) {
+int64_t workspace_patches_cuda(const Patches& p, bool /*fast*/, PatchWay way) {
   if (empty(p)) return 0;
   return by_shifts(p, way) ? Plan(p).workspace() : Cut(p).workspace();
 }
 
-Depth depth_patches_cuda(const Patches& p, bool fast, Way way) {
+Depth depth_patches_cuda(const Patches& p, bool fast, PatchWay way) {
   if (empty(p)) return {0, 0};
   fast = fast && p.dtype != DType::f64;
   return by_shifts(p, way) ? Plan(p).depth(fast) : Cut(p).depth(fast);
 }
 
 void patches_cuda(const Patches& x, const double* shift, double* c, int64_t ldc, double* total, bool fast,
-                  double* workspace, void* stream_address, Way way) {
+                  double* workspace, void* stream_address, PatchWay way) {
   if (empty(x)) return;
   for (const int64_t size : {x.images, x.groups, x.size[0] + 2 * x.pad[0], x.size[1] + 2 * x.pad[1]})
     if (size >= int64_t{1} << 31) throw std::runtime_error("gram of patches: expected sizes below 2^31");

@@ -57,14 +57,15 @@ struct Column {
 };
 
 template <class In, class T>
-__global__ void __launch_bounds__(kThreads, 2) patch_tiles(const Problem p) {
+__global__ void __launch_bounds__(kTileThreads, 3) patch_tiles(const Problem p) {
   __shared__ Stage<T> stages[2];
+  __shared__ Stride by;
   __shared__ Column<T> columns[2][kTile];  // of the tile's rows, then of its columns
   const int64_t ti = triangle_row(blockIdx.x), tj = blockIdx.x - ti * (ti + 1) / 2;
   const bool diagonal = ti == tj;
   const int t = threadIdx.x;
   const int valid[2] = {static_cast<int>(p.columns - ti * kTile), static_cast<int>(p.columns - tj * kTile)};
-  if (t < 2 * kTile) {
+  {
     const int64_t column = (t < kTile ? ti : tj) * kTile + t % kTile;
     Column<T> mine = {};
     if (column < p.columns) {
@@ -77,14 +78,15 @@ __global__ void __launch_bounds__(kThreads, 2) patch_tiles(const Problem p) {
     }
     columns[t / kTile][t % kTile] = mine;
   }
+  if (t == 0) by.set(kStep, static_cast<int>(p.outputs[1]), static_cast<int>(p.outputs[0]), p.x.groups);
+  __syncthreads();
 
   const int64_t first = blockIdx.y * p.rows_per_split;
-  const int64_t last = first + p.rows_per_split < p.rows ? first + p.rows_per_split : p.rows;
+  const int count = static_cast<int>(p.rows - first < p.rows_per_split ? p.rows - first : p.rows_per_split);
   const Place my = place(p.x.stride_channel == 1);
-  Walk at(first + my.row, kStep, static_cast<int>(p.outputs[1]), static_cast<int>(p.outputs[0]),
-          static_cast<int>(p.x.groups));
-  In next[2][kTile / 16];
-  const auto load = [&](int64_t k) {
+  Walk at(first + my.row, by);
+  In next[2][kStaged];
+  const auto load = [&](int k) {
     const int y0 = at.y * static_cast<int>(p.x.step[0]) - static_cast<int>(p.x.pad[0]);
     const int x0 = at.x * static_cast<int>(p.x.step[1]) - static_cast<int>(p.x.pad[1]);
     const In* const origin = static_cast<const In*>(p.x.data) + at.image * p.x.stride_image +
@@ -93,42 +95,41 @@ __global__ void __launch_bounds__(kThreads, 2) patch_tiles(const Problem p) {
     for (int side = 0; side < 2; ++side) {
       if (side == 1 && diagonal) break;
 #pragma unroll
-      for (int q = 0; q < kTile / 16; ++q) {
+      for (int q = 0; q < kStaged; ++q) {
         const int column = my.column + 16 * q;
         const Column<T>& c = columns[side][column];
         const bool inside = static_cast<unsigned>(y0 + c.y) < static_cast<unsigned>(p.x.size[0]) &&
                             static_cast<unsigned>(x0 + c.x) < static_cast<unsigned>(p.x.size[1]);
-        next[side][q] = k + my.row < last && column < valid[side] && inside ? origin[c.offset] : In{};
+        next[side][q] = k + my.row < count && column < valid[side] && inside ? origin[c.offset] : In{};
       }
     }
-    at.advance();
+    at.advance(by);
   };
 
-  __syncthreads();
-  load(first);
-  Sums<T> sums;
+  load(0);
+  Sums<In, T> sums(diagonal);
   double column_sum = 0.0;  // of column t of the tile, in the diagonal tiles' first 64 threads
   int filled = 0;
-  for (int64_t k = first; k < last; k += kStep) {
+  for (int k = 0; k < count; k += kStep) {
     Stage<T>& stage = stages[filled];
-    const bool row_valid = k + my.row < last;
+    const bool row_valid = k + my.row < count;
 #pragma unroll
-    for (int q = 0; q < kTile / 16; ++q) {
+    for (int q = 0; q < kStaged; ++q) {
       const int column = my.column + 16 * q;
       stage.left[my.row][column] = row_valid ? columns[0][column].shift.from(next[0][q]) : T(0);
       if (!diagonal)
         stage.right[my.row][column] = row_valid ? columns[1][column].shift.from(next[1][q]) : T(0);
     }
     __syncthreads();  // with two stages, the one filled next has been read by all when this is passed
-    if (k + kStep < last) load(k + kStep);
-    sums.add_step(stage.left, diagonal ? stage.left : stage.right);
+    if (k + kStep < count) load(k + kStep);
+    sums.step(stage.left, diagonal ? stage.left : stage.right, k + kStep);
     if (diagonal && p.total && t < kTile)
       for (int s = 0; s < kStep; ++s) column_sum += static_cast<double>(stage.left[s][t]);
     filled ^= 1;
   }
 
   double* const tile = p.partial + (blockIdx.y * p.tiles + blockIdx.x) * (kTile * kTile);
-  sums.each([&](int i, int j, double value) {
+  sums.finish([&](int i, int j, double value) {
     const int64_t r = ti * kTile + i, c = tj * kTile + j;
     if (p.splits > 1)
       tile[i * kTile + j] = value;

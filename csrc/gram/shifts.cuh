@@ -162,9 +162,10 @@ __device__ __forceinline__ bool needed(const Cuts& cuts, int taps, int differenc
 }
 
 template <class In, class T>
-__global__ void __launch_bounds__(kThreads, 2) patch_pieces(const __grid_constant__ Shifts p) {
+__global__ void __launch_bounds__(kTileThreads, 3) patch_pieces(const __grid_constant__ Shifts p) {
   __shared__ Stage<T> stages[2];
   __shared__ Shift<T> shift[2][kTile];
+  __shared__ Stride by;
   const int slot = static_cast<int>(blockIdx.x) / p.batch, local = static_cast<int>(blockIdx.x) % p.batch;
   if (p.first + local >= p.items) return;
   const Item item = item_of(p.x, p.first + local);
@@ -184,59 +185,60 @@ __global__ void __launch_bounds__(kThreads, 2) patch_pieces(const __grid_constan
   const int height = static_cast<int>(most(y1 - y0, 0)), width = static_cast<int>(most(x1 - x0, 0));
   const int64_t positions = p.x.images * p.x.groups * height * width;
   const int64_t first = static_cast<int64_t>(chunk) << p.chunk;
-  const int64_t last = least(first + (int64_t{1} << p.chunk), positions);
+  const int count = static_cast<int>(most(least(int64_t{1} << p.chunk, positions - first), 0));
 
   const Place my = place(p.x.stride_channel == 1);
-  const int64_t side[2] = {int64_t{item.ti} * kTile + my.column, int64_t{item.tj} * kTile + my.column};  // the first channel staged
-  if (threadIdx.x < 2 * kTile) {
-    const int64_t channel = int64_t{threadIdx.x < kTile ? item.ti : item.tj} * kTile + threadIdx.x % kTile;
-    shift[threadIdx.x / kTile][threadIdx.x % kTile].set(p.shift && channel < p.x.channels ? p.shift[channel] : 0.0);
-  }
+  const int64_t side[2] = {int64_t{item.ti} * kTile, int64_t{item.tj} * kTile};  // the first channel
+  // Channels of a side, counted from the thread's first.
+  const int valid[2] = {static_cast<int>(p.x.channels - side[0]) - my.column,
+                        static_cast<int>(p.x.channels - side[1]) - my.column};
+  const int64_t my_channel = int64_t{threadIdx.x < kTile ? item.ti : item.tj} * kTile + threadIdx.x % kTile;
+  shift[threadIdx.x / kTile][threadIdx.x % kTile].set(p.shift && my_channel < p.x.channels ? p.shift[my_channel] : 0.0);
+  if (threadIdx.x == 0) by.set(kStep, most(width, 1), most(height, 1), p.x.groups);
   __syncthreads();
-  Walk at(first + my.row, kStep, most(width, 1), most(height, 1), static_cast<int>(p.x.groups));
+  Walk at(first + my.row, by);
   const In* const data[2] = {
-      static_cast<const In*>(p.x.data) + y0 * p.x.stride[0] + x0 * p.x.stride[1] + side[0] * p.x.stride_channel,
+      static_cast<const In*>(p.x.data) + y0 * p.x.stride[0] + x0 * p.x.stride[1] +
+          (side[0] + my.column) * p.x.stride_channel,
       static_cast<const In*>(p.x.data) + (y0 + dy) * p.x.stride[0] + (x0 + dx) * p.x.stride[1] +
-          side[1] * p.x.stride_channel};
-  In next[2][kTile / 16];
-  const auto load = [&](int64_t k) {
+          (side[1] + my.column) * p.x.stride_channel};
+  In next[2][kStaged];
+  const auto load = [&](int k) {
     const int64_t offset = at.image * p.x.stride_image + at.group * (p.x.channels * p.x.stride_channel) +
                            at.y * p.x.stride[0] + at.x * p.x.stride[1];
 #pragma unroll
     for (int s = 0; s < 2; ++s)
 #pragma unroll
-      for (int q = 0; q < kTile / 16; ++q)
-        next[s][q] = k + my.row < last && side[s] + 16 * q < p.x.channels
-                         ? data[s][offset + 16 * q * p.x.stride_channel] : In{};
-    at.advance();
+      for (int q = 0; q < kStaged; ++q)
+        next[s][q] = k + my.row < count && 16 * q < valid[s] ? data[s][offset + 16 * q * p.x.stride_channel] : In{};
+    at.advance(by);
   };
 
-  load(first);
-  Sums<T> sums;
+  load(0);
+  Sums<In, T> sums(item.ti == item.tj && item.difference == differences_of(p.x) / 2);
   int filled = 0;
-  for (int64_t k = first; k < last; k += kStep) {
+  for (int k = 0; k < count; k += kStep) {
     Stage<T>& stage = stages[filled];
-    const bool valid = k + my.row < last;
+    const bool there = k + my.row < count;
 #pragma unroll
-    for (int q = 0; q < kTile / 16; ++q) {
+    for (int q = 0; q < kStaged; ++q) {
       const int c = my.column + 16 * q;
-      stage.left[my.row][c] = valid ? shift[0][c].from(next[0][q]) : T(0);
-      stage.right[my.row][c] = valid ? shift[1][c].from(next[1][q]) : T(0);
+      stage.left[my.row][c] = there ? shift[0][c].from(next[0][q]) : T(0);
+      stage.right[my.row][c] = there ? shift[1][c].from(next[1][q]) : T(0);
     }
     __syncthreads();  // with two stages, the one filled next has been read by all when this is passed
-    if (k + kStep < last) load(k + kStep);
-    sums.add_step(stage.left, stage.right);
+    if (k + kStep < count) load(k + kStep);
+    sums.step(stage.left, stage.right, k + kStep);
     filled ^= 1;
   }
   double* const tile = p.partial + (static_cast<int64_t>(local) * p.slots + slot) * (kTile * kTile);
-  sums.each([&](int i, int j, double value) { tile[i * kTile + j] = value; });
+  sums.finish([&](int i, int j, double value) { tile[i * kTile + j] = value; });
 }
 
 // Block (x, y, z): 8 channels, a fine piece, a chunk of its positions. sums[z][y][channel].
 template <class In>
 __global__ void __launch_bounds__(kThreads) patch_sums(const __grid_constant__ Shifts p) {
-  const int64_t channel = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
-  if (channel >= p.x.channels) return;
+  __shared__ Stride by;
   const int piece = blockIdx.y, row = piece / p.fine_columns.pieces, column = piece % p.fine_columns.pieces;
   const int64_t y0 = p.fine_rows.edge[row], x0 = p.fine_columns.edge[column];
   const int height = static_cast<int>(p.fine_rows.edge[row + 1] - y0);
@@ -244,16 +246,20 @@ __global__ void __launch_bounds__(kThreads) patch_sums(const __grid_constant__ S
   const int64_t positions = p.x.images * p.x.groups * height * width;
   const int64_t first = static_cast<int64_t>(blockIdx.z) << p.sum_chunk, end = first + (int64_t{1} << p.sum_chunk);
   const int64_t last = end < positions ? end : positions;
+  if (threadIdx.x == 0) by.set(32, width, height, p.x.groups);
+  __syncthreads();
+  const int64_t channel = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+  if (channel >= p.x.channels || first >= positions) return;
   const double shift = p.shift ? p.shift[channel] : 0.0;
   const In* const data = static_cast<const In*>(p.x.data) + channel * p.x.stride_channel + y0 * p.x.stride[0] +
                          x0 * p.x.stride[1];
   const int lane = threadIdx.x % 32;
-  Walk at(first + lane, 32, width, height, static_cast<int>(p.x.groups));
+  Walk at(first + lane, by);
   double sum = 0.0;
   for (int64_t n = first + lane; n < last; n += 32) {
     sum += widen(data[at.image * p.x.stride_image + at.group * (p.x.channels * p.x.stride_channel) +
                       at.y * p.x.stride[0] + at.x * p.x.stride[1]]) - shift;
-    at.advance();
+    at.advance(by);
   }
   for (int other = 16; other; other /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, other);
   if (lane == 0) p.sums[(blockIdx.z * gridDim.y + blockIdx.y) * p.x.channels + channel] = sum;

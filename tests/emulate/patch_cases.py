@@ -15,7 +15,7 @@ from fastrank.kernels.gram.bound import Depth
 from fastrank.kernels.gram.config import FAST_BLOCK
 from torch import Tensor
 
-WAYS = {"cheaper": 0, "general": 1, "shifts": 2}  # Way in csrc/gram/patches.h
+WAYS = {"cheaper": 0, "general": 1, "shifts": 2}  # PatchWay in csrc/gram/patches.h
 
 
 @dataclass(frozen=True)

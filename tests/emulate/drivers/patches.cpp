@@ -21,7 +21,7 @@ std::string run(const Header& h, unsigned char* data, Guarded& shift, double* c,
                        h.stride_channel, {h.stride[0], h.stride[1]}, {h.size[0], h.size[1]},
                        {h.kernel[0], h.kernel[1]}, {h.step[0], h.step[1]}, {h.pad[0], h.pad[1]},
                        {h.dilation[0], h.dilation[1]}};
-    const auto way = static_cast<Way>(h.way);
+    const auto way = static_cast<PatchWay>(h.way);
     const Depth depth = depth_patches_cuda(p, h.fast, way);
     plan[0] = workspace_patches_cuda(p, h.fast, way), plan[1] = depth.before, plan[2] = depth.adds;
     Guarded workspace(nullptr, 8 * plan[0], "the workspace");
