@@ -125,6 +125,8 @@ ANSWERS = {
         (f"setp.gt.ftz.f32 %pd, {f32(1e-40)}, {f32(0)};", 0),
         (f"setp.gt.f32 %pd, {f32(1e-40)}, {f32(0)};", 1),
         ("setp.lt.s32 %pd, -1, 0;", 1),
+        ("mov.pred %pd, -1;", 1),
+        ("mov.pred %pd, 0;", 0),
         ("setp.lt.u32 %pd, 0xFFFFFFFF, 0;", 0),
         ("setp.lo.u32 %pd, 1, 2;", 1),
         ("setp.hs.u32 %pd, 1, 2;", 0),

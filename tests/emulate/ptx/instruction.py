@@ -159,8 +159,8 @@ class Instruction:
         return f"ptx::as<{TYPES[kind]}>({cpp_name(name)})"
 
     def _predicate(self, text: str) -> str:
-        if text in ("0", "1"):
-            return ("false", "true")[int(text)]
+        if text in ("0", "1", "-1"):  # nvcc writes true as -1
+            return ("false", "true")[abs(int(text))]
         if self.context.registers.get(text) != "pred":
             raise self.refuse(f"expected a predicate, got {text!r}")
         return cpp_name(text)
