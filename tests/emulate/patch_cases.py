@@ -108,7 +108,9 @@ def _stored(x: Tensor, case: Case) -> tuple[Tensor, tuple[int, ...]]:
         wide = torch.full([2 * n for n in x.shape], float("nan"), dtype=x.dtype)
         view = wide[::2, ::2, ::2, ::2]
         view.copy_(x)
-        return wide.reshape(-1)[: 1 + sum((n - 1) * s for n, s in zip(x.shape, view.stride(), strict=True))], view.stride()
+        return wide.reshape(-1)[
+            : 1 + sum((n - 1) * s for n, s in zip(x.shape, view.stride(), strict=True))
+        ], view.stride()
     if case.layout == "far":  # the driver moves them apart
         return x.reshape(-1), (FAR, FAR + 64, FAR + 128, 1)
     assert case.layout == "nchw", case.layout

@@ -61,7 +61,9 @@ def test_dtypes(builds, tmp_path, dtype, fast):
 @pytest.mark.parametrize("way", WAYS)
 def test_layouts_shifts_and_sums(builds, tmp_path, way):
     cases = [
-        Case((3, 5), (3, 2), (1, 1), 3, 2, way, dtype, fast, groups=groups, layout=layout, shifted=shifted, summed=summed)
+        Case(
+            (3, 5), (3, 2), (1, 1), 3, 2, way, dtype, fast, groups=groups, layout=layout, shifted=shifted, summed=summed
+        )
         for layout, (dtype, fast, groups, shifted, summed) in itertools.product(
             ["nhwc", "gaps"],
             [(torch.float32, False, 1, False, True), (torch.bfloat16, True, 2, True, False)],

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from emulate import toolchain
+from emulate import patch_cases, toolchain
 from emulate.gram_cases import DTYPES, Case, run
 
-PROGRAMS = [("gram", "address,undefined"), ("gram", "thread"), ("tensor", "address"), ("tensor", "thread")]
+SANITIZERS = {"gram": ("address,undefined", "thread"), "patches": ("address,undefined", "thread"),
+              "tensor": ("address", "thread")}  # fmt: skip
+PROGRAMS = [(name, sanitizer) for name, sanitizers in SANITIZERS.items() for sanitizer in sanitizers]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,6 +52,35 @@ THREAD = [
 def test_gram(builds, tmp_path, sanitizer, cases, schedules):
     needs(sanitizer)
     assert [c.text for c in run(builds.program("gram", sanitizer), cases, schedules, tmp_path, sanitizer)] == []
+
+
+PATCHES = {
+    "address,undefined": [
+        *(
+            patch_cases.Case((3, 4), (3, 2), (1, 1), 3, 1, way, dtype, fast, groups=2, layout=layout, ldc=1)
+            for way in patch_cases.WAYS
+            for dtype, fast, layout in [(torch.float64, False, "nchw"), (torch.bfloat16, True, "nhwc")]
+        ),
+        patch_cases.Case((3, 2), (1, 2), (0, 0), 67, 1),
+        patch_cases.Case((33, 37), (1, 2), (0, 1), 2, 1, "general", fast=True),
+        patch_cases.Case((24, 24), (1, 2), (0, 1), 2, 1, fast=True),
+    ],
+    "thread": [
+        patch_cases.Case((2, 3), (1, 2), (0, 1), 2, 1),
+        patch_cases.Case((24, 24), (1, 2), (0, 0), 2, 1),
+        patch_cases.Case((33, 37), (1, 2), (0, 1), 2, 1, "general"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("sanitizer", "schedules"), [("address,undefined", ("lockstep", "random:1")), ("thread", ("warps",))]
+)
+def test_patches(builds, tmp_path, sanitizer, schedules):
+    needs(sanitizer)
+    program = builds.program("patches", sanitizer)
+    found = patch_cases.run(program, PATCHES[sanitizer], schedules, tmp_path, sanitizer)
+    assert [c.text for c in found] == []
 
 
 @pytest.mark.parametrize(
