@@ -136,8 +136,8 @@ def test_non_finite_numbers_are_flagged_and_stay_where_they_are(builds, tmp_path
 def test_rows_are_cut_into_few_splits(builds, tmp_path):
     rows = (1, 511, 512, 513, 4097, 512 * 256, 512 * 256 + 1, 10**6, 2**40)
     assert max(cut(n, 64)[1] for n in rows) == MAX_SPLITS
-    columns = (2, 64, 130, 1023, 1024, 4100)
-    assert not complaints(builds, tmp_path, [Case(n, d, plan=True, summed=False) for n in rows for d in columns])
+    cases = [Case(n, d, plan=True, summed=False) for n in rows for d in (2, 64, 130, 1030)]
+    assert not [c.text for c in run(builds.program("gram"), cases, ("lockstep",), tmp_path)]
 
 
 def test_mirror(builds, tmp_path):
