@@ -16,10 +16,10 @@ import torch
 from fastrank.kernels.cost import Launch
 from fastrank.kernels.gram.config import FAST_BLOCK
 
-# kSmall, kWide, kWideColumns, kSmallBlocks, kWideBlocks, kSplitRows, kMaxSplits, kReduceThreads and kReduceSplits of
+# kSmall, kWide, kWideColumns, kSmallBlocks, kWideBlocks, kSplitRows, kReduceThreads and kReduceSplits of
 # csrc/gram/problem.cuh.
-SMALL, WIDE, WIDE_COLUMNS, SMALL_BLOCKS, WIDE_BLOCKS, SPLIT_ROWS, MAX_SPLITS = 64, 128, 1024, 512, 256, 4, 512
-REDUCE_THREADS, REDUCE_SPLITS = 512, 32
+SMALL, WIDE, WIDE_COLUMNS, SMALL_BLOCKS, WIDE_BLOCKS, SPLIT_ROWS = 64, 128, 1024, 512, 256, 4
+REDUCE_THREADS, REDUCE_SPLITS = 512, 16
 #: Rows in a step: Converted and Copied of csrc/gram/staging.cuh.
 STEP, COPIED_STEP = 8, 16
 #: Side of a tile of gram_mirror.
@@ -49,7 +49,7 @@ class Cut:
     @property
     def rows_per_split(self) -> int:
         blocks = SMALL_BLOCKS if self.tile == SMALL else WIDE_BLOCKS
-        wanted = min(-(-blocks // max(self.tiles, 1)), self.rows // (SPLIT_ROWS * self.tile), MAX_SPLITS)
+        wanted = min(-(-blocks // max(self.tiles, 1)), self.rows // (SPLIT_ROWS * self.tile))
         per = -(-max(self.rows, 1) // max(wanted, 1))
         return -(-per // FAST_BLOCK) * FAST_BLOCK
 
