@@ -92,10 +92,11 @@ def resource_table(codes: list[Code]) -> str:
 
 
 def short(name: str) -> str:
-    """A CUDA kernel's mangled name as people write it: gram_tiles<float, double>."""
-    found = re.search(r"((?:gram|patch)_[a-z]+)(I(.*?)EEv)?", name)
-    if not found or not name.startswith("_Z"):
+    """A CUDA kernel's mangled name as people write it: gram_tiles<Exact float, 64>."""
+    if not name.startswith("_Z") or not (found := re.search(r"(gram|patch)_[a-z]+", name)):
         return name
     types = {"6__half": "half", "13__nv_bfloat16": "bf16", "d": "double", "f": "float"}
-    inside = re.findall("|".join(types), found[3] or "")
-    return found[1] + (f"<{', '.join(types[t] for t in inside)}>" if inside else "")
+    if not (way := re.search(rf"\d(Exact|Fast|Half)I({'|'.join(types)})Li(\d+)E(?:Lb(\d)E)?", name)):
+        return found[0]
+    along = {None: "", "1": " along columns", "0": " along rows"}[way[4]]
+    return f"{found[0]}<{way[1]} {types[way[2]]}{along}, {way[3]}>"

@@ -1,9 +1,17 @@
-// PTX instructions that CUDA C++ has no names for. The emulator's twin is tests/emulate/shim/common/tensor.cuh.
+// What CUDA C++ has no names for: PTX instructions, and facts that the compiler cannot see. The emulator's twin is tests/emulate/shim/common/tensor.cuh.
 #pragma once
 
 #include <stdint.h>
 
 namespace fastrank {
+
+// p, known to lie in global memory. The compiler does not see that of a pointer that it finds in memory itself, and
+// then every access has to ask, and may be to shared memory.
+template <class T>
+__device__ __forceinline__ T* in_global(T* p) {
+  __builtin_assume(__isGlobal(p));
+  return p;
+}
 
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));

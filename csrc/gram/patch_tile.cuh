@@ -89,20 +89,25 @@ struct Walk {
   }
 };
 
-// How a tile's warps multiply: T is the type of the products, double (exact) or float (fast).
-template <class In, class T>
-struct ProductsOf {
-  using Type = device::Fast<In, kTile, T>;
+// The types of x and of the products, double (exact) or float (fast), of a way to multiply.
+template <class Products>
+struct Types;
+template <class X>
+struct Types<device::Exact<X, kTile>> {
+  using In = X;
+  using T = double;
 };
-template <class In>
-struct ProductsOf<In, double> {
-  using Type = device::Exact<In, kTile>;
+template <class X, class Real>
+struct Types<device::Fast<X, kTile, Real>> {
+  using In = X;
+  using T = Real;
 };
 
 // A block's sums of one tile.
-template <class In, class T>
+template <class Products>
 struct Sums {
-  typename ProductsOf<In, T>::Type products;
+  using T = typename Types<Products>::T;
+  Products products;
   const int row0 = threadIdx.x / 32 % 2 * (kTile / 2), column0 = threadIdx.x / 64 * 32;  // of the warp
   const bool multiplies;
 
@@ -111,7 +116,7 @@ struct Sums {
   // `done`: positions with this step's.
   __device__ __forceinline__ void step(const T (*left)[kPitch], const T (*right)[kPitch], int done) {
     if (multiplies) products.step(&left[0][0] + row0, &right[0][0] + column0);
-    if (decltype(products)::kFast && done % kFastChunk == 0) products.flush();
+    if (Products::kFast && done % kFastChunk == 0) products.flush();
   }
   // put(row, column, value) for each of the thread's numbers.
   template <class Put>

@@ -39,11 +39,11 @@ void launch_general(const Problem& p, bool fast, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(p.tiles), static_cast<unsigned>(p.splits));
   if constexpr (sizeof(In) < sizeof(double)) {
     if (fast) {
-      launch("patch_tiles", patch_tiles<In, float>, grid, kTileThreads, stream, p);
+      launch("patch_tiles", patch_tiles<device::Fast<In, kTile>>, grid, kTileThreads, stream, p);
       return;
     }
   }
-  launch("patch_tiles", patch_tiles<In, double>, grid, kTileThreads, stream, p);
+  launch("patch_tiles", patch_tiles<device::Exact<In, kTile>>, grid, kTileThreads, stream, p);
 }
 
 template <class In>
@@ -58,11 +58,11 @@ void launch_pieces(const Shifts& p, bool fast, cudaStream_t stream) {
   const auto grid = static_cast<unsigned>(p.batch) * static_cast<unsigned>(p.slots);
   if constexpr (sizeof(In) < sizeof(double)) {
     if (fast) {
-      launch("patch_pieces", patch_pieces<In, float>, grid, kTileThreads, stream, p);
+      launch("patch_pieces", patch_pieces<device::Fast<In, kTile>>, grid, kTileThreads, stream, p);
       return;
     }
   }
-  launch("patch_pieces", patch_pieces<In, double>, grid, kTileThreads, stream, p);
+  launch("patch_pieces", patch_pieces<device::Exact<In, kTile>>, grid, kTileThreads, stream, p);
 }
 
 template <class Visit>

@@ -56,8 +56,10 @@ struct Column {
   int y, x;
 };
 
-template <class In, class T>
+template <class Products>
 __global__ void __launch_bounds__(kTileThreads, 3) patch_tiles(const Problem p) {
+  using In = typename Types<Products>::In;
+  using T = typename Types<Products>::T;
   __shared__ Stage<T> stages[2];
   __shared__ Stride by;
   __shared__ Column<T> columns[2][kTile];  // of the tile's rows, then of its columns
@@ -107,7 +109,7 @@ __global__ void __launch_bounds__(kTileThreads, 3) patch_tiles(const Problem p) 
   };
 
   load(0);
-  Sums<In, T> sums(diagonal);
+  Sums<Products> sums(diagonal);
   double column_sum = 0.0;  // of column t of the tile, in the diagonal tiles' first 64 threads
   int filled = 0;
   for (int k = 0; k < count; k += kStep) {

@@ -22,10 +22,10 @@ constexpr int64_t kWideColumns = 1024;
 // multiprocessors. An assumption: not measured.
 constexpr int64_t kSmallBlocks = 512, kWideBlocks = 256;
 constexpr int64_t kSplitRows = 4;           // times the side: partial sums are then at most twice the data read
-constexpr int64_t kMaxSplits = 512;
 constexpr int64_t kBand = 8;                // rows of tiles that are walked through together, see tile_of
 constexpr int kReduceThreads = 512;
-constexpr int64_t kReduceSplits = 32;       // splits that one thread of gram_reduce adds up
+constexpr int64_t kReduceSplits = 16;       // splits that one thread of gram_reduce adds up
+static_assert(kSmallBlocks <= kReduceThreads / 16 * kReduceSplits, "a block of gram_reduce has all splits of 16 numbers");
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -45,7 +45,6 @@ struct Cut {
     int64_t wanted = tiles ? ceil_div(tile == kSmall ? kSmallBlocks : kWideBlocks, tiles) : 1;
     const int64_t possible = rows / (kSplitRows * tile);
     if (wanted > possible) wanted = possible;
-    if (wanted > kMaxSplits) wanted = kMaxSplits;
     if (wanted < 1) wanted = 1;
     rows_per_split = ceil_div(ceil_div(rows > 0 ? rows : 1, wanted), kFastChunk) * kFastChunk;
     splits = ceil_div(rows, rows_per_split);

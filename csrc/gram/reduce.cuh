@@ -1,6 +1,7 @@
 // What follows the tiles: the splits added up, and the upper triangle.
 #pragma once
 
+#include "common/tensor.cuh"
 #include "gram/problem.cuh"
 
 namespace fastrank {
@@ -38,7 +39,7 @@ static __global__ void __launch_bounds__(kReduceThreads) gram_reduce(const Group
     mine = p.total && r < p.a.columns;
   }
   const int64_t first = part * kReduceSplits;
-  const double* const from = p.partial + first * p.partial_size + e;
+  const double* const from = in_global(p.partial) + first * p.partial_size + e;
   parts[t] = mine ? tree_sum<kReduceSplits>(from, p.partial_size, p.splits - first) : 0.0;
   for (int apart = width; apart < kReduceThreads; apart *= 2) {  // from neighbours to halves: the order of the splits
     __syncthreads();
@@ -47,12 +48,13 @@ static __global__ void __launch_bounds__(kReduceThreads) gram_reduce(const Group
   }
   if (part > 0 || !mine) return;
   if (tile >= p.tiles) {
-    p.total[r] += parts[t];
+    in_global(p.total)[r] += parts[t];
     return;
   }
-  const double value = p.c[r * p.ldc + c] + parts[t];
-  p.c[r * p.ldc + c] = value;
-  if (p.symmetric) p.c[c * p.ldc + r] = value;
+  double* const to = in_global(p.c);
+  const double value = to[r * p.ldc + c] + parts[t];
+  to[r * p.ldc + c] = value;
+  if (p.symmetric) to[c * p.ldc + r] = value;
 }
 
 // Copies the lower triangle of a contiguous [size, size] matrix to the upper.

@@ -161,8 +161,10 @@ __device__ __forceinline__ bool needed(const Cuts& cuts, int taps, int differenc
   return false;
 }
 
-template <class In, class T>
+template <class Products>
 __global__ void __launch_bounds__(kTileThreads, 3) patch_pieces(const __grid_constant__ Shifts p) {
+  using In = typename Types<Products>::In;
+  using T = typename Types<Products>::T;
   __shared__ Stage<T> stages[2];
   __shared__ Shift<T> shift[2][kTile];
   __shared__ Stride by;
@@ -215,7 +217,7 @@ __global__ void __launch_bounds__(kTileThreads, 3) patch_pieces(const __grid_con
   };
 
   load(0);
-  Sums<In, T> sums(item.ti == item.tj && item.difference == differences_of(p.x) / 2);
+  Sums<Products> sums(item.ti == item.tj && item.difference == differences_of(p.x) / 2);
   int filled = 0;
   for (int k = 0; k < count; k += kStep) {
     Stage<T>& stage = stages[filled];

@@ -43,7 +43,7 @@ struct Reader {
     next_column = p.along_columns ? kThreadsARow * kCount : kThreads / kThreadsAColumn;
     const int64_t outer = (b.first + my_row) / p.a.inner;
     inner = (b.first + my_row) % p.a.inner;
-    row = static_cast<const In*>(p.a.data) + outer * p.a.stride_outer + inner * p.a.stride_inner;
+    row = in_global(static_cast<const In*>(p.a.data)) + outer * p.a.stride_outer + inner * p.a.stride_inner;
   }
 
   __device__ __forceinline__ int64_t column_of(int within) const {
@@ -56,7 +56,7 @@ struct Reader {
   }
   // A chunk number by number; zeros where X ends.
   __device__ __forceinline__ void gather(int64_t k, int64_t column, Chunk<In>& chunk) const {
-    const In* from = row;
+    const In* from = in_global(row);
     int64_t within = inner;
 #pragma unroll
     for (int e = 0; e < kCount; ++e) {
@@ -94,7 +94,7 @@ struct Converted {
 
   __device__ __forceinline__ Converted(Shared& s, const Block& b) : source(b), shared(s) {
     const int64_t column = source.column_of(threadIdx.x);
-    shared.shift[threadIdx.x] = b.p.shift && column < b.p.a.columns ? b.p.shift[column] : 0.0;
+    shared.shift[threadIdx.x] = b.p.shift && column < b.p.a.columns ? in_global(b.p.shift)[column] : 0.0;
     __syncthreads();
   }
 
@@ -106,7 +106,7 @@ struct Converted {
       if (source.diagonal && within >= kTile) continue;
       const int64_t column = source.column_of(within), mine = k + source.my_row;
       if (source.whole(mine, column))
-        chunks[u] = *reinterpret_cast<const Chunk<In>*>(source.row + column * source.p.a.stride_column);
+        chunks[u] = *reinterpret_cast<const Chunk<In>*>(in_global(source.row + column * source.p.a.stride_column));
       else
         source.gather(mine, column, chunks[u]);
     }

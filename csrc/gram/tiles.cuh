@@ -28,16 +28,16 @@ struct Columns {
   __device__ __forceinline__ void finish(const Block& b) const {
     const Problem& p = b.p;
     const int t = threadIdx.x;
-    if (p.nonfinite && zero[t] != 0.0) *p.nonfinite = 1;  // all who write, write the same
+    if (p.nonfinite && zero[t] != 0.0) *in_global(p.nonfinite) = 1;  // all who write, write the same
     if (!p.total) return;
     __syncthreads();
     const int64_t column = b.columns[0] + t;
     if (t >= kTile || column >= p.a.columns) return;
     const double both = sum[t] + sum[t + kTile];
     if (p.splits > 1)
-      p.partial[b.split * p.partial_size + p.tiles * (kTile * kTile) + column] = both;
+      in_global(p.partial)[b.split * p.partial_size + p.tiles * (kTile * kTile) + column] = both;
     else
-      p.total[column] += both;
+      in_global(p.total)[column] += both;
   }
 };
 
@@ -86,22 +86,22 @@ __global__ void __launch_bounds__(2 * kTile, kTile == kSmall ? 3 : 1) gram_tiles
     staging.keep(k + kAhead);
   }
 
-  const Problem& p = b.p;
-  const bool direct = p.splits == 1;
-  double* const to = direct ? p.c + b.columns[0] * p.ldc + b.columns[1]
-                            : p.partial + b.split * p.partial_size + b.tile * (kTile * kTile);
-  const int64_t pitch = direct ? p.ldc : kTile;
+  const bool direct = b.p.splits == 1, symmetric = direct && b.p.symmetric;
+  const int64_t size = b.p.a.columns, ldc = b.p.ldc, pitch = direct ? ldc : kTile;
+  const int64_t top = b.columns[0], left = b.columns[1];
+  double* const c = in_global(b.p.c);
+  double* const to = direct ? c + top * ldc + left
+                            : in_global(b.p.partial) + b.split * b.p.partial_size + b.tile * (kTile * kTile);
 #pragma unroll
   for (int i = 0; i < kTile / 16; ++i)
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
-      const int within_r = row0 + Products::row(i), within_c = column0 + Products::column(j);
-      const int64_t r = b.columns[0] + within_r, c = b.columns[1] + within_c;
-      if (r >= p.a.columns || c > r) continue;
-      double* const place = to + within_r * pitch + within_c;
+      const int row = row0 + Products::row(i), column = column0 + Products::column(j);
+      if (top + row >= size || left + column > top + row) continue;
+      double* const place = in_global(to + row * pitch + column);
       const double value = (direct ? *place : 0.0) + products.sum[i][j];
       *place = value;
-      if (direct && p.symmetric) p.c[c * p.ldc + r] = value;
+      if (symmetric) c[(left + column) * ldc + top + row] = value;
     }
   if (sums) columns.finish(b);
 }

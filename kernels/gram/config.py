@@ -13,13 +13,26 @@ FAST_BLOCK = 128
 REFERENCE_ROWS = 4096
 
 #: What the CUDA kernels count on, as nvcc 13.0 compiles them: registers a thread at most, and blocks at once on a
-#: multiprocessor (tests/compile holds this to the compiler's work). A thread of gram_tiles has a 4 x 4 tile of sums in
-#: fp64, 32 registers, twice in mode "fast"; __launch_bounds__ asks for two blocks, so that one computes while the other
-#: waits at its barrier.
+#: multiprocessor (tests/compile holds this to the compiler's work). Of a tile of 64 (128 threads) a lane owns 32
+#: numbers of C, of one of 128 (256 threads) 64: in fp64 two registers each, and in mode "fast" a third for the fp32
+#: sum. __launch_bounds__ asks for three blocks of the small tile, so that some compute while others wait at a barrier;
+#: of the wide one's eight warps, each has 64 independent sums to go on with.
 CLAIMS = {
-    "gram_tiles": Claim(128, 2), "gram_reduce": Claim(48, 5), "gram_mirror": Claim(32, 8),
-    # As gram_tiles; two buffers of two panels in shared memory, 36 KiB with fp64, are within what two blocks have.
-    "patch_tiles": Claim(128, 2), "patch_pieces": Claim(128, 2),
-    "patch_reduce": Claim(32, 8), "patch_sums": Claim(40, 6), "patch_outside": Claim(40, 6),
-    "patch_combine": Claim(40, 6),
-}  # fmt: skip
+    "gram_tiles Exact 64": Claim(160, 3),
+    "gram_tiles Exact 128": Claim(232, 1),
+    "gram_tiles Fast 64": Claim(168, 3),
+    "gram_tiles Fast 128": Claim(256, 1),
+    "gram_tiles Half 64": Claim(168, 3),
+    "gram_tiles Half 128": Claim(256, 1),
+    "gram_reduce": Claim(40, 3),
+    "gram_mirror": Claim(32, 8),
+    # The tiles of patches are the small ones.
+    "patch_tiles Exact 64": Claim(160, 3),
+    "patch_tiles Fast 64": Claim(168, 3),
+    "patch_pieces Exact 64": Claim(152, 3),
+    "patch_pieces Fast 64": Claim(168, 3),
+    "patch_reduce": Claim(40, 8),
+    "patch_sums": Claim(56, 4),
+    "patch_outside": Claim(40, 6),
+    "patch_combine": Claim(48, 5),
+}

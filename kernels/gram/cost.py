@@ -1,21 +1,27 @@
-"""Launches of the Gram ops on CUDA, counted from the cut of csrc/gram/kernels.cuh (which a test holds this file to).
+"""Launches of the Gram ops on CUDA, counted from the cut of csrc/gram/problem.cuh (which a test holds this file to).
 
-One block of `gram_tiles` owns one 64 x 64 tile of the lower triangle and one split of the rows. A panel of 64 columns
-of X belongs to `tile_rows` tiles, so the loads ask for X that many times; memory delivers it once while a split's
-panels stay in L2. Products of padded columns, of rows padded to 16 and of the diagonal tiles' upper half are issued
-and thrown away.
+One block of `gram_tiles` owns one tile of the lower triangle and one split of the rows. A panel of as many columns of X
+belongs to `tile_rows` tiles, so the loads ask for X that many times; memory delivers it once while a split's panels
+stay in L2. Products of padded columns, of rows padded to a step and of three quarters of the diagonal tiles (a quarter
+lies in warps that have nothing below the diagonal) are issued, needed or not.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from fastrank.kernels.cost import Launch
 from fastrank.kernels.gram.config import FAST_BLOCK
 
-# kTile, kStep, kSplitRows, kMaxSplits of csrc/gram/kernels.cuh.
-TILE, STEP, SPLIT_ROWS, MAX_SPLITS = 64, 16, 2048, 64
+# kSmall, kWide, kWideColumns, kSmallBlocks, kWideBlocks, kSplitRows, kReduceThreads and kReduceSplits of
+# csrc/gram/problem.cuh.
+SMALL, WIDE, WIDE_COLUMNS, SMALL_BLOCKS, WIDE_BLOCKS, SPLIT_ROWS = 64, 128, 1024, 512, 256, 4
+REDUCE_THREADS, REDUCE_SPLITS = 512, 16
+#: Rows in a step: Converted and Copied of csrc/gram/staging.cuh.
+STEP, COPIED_STEP = 8, 16
 #: Side of a tile of gram_mirror.
 MIRROR = 32
 _F64 = 8
@@ -29,8 +35,12 @@ class Cut:
     columns: int
 
     @property
+    def tile(self) -> int:
+        return SMALL if self.columns < WIDE_COLUMNS else WIDE
+
+    @property
     def tile_rows(self) -> int:
-        return -(-self.columns // TILE)
+        return -(-self.columns // self.tile)
 
     @property
     def tiles(self) -> int:
@@ -38,25 +48,36 @@ class Cut:
 
     @property
     def rows_per_split(self) -> int:
-        wanted = min(max(-(-self.rows // SPLIT_ROWS), 1), MAX_SPLITS)
-        per = max(-(-self.rows // wanted), 1)
+        blocks = SMALL_BLOCKS if self.tile == SMALL else WIDE_BLOCKS
+        wanted = min(-(-blocks // max(self.tiles, 1)), self.rows // (SPLIT_ROWS * self.tile))
+        per = -(-max(self.rows, 1) // max(wanted, 1))
         return -(-per // FAST_BLOCK) * FAST_BLOCK
 
     @property
     def splits(self) -> int:
-        return -(-self.rows // self.rows_per_split) if self.rows else 0
+        return -(-self.rows // self.rows_per_split)
 
     @property
-    def padded_rows(self) -> int:
-        """Rows of all splits, the last one's rounded up to a step."""
-        return -(-self.rows // STEP) * STEP
+    def partial_size(self) -> int:
+        """Numbers of a split's partial sums."""
+        return self.tiles * self.tile**2 + self.tile_rows * self.tile
 
     @property
     def workspace(self) -> int:
         """Bytes of partial sums."""
-        if self.splits < 2:
-            return 0
-        return _F64 * self.splits * (self.tiles * TILE * TILE + self.tile_rows * TILE)
+        return _F64 * self.splits * self.partial_size if self.splits > 1 else 0
+
+    @property
+    def reduce_blocks(self) -> int:
+        ways = 2 ** math.ceil(math.log2(-(-self.splits // REDUCE_SPLITS)))
+        return -(-self.partial_size * ways // REDUCE_THREADS)
+
+
+def unit(dtype: torch.dtype, mode: str, shift: bool) -> str:
+    """What multiplies: fp64 tensor cores, fp32, or 16-bit tensor cores, which take numbers that have no shift."""
+    if mode == "exact" or dtype == torch.float64:
+        return "fp64_tensor"
+    return "fp32" if shift or dtype == torch.float32 else "bf16_tensor"
 
 
 def accumulate(
@@ -65,27 +86,62 @@ def accumulate(
     """Launches of `gram_accumulate_` for X [n, d] on CUDA (of [B, d, S] with n = B * S); none for an empty X."""
     if n == 0 or d == 0:
         return ()
-    cut, itemsize = Cut(n, d), dtype.itemsize
-    fast = mode == "fast" and dtype != torch.float64
+    cut, itemsize, products = Cut(n, d), dtype.itemsize, unit(dtype, mode, shift)
     triangle, columns = d * (d + 1) // 2, d if total else 0
-    products = "fp32" if fast else "fp64"
     own = _add({products: 2 * n * triangle}, {"fp64": n * (d if shift else 0) + n * columns})
-    if fast:
+    if products != "fp64_tensor":
         own = _add(own, {"fp64": triangle * -(-n // FAST_BLOCK)})
-    issued = _issued(cut, fast, total)
+    issued = _issued(cut, products, shift, total)
     staged = n * d * cut.tile_rows  # numbers that the tiles' loads ask for
-    # Sixteen threads of a block keep the shift of a column, for its two panels (one and the same on the diagonal).
-    shifts = 16 * d * (cut.tile_rows + 1) * cut.splits if shift else 0
+    # Every block loads the shift of its two panels, which are one and the same on the diagonal.
+    shifts = d * (cut.tile_rows + 1) * cut.splits if shift and products != "bf16_tensor" else 0
     read, result = n * d * itemsize + (d * _F64 if shift else 0), (triangle + columns) * _F64
     requested = staged * itemsize + shifts * _F64
     if cut.splits == 1:
         return (Launch("gram_tiles", read + result, result, own, issued, requested + result, cut.tiles),)
-    written = cut.splits * (cut.tiles * TILE * TILE + (cut.tile_rows * TILE if total else 0)) * _F64
+    written = cut.splits * result
     reduce = Launch(
         "gram_reduce", (cut.splits + 1) * result, result, {"fp64": (cut.splits + 1) * (triangle + columns)},
-        blocks=cut.tiles,
+        blocks=cut.reduce_blocks,
     )  # fmt: skip
     return Launch("gram_tiles", read, written, own, issued, requested, cut.tiles * cut.splits), reduce
+
+
+@dataclass(frozen=True)
+class Product:
+    """One of a group; the fields are `accumulate`'s arguments."""
+
+    n: int
+    d: int
+    dtype: torch.dtype = torch.float32
+    mode: str = "exact"
+    shift: bool = True
+    total: bool = True
+
+
+def group(products: Iterable[Product]) -> tuple[Launch, ...]:
+    """Launches of a group: one for each kernel that its products need, and one for what is left to reduce."""
+    tiles: dict[tuple, list[Launch]] = {}
+    reduces: list[Launch] = []
+    for p in products:
+        first, *rest = accumulate(p.n, p.d, p.dtype, p.mode, shift=p.shift, total=p.total) or (None,)
+        if first:
+            kernel = p.dtype, unit(p.dtype, p.mode, p.shift), Cut(p.n, p.d).tile
+            tiles.setdefault(kernel, []).append(first)
+            reduces += rest
+    return tuple(_together(launches) for launches in [*tiles.values(), reduces] if launches)
+
+
+def _together(launches: list[Launch]) -> Launch:
+    """Several launches of a kernel as one; blocks are then of unequal work."""
+    work: dict[str, int] = {}
+    issued: dict[str, int] = {}
+    for x in launches:
+        work, issued = _add(work, x.flops), _add(issued, x.flops if x.issued is None else x.issued)
+    return Launch(
+        launches[0].kernel, sum(x.read for x in launches), sum(x.written for x in launches), work, issued,
+        sum(x.read if x.requested is None else x.requested for x in launches), sum(x.blocks or 0 for x in launches),
+    )  # fmt: skip
 
 
 def dual(n: int, d: int, dtype: torch.dtype = torch.float32, mode: str = "exact") -> tuple[Launch, ...]:
@@ -104,15 +160,18 @@ def mirror(n: int) -> Launch:
     return Launch("gram_mirror", read * _F64, n * (n - 1) // 2 * _F64, blocks=side * (side + 1) // 2)
 
 
-def _issued(cut: Cut, fast: bool, total: bool) -> dict[str, int]:
-    """Of gram_tiles: whole tiles times padded rows; the subtraction of every staged number (of 0 where no shift is)."""
-    products = 2 * cut.tiles * TILE * TILE * cut.padded_rows
-    sums = cut.tile_rows * TILE * cut.padded_rows if total else 0
-    staged = cut.rows * cut.columns * cut.tile_rows
-    flushes = cut.padded_rows // FAST_BLOCK if fast else 0
-    # Every thread adds its block once more at the end, also where nothing is left in it.
-    moved = cut.tiles * TILE * TILE * (flushes + cut.splits)
-    return _add({"fp32" if fast else "fp64": products}, {"fp64": staged + sums + moved})
+def _issued(cut: Cut, products: str, shift: bool, total: bool) -> dict[str, int]:
+    """Of gram_tiles: whole tiles times padded rows; the subtraction from every staged number; column sums; flushes."""
+    size = cut.tile**2
+    step = COPIED_STEP if products == "bf16_tensor" else STEP
+    padded = -(-cut.rows // step) * step
+    multiplied = 2 * padded * (4 * cut.tiles - cut.tile_rows) * size // 4
+    # A panel of the diagonal is staged once, others twice.
+    subtracted = cut.rows * cut.tile_rows**2 * cut.tile if shift else 0
+    # An addition for the sum, a fused multiply-add for what is not finite; two additions a thread and step.
+    summed = cut.tile_rows * cut.tile * (3 * padded + 4 * (padded // step)) if total else 0
+    flushed = cut.tiles * size * -(-cut.rows // FAST_BLOCK) if products != "fp64_tensor" else 0
+    return _add({products: multiplied}, {"fp64": subtracted + summed + flushed})
 
 
 def _add(a: dict[str, int], b: dict[str, int]) -> dict[str, int]:

@@ -12,6 +12,7 @@ import warnings
 import gpu_builds
 import pytest
 from fastrank.kernels.occupancy import MULTIPROCESSORS, Claim, occupancy
+from machine_code import short
 
 #: The compilers that the claims were made with.
 TRITON, NVCC = "3.8.0", "13.0"
@@ -23,8 +24,9 @@ def claims(op: str) -> dict[str, Claim]:
 
 def claim_name(name: str) -> str:
     """The claim that a kernel comes under."""
-    if cuda := re.search(r"gram_(tiles|reduce|mirror)|patch_[a-z]+", name):
-        return cuda[0]
+    if name.startswith("_Z"):
+        found = re.fullmatch(r"(\w+)(?:<(\w+).*, (\d+)>)?", short(name))
+        return " ".join(part for part in found.groups() if part)
     kernel, _, rest = name.partition(" ")
     if kernel == "reduce":
         return kernel
@@ -77,6 +79,7 @@ def test_every_claim_has_a_kernel():
         pytest.skip("Triton's kernels are not listed without triton, or under TRITON_INTERPRET=1")
     for op in {build.op for build in gpu_builds.TRITON}:
         assert {claim_name(build.name) for build in gpu_builds.TRITON if build.op == op} == set(claims(op)), op
-    for op in {build.op for build in gpu_builds.CUDA}:
-        sources = "".join(path.read_text() for path in (gpu_builds.ROOT / "csrc" / op).glob("*.cuh"))
-        assert set(re.findall(r"__global__.*?\)\s(\w+)\(", sources)) == set(claims(op))
+    for build in gpu_builds.CUDA:
+        text = "".join(path.read_text() for path in sorted(build.source.parent.glob("*.cuh")))
+        kernels = set(re.findall(r"__global__.*?\)\s(\w+)\(", text))
+        assert kernels == {name.split()[0] for name in claims(build.op)}

@@ -1,26 +1,20 @@
 """kernels/gram/cost.py against counts of what the kernels' own source does: every load, product and store of it."""
 
 import ctypes
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from emulate import toolchain
 from fastrank.kernels.gram import cost
-
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """The kernels' source, built to count."""
-    if not shutil.which("g++"):
-        pytest.skip("g++ is not installed")
+    if reason := toolchain.missing():
+        pytest.skip(reason)
     library = tmp_path_factory.mktemp("count") / "count.so"
-    command = ["g++", "-std=c++20", "-O1", "-pthread", "-shared", "-fPIC", f"-I{ROOT / 'csrc'}"]
-    subprocess.run([*command, str(Path(__file__).with_name("count_gram.cpp")), "-o", str(library)], check=True)
-    return ctypes.CDLL(str(library))
+    return ctypes.CDLL(str(toolchain.compile_library(Path(__file__).with_name("count_gram.cpp"), library)))
 
 
 def numbers(function, size, *arguments):
@@ -29,38 +23,71 @@ def numbers(function, size, *arguments):
     return list(out)
 
 
-#: Less than a step, odd rows, several tiles, a full flush in a partial block, and two splits.
-SHAPES = [(5, 3), (120, 64), (300, 70), (129, 130), (2100, 5)]
+#: Less than a step, odd rows, several tiles, whole and partial blocks between flushes, splits, wide tiles.
+SHAPES = [(5, 3), (120, 64), (300, 70), (129, 130), (1025, 5), (3, 1030)]
+WAYS = {"exact": (0, torch.float32), "fast": (1, torch.float32), "16-bit": (2, torch.bfloat16)}
 
 
-@pytest.mark.parametrize("fast", [False, True], ids=["exact", "fast"])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("n", "d"), SHAPES)
-def test_accumulate(source, n, d, fast):
-    shift, total = n % 2 == 0, d % 2 == 0
-    loads, distinct, products, fp64, by_tiles, by_reduce, blocks = numbers(source.count, 7, n, d, fast, shift, total)
-    tiles, *reduce = cost.accumulate(n, d, torch.float32, "fast" if fast else "exact", shift=shift, total=total)
-    issued = {"fp32": products, "fp64": fp64} if fast else {"fp64": products + fp64}
-    assert tiles.issued == issued
-    assert tiles.blocks == blocks
+def test_accumulate(source, n, d, way):
+    number, dtype = WAYS[way]
+    shift, total = n % 2 == 0 and way != "16-bit", d % 2 == 0
+    loads, distinct, products, fp64, by_tiles, by_reduce = numbers(source.count, 6, n, d, number, shift, total)
+    mode = "exact" if way == "exact" else "fast"
+    tiles, *reduce = cost.accumulate(n, d, dtype, mode, shift=shift, total=total)
+    cut = cost.Cut(n, d)
+    unit = {"exact": "fp64_tensor", "fast": "fp32", "16-bit": "bf16_tensor"}[way]
+    assert tiles.issued[unit] == products
+    # Of the column sums only conversions to fp64 can be counted, and of 16-bit numbers nothing.
+    step = cost.COPIED_STEP if way == "16-bit" else cost.STEP
+    padded = -(-n // step) * step
+    sums = cut.tile_rows * cut.tile * (3 * padded + 4 * (padded // step)) if total else 0
+    if way == "16-bit":
+        assert tiles.issued["fp64"] - sums == cut.tiles * cut.tile**2 * -(-n // 128)
+    else:
+        assert tiles.issued.get("fp64", 0) - sums == fp64 - (sums and cut.tile_rows * cut.tile * padded) * (number == 1)
     # C and total are read where they are added to; the shift is not X.
     added = by_tiles * 8 if not reduce else 0
     shifts = d * 8 if shift else 0
-    assert distinct == n * d and tiles.read == distinct * 4 + shifts + added
-    threads = 16 * d * (-(-d // 64) + 1) * cost.Cut(n, d).splits * 8 if shift else 0
-    assert tiles.requested == loads * 4 + threads + added
+    if way != "16-bit":
+        assert distinct == n * d and tiles.read == distinct * 4 + shifts + added
+        assert tiles.requested == loads * 4 + shifts * (cut.tile_rows + 1) * cut.splits + added
     assert tiles.written == by_tiles * 8
     assert bool(reduce) == (by_reduce > 0)
     if reduce:
         assert reduce[0].written == by_reduce * 8
-        assert reduce[0].read == (cost.Cut(n, d).splits + 1) * by_reduce * 8
+        assert reduce[0].read == (cut.splits + 1) * by_reduce * 8
 
 
 def test_cut(source):
-    shapes = [(1, 1), (2048, 64), (2049, 65), (100_000, 1000), (10**7, 130), (8192, 128)]
+    shapes = [(1, 1), (512, 64), (513, 65), (100_000, 1000), (10**7, 130), (8192, 128), (10**6, 3), (50_000, 2048)]
     for n, d in shapes:
         cut = cost.Cut(n, d)
-        assert [cut.tiles, cut.splits, cut.rows_per_split, cut.workspace // 8] == numbers(source.cut_of, 4, n, d)
-        assert cost.accumulate(n, d)[0].issued["fp64"] >= cost.accumulate(n, d)[0].flops["fp64"]
+        facts = cut.tiles, cut.splits, cut.rows_per_split, cut.workspace // 8, cut.reduce_blocks if cut.workspace else 0
+        assert list(facts) == numbers(source.cut_of, 5, n, d)
+        assert cost.accumulate(n, d)[0].blocks == cut.tiles * cut.splits
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 8, 9, 16, 17, 40])
+def test_the_order_of_tiles_has_each_once_and_keeps_neighbours_together(source, rows):
+    found = numbers(source.order, rows * (rows + 1), rows)
+    tiles = list(zip(found[::2], found[1::2], strict=True))
+    assert sorted(tiles) == [(i, j) for i in range(rows) for j in range(i + 1)]
+    # Of as many blocks as an H100 runs at once: panels that they share the reading of.
+    for first in range(0, max(1, len(tiles) - 132), 50):
+        panels = {panel for tile in tiles[first : first + 132] for panel in tile}
+        assert len(panels) <= min(rows, 40)
+
+
+def test_a_group_launches_each_kernel_once():
+    one = cost.Product(32, 70), cost.Product(600, 3), cost.Product(40, 70, torch.bfloat16, "fast", shift=False)
+    launches = cost.group([*one, *one, cost.Product(0, 5), cost.Product(9, 1030)])
+    assert [x.kernel for x in launches] == ["gram_tiles"] * 3 + ["gram_reduce"]
+    alone = [x for p in one for x in cost.accumulate(p.n, p.d, p.dtype, p.mode, shift=p.shift, total=p.total)]
+    wide = cost.accumulate(9, 1030)
+    assert sum(x.bytes for x in launches) == 2 * sum(x.bytes for x in alone) + wide[0].bytes
+    assert cost.group([]) == ()
 
 
 @pytest.mark.parametrize("n", [1, 31, 32, 33, 100])
@@ -84,9 +111,11 @@ def test_mirror(n):
 def test_flops_of_the_algorithm():
     """n d (d + 1): a multiplication and an addition for every pair i >= j, plus shift and column sums."""
     (launch,) = cost.accumulate(100, 10)
-    assert launch.flops == {"fp64": 100 * 10 * 11 + 2 * 100 * 10}
+    assert launch.flops == {"fp64_tensor": 100 * 10 * 11, "fp64": 2 * 100 * 10}
     (launch,) = cost.accumulate(100, 10, shift=False, total=False)
-    assert launch.flops == {"fp64": 100 * 10 * 11}
+    assert launch.flops == {"fp64_tensor": 100 * 10 * 11}
+    (launch,) = cost.accumulate(100, 10, torch.bfloat16, "fast", shift=False, total=False)
+    assert launch.flops == {"bf16_tensor": 100 * 10 * 11, "fp64": 55}
 
 
 def test_dual_is_the_product_over_columns():

@@ -16,8 +16,8 @@ from fastrank.kernels.gram.config import FAST_BLOCK
 from torch import Tensor
 
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}  # DType in csrc/gram/gram.h
-# kSmall, kWide, kWideColumns, kSmallBlocks, kWideBlocks, kSplitRows, kMaxSplits in csrc/gram/problem.cuh.
-SMALL, WIDE, WIDE_COLUMNS, SMALL_BLOCKS, WIDE_BLOCKS, SPLIT_ROWS, MAX_SPLITS = 64, 128, 1024, 512, 256, 4, 512
+# kSmall, kWide, kWideColumns, kSmallBlocks, kWideBlocks, kSplitRows in csrc/gram/problem.cuh.
+SMALL, WIDE, WIDE_COLUMNS, SMALL_BLOCKS, WIDE_BLOCKS, SPLIT_ROWS = 64, 128, 1024, 512, 256, 4
 FAR = 2**31 + 8  # a stride, in elements: one step overflows an int, two end where a small offset should
 UPPER = 7.0  # what stands above the diagonal, and stays
 
@@ -28,6 +28,7 @@ class Case:
 
     layout: "rows" (X [n, d] contiguous), "columns" (its transpose is), "gaps" (every second row and column of a larger
     matrix), "images" ([n / pixels, d, pixels], contiguous), "channels_last" (the same, transposed). Gaps hold NaN.
+    "padded", "padded_columns": "rows" and "columns" a little further apart, so that they start on 16 bytes.
     "far_rows", "far_columns", "far_images": rows, columns or images, and the rows of C, are FAR elements apart.
     With `group` it is launched as one of a group. With `nan`, an entry of X is NaN, or infinite.
     With `plan` nothing is computed: C[0, 0] on gets the workspace's size and the depths, for any n, and d from 2 on.
@@ -117,6 +118,12 @@ def _stored(X: Tensor, case: Case) -> tuple[Tensor, Tensor]:
         view = storage.as_strided((n, d), (2 * (2 * d + 3), 2), 0)
         view.copy_(X)
         return storage, view
+    if case.layout.startswith("padded"):
+        matrix = X if case.layout == "padded" else X.T
+        wide = torch.full((matrix.shape[0], matrix.shape[1] // 8 * 8 + 8), float("nan"), dtype=X.dtype)
+        wide[:, : matrix.shape[1]] = matrix
+        view = wide[:, : matrix.shape[1]]
+        return wide.reshape(-1), view if case.layout == "padded" else view.T
     images = X.view(n // case.pixels, case.pixels, d)
     if case.layout == "images":
         storage = images.transpose(1, 2).contiguous().reshape(-1)
@@ -181,7 +188,7 @@ def cut(rows: int, columns: int) -> tuple[int, int, int]:
     tile = SMALL if columns < WIDE_COLUMNS else WIDE
     side = -(-columns // tile)
     blocks = SMALL_BLOCKS if tile == SMALL else WIDE_BLOCKS
-    splits = max(1, min(-(-blocks // (side * (side + 1) // 2)), rows // (SPLIT_ROWS * tile), MAX_SPLITS))
+    splits = max(1, min(-(-blocks // (side * (side + 1) // 2)), rows // (SPLIT_ROWS * tile)))
     per = -(-max(1, -(-rows // splits)) // FAST_BLOCK) * FAST_BLOCK
     return tile, -(-rows // per), min(rows, per)
 

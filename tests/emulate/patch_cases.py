@@ -102,15 +102,14 @@ def _stored(x: Tensor, case: Case) -> tuple[Tensor, tuple[int, ...]]:
     """A storage, and the strides of x in it."""
     if case.layout == "nhwc":
         view = x.contiguous(memory_format=torch.channels_last)
-        B, C, H, W = x.shape
+        C, H, W = x.shape[1:]
         return view.permute(0, 2, 3, 1).reshape(-1), (H * W * C, 1, W * C, C)
     if case.layout == "gaps":
         wide = torch.full([2 * n for n in x.shape], float("nan"), dtype=x.dtype)
         view = wide[::2, ::2, ::2, ::2]
         view.copy_(x)
-        return wide.reshape(-1)[
-            : 1 + sum((n - 1) * s for n, s in zip(x.shape, view.stride(), strict=True))
-        ], view.stride()
+        last = sum((n - 1) * s for n, s in zip(x.shape, view.stride(), strict=True))
+        return wide.reshape(-1)[: last + 1], view.stride()
     if case.layout == "far":  # the driver moves them apart
         return x.reshape(-1), (FAR, FAR + 64, FAR + 128, 1)
     assert case.layout == "nchw", case.layout

@@ -81,7 +81,7 @@ MUTANTS = (
            "difference = (k - other) * x.dilation[axis]"),
     shifts("outputs outside counted twice", "       (y.inside_end - y.inside_begin) * (x.inside_end - x.inside_begin)",
            "       0 * (x.inside_end - x.inside_begin)"),
-    shifts("shift of the wrong channel", "value -= partners * p.outside[(channel", "value -= shift * p.outside[(channel"),
+    shifts("shift of the wrong channel", "-= partners * p.outside[(channel", "-= shift * p.outside[(channel"),
     shifts("padding missing in the sums", "p.padded ? sum - shift * both : sum", "sum"),
     shifts("sums beyond their chunk", "end < positions ? end : positions", "positions"),
     shifts("half of the warp not summed", "int other = 16; other; other /= 2", "int other = 8; other; other /= 2"),
@@ -89,8 +89,8 @@ MUTANTS = (
     shifts("diagonal missing", "partner == channel && other > k", "partner == channel && other >= k"),
     shifts("many launches", "kSpace = int64_t{1} << 23;", "kSpace = int64_t{1} << 16;",
            harmless="items come in batches of any size, also within a tile"),
-    shifts("every piece computed", "    if (cuts.first[k] <= piece && piece < cuts.last[k]) return true;\n  return false;",
-           "    if (cuts.first[k] <= piece && piece < cuts.last[k]) return true;\n  return true;",
+    shifts("every piece computed", "piece < cuts.last[k]) return true;\n  return false;",
+           "piece < cuts.last[k]) return true;\n  return true;",
            harmless="what no window holds is never read"),
 )  # fmt: skip
 

@@ -61,10 +61,8 @@ def test_dtypes(builds, tmp_path, dtype, fast):
 @pytest.mark.parametrize("way", WAYS)
 def test_layouts_shifts_and_sums(builds, tmp_path, way):
     cases = [
-        Case(
-            (3, 5), (3, 2), (1, 1), 3, 2, way, dtype, fast, groups=groups, layout=layout, shifted=shifted, summed=summed
-        )
-        for layout, (dtype, fast, groups, shifted, summed) in itertools.product(
+        Case((3, 5), (3, 2), (1, 1), 3, 2, way, dtype, fast, groups=groups, layout=layout, shifted=shift, summed=total)
+        for layout, (dtype, fast, groups, shift, total) in itertools.product(
             ["nhwc", "gaps"],
             [(torch.float32, False, 1, False, True), (torch.bfloat16, True, 2, True, False)],
         )
@@ -89,7 +87,7 @@ def test_steps_go_the_general_way(builds, tmp_path):
 
 
 def test_several_tiles(builds, tmp_path):
-    """Off the diagonal and on it, with channels that end inside a tile; by shifts and, as it is cheaper, not by them."""
+    """Off the diagonal and on it, with channels that end inside a tile."""
     cases = [
         Case((4, 3), (2, 2), (1, 0), 67, 2, "shifts", integer=8, fast=True),
         Case((3, 4), (1, 3), (0, 1), 130, 1, "shifts", torch.bfloat16),

@@ -5,6 +5,10 @@
 
 namespace fastrank {
 
+template <class T>
+T* in_global(T* p) {
+  return p;
+}
 inline void copy_async_16(void* to, const void* from, int source_bytes) {
   emulate::copy_async(to, from, 16, source_bytes);
 }
