@@ -253,9 +253,7 @@ def test_channels_are_read_in_place_whatever_their_strides():
         ((0, 4, 9, 8), {"kernel_size": 3}),
     ],
 )
-@pytest.mark.parametrize("limit", [32 << 20, 3000, 1])
-def test_patches_are_those_of_unfold(monkeypatch, size, arguments, memory_format, limit):
-    monkeypatch.setattr("fastrank.arrays.PATCH_BYTES", limit)
+def test_patches_are_those_of_unfold(size, arguments, memory_format):
     x = torch.randint(-5, 6, size, generator=torch.Generator().manual_seed(0)).float()
     x = x.contiguous(memory_format=memory_format)
     groups = arguments.get("groups", 1)

@@ -8,7 +8,14 @@ import pytest
 import torch
 from conformity import check
 from fastrank.kernels import backend
-from fastrank.kernels.gram import FAST_BLOCK, depth, gram_accumulate_, gram_dual
+from fastrank.kernels.gram import (
+    FAST_BLOCK,
+    depth,
+    gram_accumulate_,
+    gram_accumulate_many_,
+    gram_dual,
+    gram_dual_many,
+)
 from gram_conformity import (
     CUTS,
     DTYPES,
@@ -237,3 +244,63 @@ def test_other_dtypes_and_shapes_are_refused_by_name():
     with pytest.raises(ValueError, match=r"X: expected a matrix \[n, d\]"):
         gram_dual(X[None])
     assert not G.any() and not total.any()
+
+
+# ---- many at once ----
+
+
+def problems():
+    """Shapes of a network's layers, dtypes and layouts mixed; the largest is more than half of the work."""
+    cases = [
+        Case(n, d, DTYPES[index % 4], strides=STRIDES[index % 4], shifted=bool(index % 2))
+        for index, (n, d) in enumerate(
+            [(3, 5), (0, 4), (500, 17), (64, 300), (1, 1), (2000, 260), (257, 64), (90, 100)]
+        )
+    ]
+    return [*cases, Case(5 * 49, 17, images=5)]
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+@pytest.mark.parametrize("impl", IMPLS)
+def test_many_give_the_bits_of_each_alone(impl, mode):
+    X, shifts = [data(case) for case in problems()], [shift_of(case) for case in problems()]
+    alone = [accumulated(gram_accumulate_, x, s, mode, impl) for x, s in zip(X, shifts, strict=True)]
+    for threads in (1, 3) if impl == "native" else (1,):  # torch's own products depend on them
+        torch.set_num_threads(threads)
+        G = [torch.zeros_like(g) for g, _ in alone]
+        total = [torch.zeros_like(t) for _, t in alone]
+        gram_accumulate_many_(G, total, X, shifts, mode, impl)
+        for (g, t), mine, my_total in zip(alone, G, total, strict=True):
+            assert torch.equal(g, mine) and torch.equal(t, my_total)
+        matrices = [x for x in X if x.ndim == 2]
+        for x, K in zip(matrices, gram_dual_many(matrices, mode, impl), strict=True):
+            assert torch.equal(K, gram_dual(x, mode, impl))
+    assert gram_dual_many([], mode, impl) == []
+    gram_accumulate_many_([], [], [], None, mode, impl)
+
+
+def test_many_are_registered_for_tracing():
+    X = [torch.randn(5, 3), torch.randn(2, 4)]
+    G = [torch.zeros(d, d, dtype=torch.float64) for d in (3, 4)]
+    total = [torch.zeros(d, dtype=torch.float64) for d in (3, 4)]
+    opcheck(torch.ops.fastrank.gram_accumulate_many_, (G, total, X, [None, total[1].clone()]))
+    opcheck(torch.ops.fastrank.gram_dual_many, (X,))
+
+
+def test_mistakes_in_many_are_named():
+    X, G, total = [torch.zeros(2, 3)], [torch.zeros(3, 3).double()], [torch.zeros(3).double()]
+    for arguments, error, message in [
+        ((G, [], X), ValueError, "total: expected 1 tensors, as many as X, got 0"),
+        ((G, total, X[0]), TypeError, "X: expected a list of tensors, got Tensor"),
+        ((G, total, X, None, "tf32"), ValueError, "mode: expected"),
+        ((G, total, [X[0].int()]), TypeError, "X: expected float64"),
+        (
+            (G * 2, total * 2, [X[0], X[0].to("meta")]),
+            ValueError,
+            "X: expected tensors on one device, cpu, got meta at 1",
+        ),
+    ]:
+        with pytest.raises(error, match=message):
+            gram_accumulate_many_(*arguments)
+    with pytest.raises(ValueError, match=r"X: expected a matrix \[n, d\]"):
+        gram_dual_many([X[0][0]])
