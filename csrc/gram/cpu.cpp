@@ -124,6 +124,25 @@ inline Vector<float, U> load_wide(const F16* p) {
 #endif
 }
 
+// The first `count` of U numbers, the others 0; nothing behind them is read.
+template <class In>
+inline Vector<Wide<In>, U> load_wide_some(const In* p, int count) {
+  Vector<Wide<In>, U> v = {};
+  for (int l = 0; l < count; ++l) v[l] = widen(p[l]);
+  return v;
+}
+#if defined(__AVX512F__)
+inline __mmask8 first_lanes(int count) { return static_cast<__mmask8>((1u << count) - 1); }
+template <>
+inline Vector<double, U> load_wide_some(const double* p, int count) {
+  return (Vector<double, U>)_mm512_maskz_loadu_pd(first_lanes(count), p);
+}
+template <>
+inline Vector<float, U> load_wide_some(const float* p, int count) {
+  return (Vector<float, U>)_mm256_maskz_loadu_ps(first_lanes(count), p);
+}
+#endif
+
 // ---- transposing a U x U block, for matrices whose rows are the contiguous direction ----
 
 #if defined(__clang__)
@@ -192,8 +211,10 @@ inline void pack_run(const In* p, int64_t run, int64_t stride_inner, int64_t str
   constexpr int64_t L = kLanes<T>;
   using V = Vector<Wide<In>, U>;
   int64_t k = 0;
-  if (valid == U && stride_column == 1) {
-    for (; k < run; ++k) sink.put(load_wide(p + k * stride_inner), out + k * L);
+  if (stride_column == 1) {
+    if (valid == U)
+      for (; k < run; ++k) sink.put(load_wide(p + k * stride_inner), out + k * L);
+    for (; k < run; ++k) sink.put(load_wide_some(p + k * stride_inner, valid), out + k * L);
   } else if (valid == U && stride_inner == 1) {
     for (; k + U <= run; k += U) {
       V v[U];

@@ -15,11 +15,12 @@ NaN and Inf go where arithmetic takes them: the rows and columns of the features
 from __future__ import annotations
 
 import torch
-from fastrank.kernels.gram import register  # noqa: F401  (defines torch.ops.fastrank.gram_*)
+from fastrank.kernels.gram import register
 from fastrank.kernels.gram.bound import Depth, depth, depth_patches
 from fastrank.kernels.gram.config import FAST_BLOCK, MODES
 from fastrank.kernels.gram.convolution import Convolution
 from fastrank.kernels.gram.validate import check_accumulate, check_dual, check_many, check_patches
+from fastrank.kernels.tracing import unobserved
 from torch import Tensor
 
 __all__ = [
@@ -57,7 +58,11 @@ def gram_accumulate_(
         RuntimeError: an impl that cannot run here; a failed kernel launch.
     """
     check_accumulate(G, total, X, shift, mode)
-    torch.ops.fastrank.gram_accumulate_(G, total, X.detach(), shift, mode, impl)
+    arguments = (G, total, X, shift, mode, impl)
+    if unobserved(arguments):
+        register.accumulate_(*arguments)  # the dispatcher takes longer than a small product
+    else:
+        torch.ops.fastrank.gram_accumulate_(G, total, X.detach(), shift, mode, impl)
 
 
 def gram_dual(X: Tensor, mode: str = "exact", impl: str | None = None) -> Tensor:

@@ -29,10 +29,10 @@ _library.define("gram_dual_many(Tensor[] X, str precision='exact', str? impl=Non
 
 
 # The dispatcher leaves out trailing arguments that have their default, so these repeat the schema's.
-def _accumulate(
+def accumulate_(
     G: Tensor, total: Tensor, X: Tensor, shift: Tensor | None = None, precision: str = "exact", impl: str | None = None
 ) -> None:
-    if backend.choose("gram_accumulate_", X, impl) == "reference":
+    if backend.chosen("gram_accumulate_", X.device.type, impl) == "reference":
         reference.gram_accumulate_(G, total, X, shift)
         return
     if shift is not None:
@@ -41,7 +41,7 @@ def _accumulate(
 
 
 def _dual(X: Tensor, precision: str = "exact", impl: str | None = None) -> Tensor:
-    if backend.choose("gram_dual", X, impl) == "reference":
+    if backend.chosen("gram_dual", X.device.type, impl) == "reference":
         return reference.gram_dual(X)
     K = X.new_zeros(len(X), len(X), dtype=torch.float64)
     _native(_turned(X), X, None, K, None, precision)
@@ -58,7 +58,7 @@ def _patches(
     dilation: list[int], groups: int, shift: Tensor | None = None, precision: str = "exact", impl: str | None = None,
 ) -> None:  # fmt: skip
     convolution = Convolution(*map(tuple, (kernel_size, stride, padding, dilation)), groups)
-    if backend.choose("gram_patches_", x, impl) == "reference":
+    if backend.chosen("gram_patches_", x.device.type, impl) == "reference":
         reference.gram_patches_(G, total, x, convolution, shift)
         return
     if x.numel() == 0:
@@ -78,9 +78,9 @@ def _accumulate_many(
 ) -> None:  # fmt: skip
     if not X:
         return
-    if X[0].device.type != "cpu" or backend.choose("gram_accumulate_", X[0], impl) == "reference":
+    if X[0].device.type != "cpu" or backend.chosen("gram_accumulate_", "cpu", impl) == "reference":
         for one in zip(G, total, X, shift, strict=True):
-            _accumulate(*one, precision, impl)
+            accumulate_(*one, precision, impl)
         return
     shift = [None if s is None else s.contiguous() for s in shift]
     items = [
@@ -92,7 +92,7 @@ def _accumulate_many(
 
 
 def _dual_many(X: list[Tensor], precision: str = "exact", impl: str | None = None) -> list[Tensor]:
-    if not X or X[0].device.type != "cpu" or backend.choose("gram_dual", X[0], impl) == "reference":
+    if not X or X[0].device.type != "cpu" or backend.chosen("gram_dual", "cpu", impl) == "reference":
         return [_dual(x, precision, impl) for x in X]
     K = [torch.zeros(len(x), len(x), dtype=torch.float64) for x in X]
     items = [_arguments(_turned(x), x, None, k, None, precision) for x, k in zip(X, K, strict=True) if x.numel()]
@@ -153,7 +153,7 @@ def _fast(X: Tensor, precision: str) -> bool:
 
 
 for _key in ("CPU", "CUDA", "CompositeExplicitAutograd"):  # the last: every other device, through the reference
-    _library.impl("gram_accumulate_", _accumulate, _key)
+    _library.impl("gram_accumulate_", accumulate_, _key)
     _library.impl("gram_dual", _dual, _key)
     _library.impl("gram_patches_", _patches, _key)
     _library.impl("gram_accumulate_many_", _accumulate_many, _key)
