@@ -4,17 +4,20 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conformity import check
 from fastrank.kernels import backend
 from fastrank.kernels.gram import (
     FAST_BLOCK,
+    Convolution,
     depth,
     gram_accumulate_,
     gram_accumulate_many_,
     gram_dual,
     gram_dual_many,
+    gram_patches_,
 )
 from gram_conformity import (
     CUTS,
@@ -30,6 +33,7 @@ from gram_conformity import (
     dual_op,
     shift_of,
 )
+from matrix_families import FAMILIES
 from torch.library import opcheck
 
 native = pytest.mark.skipif(not backend.native_status().available, reason=backend.native_status().reason or "-")
@@ -304,3 +308,60 @@ def test_mistakes_in_many_are_named():
             gram_accumulate_many_(*arguments)
     with pytest.raises(ValueError, match=r"X: expected a matrix \[n, d\]"):
         gram_dual_many([X[0][0]])
+
+
+# ---- what has gone wrong for others ----
+
+
+def in_long_double(X):
+    """(X^T X, |X|^T |X|, sums): products and sums with 64 bits of mantissa, 2,048 times finer than float64."""
+    Y = X.double().numpy().astype(np.longdouble)
+    return Y.T @ Y, np.abs(Y).T @ np.abs(Y), Y.sum(0)
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).nmant < 63, reason="long double is no wider than double here")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_stay_within_the_bound_of_a_finer_truth(family):
+    for n, d, dtype in [
+        (300, 20, torch.float32),
+        (33, 33, torch.float64),
+        (40, 90, torch.float32),
+        (150, 17, torch.bfloat16),
+    ]:
+        X = FAMILIES[family](n, d, 3).to(dtype)
+        truth, scale, sums = in_long_double(X)
+        for mode in ("exact", "fast"):
+            roundings = depth(n, d, dtype, mode)
+            c, tiny = roundings.factor(), roundings.tiny * n
+            for impl in IMPLS:
+                G, total = accumulated(gram_accumulate_, X, None, mode, impl)
+                bound = (depth(n, d, dtype, mode, impl=impl).factor() if impl == "reference" else c) * scale + tiny
+                assert (np.abs(G.numpy() - np.tril(truth)) <= np.tril(bound)).all(), (mode, impl)
+                assert (np.abs(total.numpy() - sums) <= c * np.abs(X.double().numpy()).sum(0) + tiny).all()
+            K = gram_dual(X.T, mode).numpy()
+            assert (np.abs(K - truth) <= depth(n, d, dtype, mode).factor() * scale + tiny).all()
+
+
+@native
+def test_offsets_beyond_two_to_the_31_elements():
+    """By striding over untouched memory: the system gives pages only where something is written."""
+    far = 2**31 + 5
+    try:
+        memory = torch.empty(far + 4096, dtype=torch.bfloat16)
+    except RuntimeError:
+        pytest.skip("the system does not promise 4 GiB")
+    small = torch.arange(2 * 12 * 5 * 5, dtype=torch.float32).remainder(7).sub(3).to(torch.bfloat16)
+    rows = memory.as_strided((2, 300), (far, 1)).copy_(small[:600].view(2, 300))
+    assert torch.equal(accumulated(gram_accumulate_, rows, None)[0], (rows.double().T @ rows.double()).tril())
+    assert torch.equal(gram_dual(rows.T), rows.double().T @ rows.double())
+    channels = memory.as_strided((3, 2, 25), (25, far, 1)).copy_(small[:150].view(3, 2, 25))
+    Y = channels.double().transpose(1, 2).reshape(-1, 2)
+    assert torch.equal(accumulated(gram_accumulate_, channels, None)[0], (Y.T @ Y).tril())
+    for kernel in (3, (2, 3)):
+        convolution = Convolution.of(kernel, padding=1) if kernel == 3 else Convolution.of(kernel, 2)
+        images = memory.as_strided((2, 12, 5, 5), (far, 25, 5, 1)).copy_(small.view(2, 12, 5, 5))
+        d = convolution.features(12)
+        got, wanted = ([torch.zeros(d, d).double(), torch.zeros(d).double()] for _ in range(2))
+        gram_patches_(*got, images, convolution)
+        gram_patches_(*wanted, images.clone(memory_format=torch.contiguous_format), convolution, impl="reference")
+        assert all(map(torch.equal, got, wanted))
