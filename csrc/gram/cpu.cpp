@@ -443,9 +443,18 @@ void add_sums(const void* packed, int64_t panel_stride, const int32_t* at, int64
   for (int64_t l = 0; l < L; ++l) sums[l] += sum[l];
 }
 
+inline void sum(const double* const* terms, int64_t count, int64_t size, double* to) {
+  using V = Vector<double, U>;
+  for (int64_t q = 0; q < size; q += U) {
+    V total = {};
+    for (int64_t t = 0; t < count; ++t) total += load<V>(terms[t] + q);
+    store(to + q, total);
+  }
+}
+
 template <class T>
-constexpr Kernels kKernels = {kLanes<T>,       sizeof(T),   kRows,       kVectors,   pack<T>,
-                              pack_patches<T>, multiply<T>, add_tile<T>, add_sums<T>};
+constexpr Kernels kKernels = {kLanes<T>,       sizeof(T),   kRows,       kVectors,    pack<T>,
+                              pack_patches<T>, multiply<T>, add_tile<T>, add_sums<T>, sum};
 
 }  // namespace
 

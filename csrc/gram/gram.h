@@ -63,6 +63,8 @@ struct Kernels {
                    int64_t j, int64_t panels, double* tile);
   // sums[l] += sum of a(at, j + l) over the positions, for the panel of column j.
   void (*add_sums)(const void* packed, int64_t panel_stride, const int32_t* at, int64_t count, int64_t j, double* sums);
+  // to[q] = sum of terms[t][q] over t, for q < size, a multiple of 8.
+  void (*sum)(const double* const* terms, int64_t count, int64_t size, double* to);
 };
 
 #define FASTRANK_GRAM_DECLARE(isa)  \

@@ -239,43 +239,54 @@ class PatchRun {
                  [&](int64_t task) { add_tile(tiles[static_cast<size_t>(task)]); });
   }
 
+  // Differences of one dy together: while a block of positions and its neighbours lie in the first cache, all dx are
+  // summed.
   void add_tile(const Tile& tile) const {
     static thread_local Workspace space;
     const int64_t width = tile.panels * kernels_.lanes, size = kernels_.tile_rows * width;
-    double* const pieces = static_cast<double*>(space.get((pieces_ + 1) * size * int64_t{sizeof(double)}));
-    double* const window = pieces + pieces_ * size;
-    for (int64_t e = 0; e < all_differences(); ++e) {
-      const int64_t dy = ky(e), dx = kx(e);
-      // Taps k with another at k + (dy, dx), row by row.
-      const int64_t top = std::max<int64_t>(0, -dy), bottom = std::min(p_.kernel[0], p_.kernel[0] - dy);
-      const int64_t left = std::max<int64_t>(0, -dx), right = std::min(p_.kernel[1], p_.kernel[1] - dx);
-      const int64_t delta = dy * p_.dilation[0] * plan_.line + dx * p_.dilation[1];
+    double* const all = static_cast<double*>(space.get((differences_[1] * pieces_ + 1) * size * int64_t{sizeof(double)}));
+    double* const window = all + differences_[1] * pieces_ * size;
+    for (int64_t dy = 1 - p_.kernel[0]; dy < p_.kernel[0]; ++dy) {
+      std::fill(all, window, 0.0);
+      const Taps rows = pairs(0, dy);
       for (int64_t piece = 0; piece < pieces_; ++piece) {
-        const int64_t py = piece / plan_.cuts[1].pieces, px = piece % plan_.cuts[1].pieces;
-        if (!reached(0, py, top, bottom) || !reached(1, px, left, right)) continue;
-        double* const to = pieces + piece * size;
-        std::fill(to, to + size, 0.0);
+        if (!reached(0, piece / plan_.cuts[1].pieces, rows)) continue;
         each_flush(at_[static_cast<size_t>(piece)], [&](const int32_t* at, int64_t count) {
-          kernels_.add_tile(packed_, plan_.panel_stride, at, count, delta, tile.i, tile.j, tile.panels, to);
+          for (int64_t dx = 1 - p_.kernel[1]; dx < p_.kernel[1]; ++dx)
+            if (reached(1, piece % plan_.cuts[1].pieces, pairs(1, dx)))
+              kernels_.add_tile(packed_, plan_.panel_stride, at, count,
+                                dy * p_.dilation[0] * plan_.line + dx * p_.dilation[1], tile.i, tile.j, tile.panels,
+                                all + ((dx + p_.kernel[1] - 1) * pieces_ + piece) * size);
         });
       }
-      for (int64_t y = top; y < bottom; ++y)
-        for (int64_t x = left; x < right; ++x) {
-          const int64_t k = y * p_.kernel[1] + x, l = k + dy * p_.kernel[1] + dx;
-          std::fill(window, window + size, 0.0);
-          over_window(k, [&](int64_t piece) {
-            const double* const from = pieces + piece * size;
-            for (int64_t q = 0; q < size; ++q) window[q] += from[q];
-          });
-          if (shift_) add_padding(tile, width, e, k, l, window);
-          add_to_gram(tile, width, k, l, window);
-        }
+      for (int64_t dx = 1 - p_.kernel[1]; dx < p_.kernel[1]; ++dx) {
+        const int64_t e = (dy + p_.kernel[0] - 1) * differences_[1] + dx + p_.kernel[1] - 1;
+        const double* const of_dx = all + (dx + p_.kernel[1] - 1) * pieces_ * size;
+        const Taps columns = pairs(1, dx);
+        for (int64_t y = rows.first; y < rows.last; ++y)
+          for (int64_t x = columns.first; x < columns.last; ++x) {
+            const int64_t k = y * p_.kernel[1] + x, l = k + dy * p_.kernel[1] + dx;
+            const double* terms[(2 * Cuts::kTaps + 1) * (2 * Cuts::kTaps + 1)];
+            int64_t count = 0;
+            over_window(k, [&](int64_t piece) { terms[count++] = of_dx + piece * size; });
+            kernels_.sum(terms, count, size, window);
+            if (shift_) add_padding(tile, width, e, k, l, window);
+            add_to_gram(tile, width, k, l, window);
+          }
+      }
     }
   }
 
-  // Whether the window of any tap in [from, to) of an axis has the piece.
-  bool reached(int axis, int64_t piece, int64_t from, int64_t to) const {
-    for (int64_t k = from; k < to; ++k)
+  struct Taps { int64_t first, last; };
+
+  // Taps of an axis with another at a distance of `difference` taps.
+  Taps pairs(int axis, int64_t difference) const {
+    return {std::max<int64_t>(0, -difference), std::min(p_.kernel[axis], p_.kernel[axis] - difference)};
+  }
+
+  // Whether the window of any of the taps has the piece of an axis.
+  bool reached(int axis, int64_t piece, Taps taps) const {
+    for (int64_t k = taps.first; k < taps.last; ++k)
       if (plan_.cuts[axis].first[k] <= piece && piece < plan_.cuts[axis].last[k]) return true;
     return false;
   }
