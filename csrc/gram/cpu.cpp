@@ -398,6 +398,9 @@ void multiply(const void* packed, int64_t panel_stride, int64_t count, int64_t i
 
 // ---- positions of images ----
 
+// Positions jump from row to row of an image, which the processor's own prefetching does not follow.
+constexpr int64_t kAhead = 8;
+
 template <class T, int N>
 inline void add_tile_of(const T* rows, const T* columns, int64_t panel_stride, const int32_t* at, int64_t count,
                         double* out) {
@@ -406,6 +409,12 @@ inline void add_tile_of(const T* rows, const T* columns, int64_t panel_stride, c
   V acc[kRows][N] = {};
   for (int64_t k = 0; k < count; ++k) {
     const int64_t p = at[k] * L;
+    if (k + kAhead < count) {
+      const int64_t next = at[k + kAhead] * L;
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) __builtin_prefetch(columns + n * panel_stride + next);
+      __builtin_prefetch(rows + next);
+    }
     V b[N];
 #pragma GCC unroll 4
     for (int n = 0; n < N; ++n) b[n] = load<V>(columns + n * panel_stride + p);

@@ -365,3 +365,23 @@ def test_offsets_beyond_two_to_the_31_elements():
         gram_patches_(*got, images, convolution)
         gram_patches_(*wanted, images.clone(memory_format=torch.contiguous_format), convolution, impl="reference")
         assert all(map(torch.equal, got, wanted))
+
+
+@native
+def test_memory_does_not_grow_with_the_rows():
+    """128 MB of rows and 64 MB of channels, in less than 16 MiB; a copy in float64 would be 256."""
+    code = """
+import resource, torch
+from fastrank.kernels.gram import gram_accumulate_
+torch.set_num_threads(2)
+rows, channels = torch.ones(2_000_000, 16), torch.ones(4, 16, 250_000)
+G, total = torch.zeros(16, 16, dtype=torch.float64), torch.zeros(16, dtype=torch.float64)
+gram_accumulate_(G, total, rows[:5000])
+turned = rows.T.contiguous().T
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for X in (rows, turned, channels):
+    gram_accumulate_(G, total, X, total.clone())
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 16 << 10  # KiB
