@@ -7,16 +7,26 @@ DEMO_OUT ?= runs/demo
 # As the command line does for itself (fastrank/cli.py): waiting threads sleep instead of spinning.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test install bench gpu-check lint clean
+.PHONY: demo test test-python test-device-code install bench gpu-check lint clean
 
 demo: install
 	$(BIN)/fastrank train --preset demo --temperature 1 100 --out $(DEMO_OUT)
 	$(BIN)/fastrank report $(DEMO_OUT)/* --out $(DEMO_OUT)/report.html
 
-# The Triton kernels run in the interpreter, which must be chosen before triton is imported: a process of its own.
+# Two halves of about the same length, side by side.
 test: install
-	$(BIN)/python -m pytest tests --ignore=tests/interpret
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpret
+	@$(MAKE) --no-print-directory --jobs=2 test-python test-device-code
+
+test-python: install
+	$(BIN)/python -m pytest tests --ignore=tests/emulate --ignore=tests/compile --ignore=tests/interpret
+
+# GPU code on the CPU: emulated, compiled for every architecture, and Triton's kernels in the interpreter, which must be
+# chosen before triton is imported. What it says comes when it is done, not between the other half's lines.
+test-device-code: install
+	@mkdir -p build; \
+	{ $(BIN)/python -m pytest tests/emulate tests/compile && \
+	  TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpret; } > build/test-device-code.log 2>&1; \
+	status=$$?; cat build/test-device-code.log; exit $$status
 
 bench: install
 	$(BIN)/fastrank bench

@@ -8,3 +8,10 @@ class InputError(ValueError):
 
     def __init__(self, argument: str, expected: str, got: object, cure: str = "") -> None:
         super().__init__(f"{argument}: expected {expected}, got {got}" + (f"; {cure}" if cure else ""))
+
+    @classmethod
+    def quoting(cls, error: Exception) -> InputError:
+        """The same message, where a validator of fastrank.kernels has found the mistake."""
+        quoted = cls.__new__(cls)
+        ValueError.__init__(quoted, str(error))
+        return quoted

@@ -14,9 +14,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fastrank.arrays import as_tensor, channel_views, patch_views
+from fastrank.arrays import as_tensor, channel_views
 from fastrank.errors import InputError
-from fastrank.kernels.gram import MODES, Depth, depth, gram_accumulate_
+from fastrank.kernels.gram import (
+    MODES,
+    Convolution,
+    Depth,
+    depth,
+    depth_patches,
+    gram_accumulate_,
+    gram_patches_,
+)
+from fastrank.kernels.gram.validate import check_patches
 from fastrank.spectra import Spectrum, spectrum_of_gram
 
 #: Coarsest storage first. The coarsest dtype seen names the data's precision.
@@ -72,6 +81,8 @@ class GramState:
         #: Coarsest storage dtype seen; None before the first row.
         self.dtype: torch.dtype | None = None
         self._depth = Depth()
+        # The shift is the same for so many features from each multiple of it on: for all taps of a channel.
+        self._equal_shifts = 1
         zeros = torch.zeros(d, d, dtype=torch.float64, device=device)
         self._gram, self._total, self._shift = zeros, zeros.new_zeros(d), zeros.new_zeros(d)
         self._excess = zeros.new_zeros(())  # see "Error" above
@@ -119,15 +130,33 @@ class GramState:
         """Adds the patches that a convolution sees in x [B, C, H, W]: d = C / groups * kh * kw features each.
 
         Features are in the order of `F.unfold`, that of a weight [out, C / groups, kh, kw] flattened; the rows of all
-        groups are stacked. Patches are formed a bounded piece at a time. Sizes are integers or pairs.
+        groups are stacked. Patches are never formed: beside the state this takes some 16 MiB. Sizes are integers or
+        pairs.
 
         Raises:
             InputError: also for patches larger than the padded input, and channels that `groups` does not divide.
         """
         self._refuse_classes("update_patches")
         x = self._checked("x", x, ndim=4)
-        for view in patch_views(x, self.d, kernel_size, stride, padding, dilation, groups):
-            self._accumulate(view)
+        try:
+            convolution = Convolution.of(kernel_size, stride, padding, dilation, groups)
+            if x.shape[1] % groups == 0 and convolution.features(x.shape[1]) != self.d:
+                sizes = " * ".join(map(str, convolution.kernel_size))
+                raise InputError("x", f"C / groups * kh * kw = d = {self.d}", f"{x.shape[1]} / {groups} * {sizes}")
+            check_patches(self._gram, self._total, x, convolution, None, self.mode)
+        except (TypeError, ValueError) as error:
+            raise InputError.quoting(error) from None
+        rows = convolution.rows(x.shape)
+        if rows == 0:
+            return self
+        taps = math.prod(convolution.kernel_size)
+        if self.n == 0:
+            self._shift = _round_shift(_pixels(x, groups)).repeat_interleave(taps)
+            self._equal_shifts = taps
+        elif self._equal_shifts % taps:  # the kernel knows one shift a channel
+            return self.merge(GramState(self.d, self.mode, self.device).update_patches(x, *convolution))
+        gram_patches_(self._gram, self._total, x, convolution, self._shift[::taps], self.mode)
+        self._took(rows, x.dtype, depth_patches(tuple(x.shape), convolution, x.dtype, self.mode, x.device.type))
         return self
 
     def _accumulate(self, X: Tensor) -> None:
@@ -136,10 +165,13 @@ class GramState:
         if rows == 0:
             return
         if self.n == 0:
-            self._shift = _round_shift(X)
+            self._shift, self._equal_shifts = _round_shift(X), 1
         gram_accumulate_(self._gram, self._total, X, self._shift, self.mode)
-        self._depth = self._depth.then(depth(rows, self.d, X.dtype, self.mode, X.device.type))
-        self.dtype = X.dtype if self.dtype is None else min(self.dtype, X.dtype, key=_DTYPES.index)
+        self._took(rows, X.dtype, depth(rows, self.d, X.dtype, self.mode, X.device.type))
+
+    def _took(self, rows: int, dtype: torch.dtype, roundings: Depth) -> None:
+        self._depth = self._depth.then(roundings)
+        self.dtype = dtype if self.dtype is None else min(self.dtype, dtype, key=_DTYPES.index)
         self.n += rows
 
     def _checked(self, name: str, x: Any, ndim: int, features: int | None = None, at_least: bool = False) -> Tensor:
@@ -203,7 +235,7 @@ class GramState:
             self._gram.copy_(other._gram)
             self._total.copy_(other._total)
             self._excess.copy_(other._excess)
-            self._shift = other._shift.clone()
+            self._shift, self._equal_shifts = other._shift.clone(), other._equal_shifts
             self._depth, self.dtype, self.n = other._depth, other.dtype, other.n
             return self
         gram, total, excess = other._moved(self._shift)
@@ -227,7 +259,7 @@ class GramState:
         if not (dist.is_available() and dist.is_initialized()):
             raise InputError("group", "an initialised torch.distributed", "none", "call init_process_group first")
         facts = torch.tensor(
-            [self.n, -1 if self.dtype is None else _DTYPES.index(self.dtype), *_parts(self._depth)],
+            [self.n, -1 if self.dtype is None else _DTYPES.index(self.dtype), self._equal_shifts, *_parts(self._depth)],
             dtype=torch.int64, device=self.device,
         )  # fmt: skip
         size = dist.get_world_size(group)
@@ -238,7 +270,7 @@ class GramState:
         ranks = [(shift, fact.tolist()) for shift, fact in zip(all_shifts, all_facts, strict=True) if fact[0] > 0]
         if not ranks:
             return self
-        shift = ranks[0][0]  # that of the first rank with data, the same on every rank
+        shift, (_, _, self._equal_shifts, *_) = ranks[0]  # of the first rank with data, the same on every rank
         if self.n:
             self._gram, self._total, self._excess = self._moved(shift)
         self._shift = shift
@@ -247,7 +279,7 @@ class GramState:
                 dist.all_reduce(getattr(self, "_" + name), group=group)
         self.n = sum(values[0] for _, values in ranks)
         self.dtype = _DTYPES[min(values[1] for _, values in ranks)]
-        parts = [max(column) for column in zip(*(values[2:] for _, values in ranks), strict=True)]
+        parts = [max(column) for column in zip(*(values[3:] for _, values in ranks), strict=True)]
         self._depth = Depth(parts[0], parts[1], parts[2] + _MOVE_ROUNDINGS + size)
         return self
 
@@ -358,6 +390,7 @@ class GramState:
             "n": self.n,
             "dtype": None if self.dtype is None else str(self.dtype).removeprefix("torch."),
             "depth": _parts(self._depth),
+            "equal_shifts": self._equal_shifts,
             **{name: tensor.clone() for name, tensor in tensors.items()},
         }
 
@@ -367,7 +400,7 @@ class GramState:
         Raises:
             InputError: a missing or unknown entry, or one that does not fit this state's d, mode or classes.
         """
-        wanted = {"d", "mode", "classes", "n", "dtype", "depth", *self._tensor_names()}
+        wanted = {"d", "mode", "classes", "n", "dtype", "depth", "equal_shifts", *self._tensor_names()}
         for name in ("d", "mode", "classes"):
             if name in state and state[name] != getattr(self, name):
                 raise InputError(f"state[{name!r}]", repr(getattr(self, name)), repr(state[name]))
@@ -384,6 +417,7 @@ class GramState:
         self.n = state["n"]
         self.dtype = None if state["dtype"] is None else getattr(torch, state["dtype"])
         self._depth = Depth(*state["depth"])
+        self._equal_shifts = state["equal_shifts"]
 
     def _tensor_names(self) -> tuple[str, ...]:
         names = ("gram", "total", "shift", "excess")
@@ -392,6 +426,13 @@ class GramState:
 
 def _parts(depth: Depth) -> list[int]:
     return [depth.fp32, depth.before, depth.adds]
+
+
+def _pixels(x: Tensor, groups: int) -> Tensor:
+    """Enough pixels of x [B, C, H, W] for `_round_shift`, as [B * groups, C / groups, S]."""
+    step = math.ceil(math.prod(x.shape[2:]) / _SHIFT_ROWS)
+    some = x[: math.ceil(_SHIFT_ROWS / max(1, math.prod(x.shape[2:]))), :, ::step]
+    return some.unflatten(1, (groups, -1)).flatten(0, 1).flatten(2)
 
 
 def _round_shift(X: Tensor) -> Tensor:

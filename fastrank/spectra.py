@@ -135,7 +135,7 @@ def spectrum_of_gram(
         empty = G.new_zeros(size)
         return Spectrum(empty, empty, G.new_zeros(()), n, d, dtype, centered, "gram64")
     if not bool(G.isfinite().all()):
-        return _nan_spectrum(n, d, dtype, centered, G.device, "non-finite values in the matrix")
+        return _nan_spectrum(n, d, dtype, centered, G.device, _where_not_finite(G, "features" if k == d else "samples"))
     with one_thread():
         eigenvalues = torch.linalg.eigvalsh(G)
     eigenvalues = eigenvalues.flip(0)[:size].clamp_min(0)
@@ -310,6 +310,13 @@ def _svd_spectrum(A: Tensor, centered: bool) -> Spectrum:
         return _nan_spectrum(n, d, A.dtype, centered, A.device, f"the SVD did not converge ({error})")
     bound = max(n, d) * U64 * sigma[0] + shift_error
     return Spectrum(sigma, bound.expand_as(sigma), bound, n, d, A.dtype, centered, "svd64")
+
+
+def _where_not_finite(G: Tensor, kind: str) -> str:
+    bad = (~G.diagonal().isfinite()).nonzero().flatten()
+    if not len(bad):
+        return "non-finite values in the matrix"
+    return f"non-finite values in the matrix, in {len(bad)} of {len(G)} {kind}, the first at {int(bad[0])}"
 
 
 def _nan_spectrum(n: int, d: int, dtype: torch.dtype, centered: bool, device: torch.device, reason: str) -> Spectrum:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+from fastrank.kernels.tracing import constant
 
 IMPLS = ("reference", "native", "triton")
 
@@ -21,6 +22,7 @@ OPS = {
     "tempered_mse": {"cpu": ("native",), "cuda": ("triton",)},
     "gram_accumulate_": {"cpu": ("native",), "cuda": ("native",)},
     "gram_dual": {"cpu": ("native",), "cuda": ("native",)},
+    "gram_patches_": {"cpu": ("native",)},
 }
 
 
@@ -159,6 +161,17 @@ def choose(op: str, tensor: torch.Tensor, impl: str | None) -> str:
         status = native_status()
         _say_once(f"fastrank runs on its slower torch reference: {status.reason}; {status.cure}")
     return "reference"
+
+
+_chosen: dict[tuple[str, str, str | None], str] = {}
+
+
+@constant
+def chosen(op: str, device: str, impl: str | None) -> str:
+    """`choose` for any tensor on a kind of device: a constant of the process, so also of a compiled graph."""
+    if (op, device, impl) not in _chosen:
+        _chosen[op, device, impl] = choose(op, torch.empty(0, device=device), impl)
+    return _chosen[op, device, impl]
 
 
 def problem(op: str, device: str, impl: str, index: int = 0) -> str:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._C import _is_tracing, _len_torch_dispatch_stack
+from torch._C._autograd import _profiler_enabled
+from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 _NO_TENSOR = {float, int, bool, str, type(None)}
 
@@ -12,32 +16,27 @@ _NO_TENSOR = {float, int, bool, str, type(None)}
 def unobserved(arguments: tuple) -> bool:
     """Whether this is a plain eager call: no tracer, transform, mode or subclass that must see the operator, and no
     lazily negated tensor, whose memory the dispatcher would first set right."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or _len_torch_dispatch_stack() or peek_interpreter_stack() is not None:
         return False
     for x in arguments:
         kind = type(x)
-        if kind is Tensor or kind is torch.nn.Parameter:
-            if x.is_neg() or batched(x):
+        if kind is Tensor or kind is Parameter:
+            if x.is_neg() or is_legacy_batchedtensor(x):
                 return False
         elif kind not in _NO_TENSOR:
             return False
-    return (
-        torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and not torch._C._is_tracing()
-        and not torch.autograd._profiler_enabled()
-    )
+    return not (_is_tracing() or _profiler_enabled())
 
 
 def batched(x: Tensor) -> bool:
     """Whether a tensor stands for several, as under torch.autograd.grad(is_grads_batched=True)."""
-    return not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(x)
+    return not torch.compiler.is_compiling() and is_legacy_batchedtensor(x)
 
 
 def transformed() -> bool:
     """Whether a transform of torch.func (vmap, grad, jvp, ...) or forward-mode differentiation is under way. (A
     compiled graph is guarded by the transforms around it.)"""
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    return peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def values_are_known(x: Tensor) -> bool:

@@ -5,7 +5,7 @@
 
 #include "common/simd.h"
 #include "gram/gram.h"
-#include "gram/schedule.h"
+#include "gram/patch_schedule.h"
 
 namespace py = pybind11;
 
@@ -43,6 +43,27 @@ void accumulate_cpu(uintptr_t data, int dtype, int64_t rows, int64_t columns, in
                    {reinterpret_cast<double*>(c), ldc, reinterpret_cast<double*>(total)}, threads);
 }
 
+gram::Patches patches(uintptr_t data, int dtype, py::tuple sizes, py::tuple strides, int64_t groups, py::tuple kernel,
+                      py::tuple step, py::tuple pad, py::tuple dilation) {
+  gram::Patches p{};
+  p.data = reinterpret_cast<const void*>(data);
+  p.dtype = static_cast<DType>(dtype);
+  p.images = sizes[0].cast<int64_t>();
+  p.groups = groups;
+  p.channels = sizes[1].cast<int64_t>() / groups;
+  p.stride_image = strides[0].cast<int64_t>();
+  p.stride_channel = strides[1].cast<int64_t>();
+  for (size_t axis = 0; axis < 2; ++axis) {
+    p.size[axis] = sizes[axis + 2].cast<int64_t>();
+    p.stride[axis] = strides[axis + 2].cast<int64_t>();
+    p.kernel[axis] = kernel[axis].cast<int64_t>();
+    p.step[axis] = step[axis].cast<int64_t>();
+    p.pad[axis] = pad[axis].cast<int64_t>();
+    p.dilation[axis] = dilation[axis].cast<int64_t>();
+  }
+  return p;
+}
+
 #ifdef FASTRANK_WITH_CUDA
 void accumulate_cuda(uintptr_t data, int dtype, int64_t rows, int64_t columns, int64_t inner, int64_t stride_outer,
                      int64_t stride_inner, int64_t stride_column, uintptr_t shift, uintptr_t c, int64_t ldc,
@@ -77,14 +98,24 @@ void mirror_cuda(uintptr_t address, int64_t size, uintptr_t stream) {
 }
 #endif
 
-void mirror_cpu(uintptr_t address, int64_t size) {
-  double* const c = reinterpret_cast<double*>(address);
-  constexpr int64_t tile = 32;  // both sides of a 32 x 32 tile stay in L1
-  for (int64_t i0 = 0; i0 < size; i0 += tile)
-    for (int64_t j0 = 0; j0 <= i0; j0 += tile)
-      for (int64_t i = i0; i < std::min(size, i0 + tile); ++i)
-        for (int64_t j = j0; j < std::min(i, j0 + tile); ++j) c[j * size + i] = c[i * size + j];
+// Each of `items`: the arguments of gram_accumulate_cpu but the threads.
+void accumulate_many_cpu(py::list items, bool mirrored, int threads) {
+  std::vector<gram::Item> all;
+  for (py::handle each : items) {
+    const auto item = py::cast<py::tuple>(each);
+    const auto integer = [&](size_t i) { return item[i].cast<int64_t>(); };
+    const auto address = [&](size_t i) { return item[i].cast<uintptr_t>(); };
+    all.push_back({matrix(address(0), item[1].cast<int>(), integer(2), integer(3), integer(4), integer(5), integer(6),
+                          integer(7)),
+                   reinterpret_cast<const double*>(address(8)),
+                   {reinterpret_cast<double*>(address(9)), integer(10), reinterpret_cast<double*>(address(11))},
+                   item[12].cast<bool>(), mirrored});
+  }
+  const py::gil_scoped_release released;
+  gram::accumulate_many(kernels_of, all, threads);
 }
+
+void mirror_cpu(uintptr_t c, int64_t size) { gram::mirror(reinterpret_cast<double*>(c), size); }
 
 py::tuple pair(gram::Depth depth) { return py::make_tuple(depth.before, depth.adds); }
 
@@ -94,6 +125,29 @@ void bind_gram(py::module_& m) {
   const auto release = py::call_guard<py::gil_scoped_release>();
   m.def("gram_accumulate_cpu", &accumulate_cpu, release,
         "lower(C) += A^T A and total += column sums of A, for A = data - shift; in fp64, row stride ldc");
+  m.def(
+      "gram_patches_cpu",
+      [](uintptr_t data, int dtype, py::tuple sizes, py::tuple strides, int64_t groups, py::tuple kernel,
+         py::tuple step, py::tuple pad, py::tuple dilation, uintptr_t shift, uintptr_t c, int64_t ldc, uintptr_t total,
+         bool fast, int threads) {
+        const gram::Patches p = patches(data, dtype, sizes, strides, groups, kernel, step, pad, dilation);
+        const py::gil_scoped_release released;
+        gram::accumulate_patches(kernels_of(fast), fast, p, reinterpret_cast<const double*>(shift),
+                                 {reinterpret_cast<double*>(c), ldc, reinterpret_cast<double*>(total)}, threads);
+      },
+      "lower(C) += P^T P and total += column sums of P, the patches of data [images, channels, height, width] less\n"
+      "shift, one number a channel (or 0); kernel, step, pad and dilation are pairs. See patches.h.");
+  m.def(
+      "gram_depth_patches_cpu",
+      [](py::tuple sizes, int64_t groups, py::tuple kernel, py::tuple step, py::tuple pad, py::tuple dilation,
+         bool fast) {
+        const gram::Patches p = patches(0, 0, sizes, py::make_tuple(0, 0, 0, 0), groups, kernel, step, pad, dilation);
+        return pair(gram::patch_depth(kernels_of(fast), p, fast));
+      },
+      "gram_depth_cpu for gram_patches_cpu");
+  m.def("gram_accumulate_many_cpu", &accumulate_many_cpu,
+        "gram_accumulate_cpu for each of a list of its arguments (but the threads); `mirrored`: C is contiguous, and its\n"
+        "upper triangle is filled too");
   m.def("gram_mirror_cpu", &mirror_cpu, release, "copy the lower triangle of a contiguous fp64 matrix to the upper");
   m.def(
       "gram_depth_cpu",

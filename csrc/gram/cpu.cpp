@@ -6,6 +6,7 @@
 #include "gram/gram.h"
 
 #include "common/simd.h"
+#include "gram/patches.h"
 
 #if defined(__F16C__)
 #include <immintrin.h>
@@ -123,6 +124,25 @@ inline Vector<float, U> load_wide(const F16* p) {
 #endif
 }
 
+// The first `count` of U numbers, the others 0; nothing behind them is read.
+template <class In>
+inline Vector<Wide<In>, U> load_wide_some(const In* p, int count) {
+  Vector<Wide<In>, U> v = {};
+  for (int l = 0; l < count; ++l) v[l] = widen(p[l]);
+  return v;
+}
+#if defined(__AVX512F__)
+inline __mmask8 first_lanes(int count) { return static_cast<__mmask8>((1u << count) - 1); }
+template <>
+inline Vector<double, U> load_wide_some(const double* p, int count) {
+  return (Vector<double, U>)_mm512_maskz_loadu_pd(first_lanes(count), p);
+}
+template <>
+inline Vector<float, U> load_wide_some(const float* p, int count) {
+  return (Vector<float, U>)_mm256_maskz_loadu_ps(first_lanes(count), p);
+}
+#endif
+
 // ---- transposing a U x U block, for matrices whose rows are the contiguous direction ----
 
 #if defined(__clang__)
@@ -191,8 +211,10 @@ inline void pack_run(const In* p, int64_t run, int64_t stride_inner, int64_t str
   constexpr int64_t L = kLanes<T>;
   using V = Vector<Wide<In>, U>;
   int64_t k = 0;
-  if (valid == U && stride_column == 1) {
-    for (; k < run; ++k) sink.put(load_wide(p + k * stride_inner), out + k * L);
+  if (stride_column == 1) {
+    if (valid == U)
+      for (; k < run; ++k) sink.put(load_wide(p + k * stride_inner), out + k * L);
+    for (; k < run; ++k) sink.put(load_wide_some(p + k * stride_inner, valid), out + k * L);
   } else if (valid == U && stride_inner == 1) {
     for (; k + U <= run; k += U) {
       V v[U];
@@ -246,6 +268,74 @@ void pack(const Matrix& a, const double* shift, int64_t row, int64_t count, int6
     FASTRANK_PACK(bf16, Bf16)
     FASTRANK_PACK(f16, F16)
 #undef FASTRANK_PACK
+  }
+}
+
+// As pack_typed. Patches overlap, but every number of them is read from the image on its own: at stride 1 the kernel of
+// patch_schedule.h packs the image itself.
+template <class T, class In>
+void pack_patches_typed(const Patches& a, const double* shift, int64_t row, int64_t count, int64_t first, int64_t last,
+                        T* packed, int64_t panel_stride, double* sums) {
+  constexpr int64_t L = kLanes<T>, kRun = 128;
+  using W = Wide<In>;
+  using V = Vector<W, U>;
+  const int64_t columns = a.columns(), taps = a.taps(), height = a.outputs(0), width = a.outputs(1);
+  for (int64_t column = first * L; column < last * L; column += U) {
+    T* const out = packed + column / L * panel_stride + column % L;
+    const int64_t left = columns - column;
+    const int valid = static_cast<int>(left >= U ? U : left > 0 ? left : 0);
+    Sink<T, true> sink = {};
+    int64_t channel[U] = {}, dy[U] = {}, dx[U] = {};
+    for (int l = 0; l < valid; ++l) {
+      const int64_t tap = (column + l) % taps;
+      channel[l] = (column + l) / taps;
+      dy[l] = tap / a.kernel[1] * a.dilation[0] - a.pad[0];
+      dx[l] = tap % a.kernel[1] * a.dilation[1] - a.pad[1];
+      if (shift) sink.shift[l] = shift[column + l];
+    }
+    W numbers[U][kRun] = {};
+    for (int64_t k = 0; k < count;) {
+      const int64_t ox = (row + k) % width, oy = (row + k) / width % height, slot = (row + k) / width / height;
+      const int64_t group = slot % a.groups, image = slot / a.groups;
+      int64_t run = count - k < width - ox ? count - k : width - ox;
+      if (run > kRun) run = kRun;
+      for (int l = 0; l < valid; ++l) {
+        const int64_t y = oy * a.step[0] + dy[l], x = ox * a.step[1] + dx[l];
+        const In* p = static_cast<const In*>(a.data) + image * a.stride_image +
+                      (group * a.channels + channel[l]) * a.stride_channel + y * a.stride[0];
+        for (int64_t t = 0; t < run; ++t) {
+          const int64_t at = x + t * a.step[1];
+          numbers[l][t] = y >= 0 && y < a.size[0] && at >= 0 && at < a.size[1] ? widen(p[at * a.stride[1]]) : W(0);
+        }
+      }
+      int64_t t = 0;
+      for (; t + U <= run; t += U) {
+        V v[U];
+        for (int l = 0; l < U; ++l) v[l] = load<V>(&numbers[l][t]);
+        transpose<W>(v);
+        for (int l = 0; l < U; ++l) sink.put(v[l], out + (k + t + l) * L);
+      }
+      for (; t < run; ++t) {
+        V v;
+        for (int l = 0; l < U; ++l) v[l] = numbers[l][t];
+        sink.put(v, out + (k + t) * L);
+      }
+      k += run;
+    }
+    if (sums)
+      for (int l = 0; l < valid; ++l) sums[column + l] = sink.sum[l];
+  }
+}
+
+template <class T>
+void pack_patches(const Patches& a, const double* shift, int64_t row, int64_t count, int64_t first, int64_t last,
+                  void* packed, int64_t panel_stride, double* sums) {
+  T* out = static_cast<T*>(packed);
+  switch (a.dtype) {
+    case DType::f64: return pack_patches_typed<T, double>(a, shift, row, count, first, last, out, panel_stride, sums);
+    case DType::f32: return pack_patches_typed<T, float>(a, shift, row, count, first, last, out, panel_stride, sums);
+    case DType::bf16: return pack_patches_typed<T, Bf16>(a, shift, row, count, first, last, out, panel_stride, sums);
+    case DType::f16: return pack_patches_typed<T, F16>(a, shift, row, count, first, last, out, panel_stride, sums);
   }
 }
 
@@ -306,10 +396,79 @@ void multiply(const void* packed, int64_t panel_stride, int64_t count, int64_t i
   }
 }
 
+// ---- positions of images ----
+
+// Positions jump from row to row of an image, which the processor's own prefetching does not follow.
+constexpr int64_t kAhead = 8;
+
+template <class T, int N>
+inline void add_tile_of(const T* rows, const T* columns, int64_t panel_stride, const int32_t* at, int64_t count,
+                        double* out) {
+  constexpr int64_t L = kLanes<T>;
+  using V = Vector<T, L>;
+  V acc[kRows][N] = {};
+  for (int64_t k = 0; k < count; ++k) {
+    const int64_t p = at[k] * L;
+    if (k + kAhead < count) {
+      const int64_t next = at[k + kAhead] * L;
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) __builtin_prefetch(columns + n * panel_stride + next);
+      __builtin_prefetch(rows + next);
+    }
+    V b[N];
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) b[n] = load<V>(columns + n * panel_stride + p);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const T a = rows[r / L * panel_stride + p + r % L];
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) acc[r][n] += a * b[n];
+    }
+  }
+  T buffer[kRows][N * L];
+  __builtin_memcpy(buffer, acc, sizeof(buffer));
+  for (int r = 0; r < kRows; ++r)
+    for (int64_t l = 0; l < N * L; ++l) out[r * N * L + l] += static_cast<double>(buffer[r][l]);
+}
+
+template <class T>
+void add_tile(const void* packed, int64_t panel_stride, const int32_t* at, int64_t count, int64_t delta, int64_t i,
+              int64_t j, int64_t panels, double* tile) {
+  constexpr int64_t L = kLanes<T>;
+  const T* const rows = static_cast<const T*>(packed) + i / L * panel_stride + i % L;
+  const T* const columns = static_cast<const T*>(packed) + j / L * panel_stride + delta * L;
+  if (panels == 1) return add_tile_of<T, 1>(rows, columns, panel_stride, at, count, tile);
+  if (panels == 2) return add_tile_of<T, 2>(rows, columns, panel_stride, at, count, tile);
+  return add_tile_of<T, kVectors>(rows, columns, panel_stride, at, count, tile);
+}
+
+template <class T>
+void add_sums(const void* packed, int64_t panel_stride, const int32_t* at, int64_t count, int64_t j, double* sums) {
+  constexpr int64_t L = kLanes<T>;
+  const T* const column = static_cast<const T*>(packed) + j / L * panel_stride;
+  double sum[L] = {};
+  for (int64_t k = 0; k < count; ++k)
+    for (int64_t l = 0; l < L; ++l) sum[l] += static_cast<double>(column[at[k] * L + l]);
+  for (int64_t l = 0; l < L; ++l) sums[l] += sum[l];
+}
+
+inline void sum(const double* const* terms, int64_t count, int64_t size, double* to) {
+  using V = Vector<double, U>;
+  for (int64_t q = 0; q < size; q += U) {
+    V total = {};
+    for (int64_t t = 0; t < count; ++t) total += load<V>(terms[t] + q);
+    store(to + q, total);
+  }
+}
+
+template <class T>
+constexpr Kernels kKernels = {kLanes<T>,       sizeof(T),   kRows,       kVectors,    pack<T>,
+                              pack_patches<T>, multiply<T>, add_tile<T>, add_sums<T>, sum};
+
 }  // namespace
 
-extern const Kernels kExact = {kLanes<double>, sizeof(double), pack<double>, multiply<double>};
-extern const Kernels kFast = {kLanes<float>, sizeof(float), pack<float>, multiply<float>};
+extern const Kernels kExact = kKernels<double>;
+extern const Kernels kFast = kKernels<float>;
 
 }  // namespace FASTRANK_ISA_NAMESPACE
 }  // namespace gram

@@ -34,21 +34,37 @@ struct Depth {
   int64_t before, adds;
 };
 
+struct Patches;  // patches.h
+
 // Panel p of a packed chunk holds columns [p * lanes, (p + 1) * lanes): row k of it is `lanes` numbers at
 // packed + p * panel_stride + k * lanes (in elements). Columns beyond the matrix are zeros.
 struct Kernels {
   int64_t lanes;         // columns in a panel
   int64_t element_size;  // bytes of a packed number: 8 exact, 4 fast
+  int64_t tile_rows, tile_panels;  // of a tile that add_tile computes, at most
 
   // Packs rows [row, row + count) of panels [first, last). `sums` (may be null; else indexed by column, written, not
   // added to) gets sum_k a(k, i); `shift` (may be null) is subtracted from every row.
   void (*pack)(const Matrix& a, const double* shift, int64_t row, int64_t count, int64_t first, int64_t last,
                void* packed, int64_t panel_stride, double* sums);
+  // The same of a convolution's patches; `shift` is of columns here too.
+  void (*pack_patches)(const Patches& a, const double* shift, int64_t row, int64_t count, int64_t first, int64_t last,
+                       void* packed, int64_t panel_stride, double* sums);
 
   // c[i * ldc + j] = or += sum over the chunk's `count` rows, for i in [i0, i1), j in [j0, j1), j <= i.
   // i0 and j0 are multiples of `lanes`; i1, j1 are multiples or the matrix's edge.
   void (*multiply)(const void* packed, int64_t panel_stride, int64_t count, int64_t i0, int64_t i1, int64_t j0,
                    int64_t j1, double* c, int64_t ldc, bool add);
+
+  // For packed rows that are positions of images: tile[r][l] += sum of a(at, i + r) a(at + delta, j + l) over the
+  // `count` positions at[], for r < tile_rows and the `panels` panels from column j on. i is a multiple of tile_rows, j
+  // of lanes.
+  void (*add_tile)(const void* packed, int64_t panel_stride, const int32_t* at, int64_t count, int64_t delta, int64_t i,
+                   int64_t j, int64_t panels, double* tile);
+  // sums[l] += sum of a(at, j + l) over the positions, for the panel of column j.
+  void (*add_sums)(const void* packed, int64_t panel_stride, const int32_t* at, int64_t count, int64_t j, double* sums);
+  // to[q] = sum of terms[t][q] over t, for q < size, a multiple of 8.
+  void (*sum)(const double* const* terms, int64_t count, int64_t size, double* to);
 };
 
 #define FASTRANK_GRAM_DECLARE(isa)  \

@@ -64,9 +64,10 @@ struct Cuts {
     edge[0] = 0;
     while (edge[pieces] < size) {  // the next end of a window behind the last edge
       int64_t next = size;
-      for (int64_t k = 0; k < taps; ++k)
-        for (const int64_t at : {begin(k), end(k)})
-          if (at > edge[pieces] && at < next) next = at;
+      for (int64_t k = 0; k < taps; ++k) {
+        if (begin(k) > edge[pieces] && begin(k) < next) next = begin(k);
+        if (end(k) > edge[pieces] && end(k) < next) next = end(k);
+      }
       edge[++pieces] = next;
     }
     for (int64_t k = 0; k < taps; ++k) {

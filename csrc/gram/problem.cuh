@@ -21,7 +21,7 @@ constexpr int64_t kWideColumns = 1024;
 // Blocks that a product is cut into where it has the rows for it: some four (small) or two (wide) for each of 132
 // multiprocessors. An assumption: not measured.
 constexpr int64_t kSmallBlocks = 512, kWideBlocks = 256;
-constexpr int64_t kSplitRows = 4;           // times the side: partial sums are then at most twice the data read
+constexpr int64_t kSplitRows = 4;           // times the side: of fp32 data, twice what partial sums take to write and read
 constexpr int64_t kBand = 8;                // rows of tiles that are walked through together, see tile_of
 constexpr int kReduceThreads = 512;
 constexpr int64_t kReduceSplits = 16;       // splits that one thread of gram_reduce adds up

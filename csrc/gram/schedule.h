@@ -8,9 +8,11 @@
 #pragma once
 
 #include <stdlib.h>
+#include <string.h>
 
 #include <algorithm>
 #include <new>
+#include <vector>
 
 #include "common/parallel.h"
 #include "gram/gram.h"
@@ -85,10 +87,12 @@ struct Output {
   double* total;   // [columns] += sum_k a(k, i), or null
 };
 
-inline void run_narrow(const Kernels& kernels, const Plan& plan, const Matrix& a, const double* shift,
-                       const Output& out, int threads) {
+// pack(row, count, first, last, packed, panel_stride, sums): as in Kernels, of whatever has `rows` rows.
+template <class Pack>
+void run_narrow(const Kernels& kernels, const Plan& plan, int64_t rows, int64_t columns, const Pack& pack,
+                const Output& out, int threads) {
   static thread_local Workspace partial_space;
-  const int64_t m = a.columns, panels = ceil_div(m, kernels.lanes), stride = plan.chunk * kernels.lanes;
+  const int64_t m = columns, panels = ceil_div(m, kernels.lanes), stride = plan.chunk * kernels.lanes;
   const bool direct = plan.tasks == 1;  // then C itself is the triangle
   const int64_t partial_size = m * m + m;  // a triangle and, after it, column sums
   // A task's own chunk sums come first: [tasks, m].
@@ -106,8 +110,8 @@ inline void run_narrow(const Kernels& kernels, const Plan& plan, const Matrix& a
     std::fill(sums, sums + m, 0.0);
     const int64_t last = std::min(plan.chunks, (task + 1) * plan.chunks_per_task);
     for (int64_t chunk = task * plan.chunks_per_task; chunk < last; ++chunk) {
-      const int64_t row = chunk * plan.chunk, count = std::min(plan.chunk, a.rows - row);
-      kernels.pack(a, shift, row, count, 0, panels, packed, stride, chunk_sum);
+      const int64_t row = chunk * plan.chunk, count = std::min(plan.chunk, rows - row);
+      pack(row, count, 0, panels, packed, stride, chunk_sum);
       if (chunk_sum)
         for (int64_t i = 0; i < m; ++i) sums[i] += chunk_sum[i];
       kernels.multiply(packed, stride, count, 0, m, 0, m, c, direct ? out.ldc : m,
@@ -137,10 +141,11 @@ inline void run_narrow(const Kernels& kernels, const Plan& plan, const Matrix& a
   partial_space.trim();
 }
 
-inline void run_wide(const Kernels& kernels, const Plan& plan, const Matrix& a, const double* shift, const Output& out,
-                     int threads) {
+template <class Pack>
+void run_wide(const Kernels& kernels, const Plan& plan, int64_t rows, int64_t columns, const Pack& pack,
+              const Output& out, int threads) {
   static thread_local Workspace space;
-  const int64_t m = a.columns, panels = ceil_div(m, kernels.lanes), stride = plan.chunk * kernels.lanes;
+  const int64_t m = columns, panels = ceil_div(m, kernels.lanes), stride = plan.chunk * kernels.lanes;
   const int64_t chunk_bytes = panels * stride * kernels.element_size;
   const int64_t slab_chunks = std::min(plan.chunks, plan.chunks_per_task);
   char* const packed = static_cast<char*>(
@@ -150,11 +155,11 @@ inline void run_wide(const Kernels& kernels, const Plan& plan, const Matrix& a, 
 
   for (int64_t first = 0; first < plan.chunks; first += slab_chunks) {
     const int64_t chunks = std::min(slab_chunks, plan.chunks - first);
-    auto rows_of = [&](int64_t chunk) { return std::min(plan.chunk, a.rows - (first + chunk) * plan.chunk); };
+    auto rows_of = [&](int64_t chunk) { return std::min(plan.chunk, rows - (first + chunk) * plan.chunk); };
     parallel_for(chunks * pack_tasks, threads, [&](int64_t task) {
       const int64_t chunk = task / pack_tasks, panel = task % pack_tasks * kPackPanels;
-      kernels.pack(a, shift, (first + chunk) * plan.chunk, rows_of(chunk), panel, std::min(panels, panel + kPackPanels),
-                   packed + chunk * chunk_bytes, stride, out.total ? sums + chunk * m : nullptr);
+      pack((first + chunk) * plan.chunk, rows_of(chunk), panel, std::min(panels, panel + kPackPanels),
+           packed + chunk * chunk_bytes, stride, out.total ? sums + chunk * m : nullptr);
     });
     if (out.total)
       for (int64_t chunk = 0; chunk < chunks; ++chunk)
@@ -171,12 +176,64 @@ inline void run_wide(const Kernels& kernels, const Plan& plan, const Matrix& a, 
   space.trim();
 }
 
+template <class Pack>
+void accumulate(const Kernels& kernels, bool fast, int64_t rows, int64_t columns, const Pack& pack, const Output& out,
+                int threads) {
+  if (rows == 0 || columns == 0) return;
+  const Plan plan(rows, columns, fast);
+  if (columns * columns < kSerialWork / std::min(rows, kSerialWork)) threads = 1;
+  plan.narrow ? run_narrow(kernels, plan, rows, columns, pack, out, threads)
+              : run_wide(kernels, plan, rows, columns, pack, out, threads);
+}
+
 inline void accumulate(const Kernels& kernels, bool fast, const Matrix& a, const double* shift, const Output& out,
                        int threads) {
-  if (a.rows == 0 || a.columns == 0) return;
-  const Plan plan(a.rows, a.columns, fast);
-  if (a.columns * a.columns < kSerialWork / std::min(a.rows, kSerialWork)) threads = 1;
-  plan.narrow ? run_narrow(kernels, plan, a, shift, out, threads) : run_wide(kernels, plan, a, shift, out, threads);
+  accumulate(
+      kernels, fast, a.rows, a.columns,
+      [&](int64_t row, int64_t count, int64_t first, int64_t last, void* packed, int64_t panel_stride, double* sums) {
+        kernels.pack(a, shift, row, count, first, last, packed, panel_stride, sums);
+      },
+      out, threads);
+}
+
+// Copies the lower triangle of a contiguous matrix to the upper.
+inline void mirror(double* c, int64_t size) {
+  constexpr int64_t tile = 32;  // both sides of a 32 x 32 tile stay in L1
+  for (int64_t i0 = 0; i0 < size; i0 += tile)
+    for (int64_t j0 = 0; j0 <= i0; j0 += tile)
+      for (int64_t i = i0; i < std::min(size, i0 + tile); ++i)
+        for (int64_t j = j0; j < std::min(i, j0 + tile); ++j) c[j * size + i] = c[i * size + j];
+}
+
+// One of many products of one call.
+struct Item {
+  Matrix a;
+  const double* shift;
+  Output out;
+  bool fast, mirrored;  // mirrored: out is contiguous, and wanted whole
+
+  // About the time it takes: a number is packed in the time of some 16 products.
+  double work() const { return static_cast<double>(a.rows) * static_cast<double>(a.columns) * (a.columns + 16.0); }
+};
+
+// Those that take no more than a fair share of the time are one task each; the others are spread over all threads, one
+// after another. Either way a product is cut by its own shape alone, so that it does not depend on its company.
+template <class KernelsOf>
+void accumulate_many(const KernelsOf& kernels_of, std::vector<Item>& items, int threads) {
+  std::sort(items.begin(), items.end(), [](const Item& a, const Item& b) { return a.work() > b.work(); });
+  double rest = 0;
+  for (const Item& item : items) rest += item.work();
+  const auto run = [&](const Item& item, int of_threads) {
+    accumulate(kernels_of(item.fast), item.fast, item.a, item.shift, item.out, of_threads);
+    if (item.mirrored) mirror(item.out.c, item.a.columns);
+  };
+  size_t whole = 0;
+  for (; whole < items.size() && items[whole].work() * threads > rest; ++whole) {
+    run(items[whole], threads);
+    rest -= items[whole].work();
+  }
+  parallel_for(static_cast<int64_t>(items.size() - whole), threads,
+               [&](int64_t task) { run(items[whole + static_cast<size_t>(task)], 1); });
 }
 
 }  // namespace gram

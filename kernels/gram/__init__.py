@@ -1,6 +1,6 @@
 """Gram matrices in float64 from data of any floating dtype, read in place with any strides.
 
-Two ops, both with the modes
+The modes of all of them:
 
 * ``exact``: products and sums in float64. A product of two float32 or 16-bit numbers is exact there.
 * ``fast``: the (shifted) data is rounded to float32; float32 products and sums inside blocks of `FAST_BLOCK` rows,
@@ -15,13 +15,27 @@ NaN and Inf go where arithmetic takes them: the rows and columns of the features
 from __future__ import annotations
 
 import torch
-from fastrank.kernels.gram import register  # noqa: F401  (defines torch.ops.fastrank.gram_*)
-from fastrank.kernels.gram.bound import Depth, depth
+from fastrank.kernels.gram import register
+from fastrank.kernels.gram.bound import Depth, depth, depth_patches
 from fastrank.kernels.gram.config import FAST_BLOCK, MODES
-from fastrank.kernels.gram.validate import check_accumulate, check_dual
+from fastrank.kernels.gram.convolution import Convolution
+from fastrank.kernels.gram.validate import check_accumulate, check_dual, check_many, check_patches
+from fastrank.kernels.tracing import unobserved
 from torch import Tensor
 
-__all__ = ["FAST_BLOCK", "MODES", "Depth", "depth", "gram_accumulate_", "gram_dual"]
+__all__ = [
+    "FAST_BLOCK",
+    "MODES",
+    "Convolution",
+    "Depth",
+    "depth",
+    "depth_patches",
+    "gram_accumulate_",
+    "gram_accumulate_many_",
+    "gram_dual",
+    "gram_dual_many",
+    "gram_patches_",
+]
 
 
 def gram_accumulate_(
@@ -44,7 +58,11 @@ def gram_accumulate_(
         RuntimeError: an impl that cannot run here; a failed kernel launch.
     """
     check_accumulate(G, total, X, shift, mode)
-    torch.ops.fastrank.gram_accumulate_(G, total, X.detach(), shift, mode, impl)
+    arguments = (G, total, X, shift, mode, impl)
+    if unobserved(arguments):
+        register.accumulate_(*arguments)  # the dispatcher takes longer than a small product
+    else:
+        torch.ops.fastrank.gram_accumulate_(G, total, X.detach(), shift, mode, impl)
 
 
 def gram_dual(X: Tensor, mode: str = "exact", impl: str | None = None) -> Tensor:
@@ -54,3 +72,64 @@ def gram_dual(X: Tensor, mode: str = "exact", impl: str | None = None) -> Tensor
     """
     check_dual(X, mode)
     return torch.ops.fastrank.gram_dual(X.detach(), mode, impl)
+
+
+def gram_patches_(
+    G: Tensor,
+    total: Tensor,
+    x: Tensor,
+    convolution: Convolution,
+    shift: Tensor | None = None,
+    mode: str = "exact",
+    impl: str | None = None,
+) -> None:
+    """In place, with P the patches that `convolution` sees in x: `lower(G) += P^T P` and `total += sum of P's rows`.
+
+    Features are in the order of `F.unfold`, that of a weight [out, C / groups, kh, kw] flattened; the rows of all
+    groups are stacked. P is never formed. At stride 1 the products that patches share are computed once
+    (csrc/gram/patches.h): a 3 x 3 kernel has 25 differences of taps instead of 81 pairs.
+
+    Args:
+        G: [d, d] float64, contiguous rows, d = C / groups * kh * kw; only the lower triangle is read or written.
+        total: [d] float64, contiguous.
+        x: [B, C, H, W] float64, float32, bfloat16 or float16; any strides; may be empty. Not differentiated.
+        shift: [C / groups] float64, subtracted from a channel in all its taps (padding is 0 - shift), or None.
+        mode, impl: as of `gram_accumulate_`.
+
+    Raises:
+        TypeError, ValueError: as `gram_accumulate_`; also for patches larger than the padded input, and channels that
+            `groups` does not divide.
+    """
+    check_patches(G, total, x, convolution, shift, mode)
+    kernel_size, stride, padding, dilation, groups = convolution
+    torch.ops.fastrank.gram_patches_(
+        G, total, x.detach(), kernel_size, stride, padding, dilation, groups, shift, mode, impl
+    )
+
+
+def gram_accumulate_many_(
+    G: list[Tensor],
+    total: list[Tensor],
+    X: list[Tensor],
+    shift: list[Tensor | None] | None = None,
+    mode: str = "exact",
+    impl: str | None = None,
+) -> None:
+    """`gram_accumulate_` of each of many problems of any shapes, in one call: all layers of a network.
+
+    Small ones are spread over the threads whole, large ones are shared among them. Every result has the bits of a call
+    of its own. Lists of equal length, all on one device; `shift` None means none for all.
+    """
+    shift = [None] * len(X) if shift is None else shift
+    check_many({"X": X, "G": G, "total": total, "shift": shift}, mode)
+    for problem in zip(G, total, X, shift, strict=True):
+        check_accumulate(*problem, mode)
+    torch.ops.fastrank.gram_accumulate_many_(G, total, [x.detach() for x in X], shift, mode, impl)
+
+
+def gram_dual_many(X: list[Tensor], mode: str = "exact", impl: str | None = None) -> list[Tensor]:
+    """`gram_dual` of each of many matrices, in one call; as `gram_accumulate_many_`."""
+    check_many({"X": X}, mode)
+    for x in X:
+        check_dual(x, mode)
+    return torch.ops.fastrank.gram_dual_many([x.detach() for x in X], mode, impl)

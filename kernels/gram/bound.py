@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from fastrank.kernels import backend
 from fastrank.kernels.gram.config import FAST_BLOCK, REFERENCE_ROWS
+from fastrank.kernels.gram.convolution import Convolution
 
 _U, _V = 2.0**-53, 2.0**-24
 
@@ -62,18 +63,54 @@ def depth(
     """
     if rows == 0:
         return Depth()
-    fast = mode == "fast" and dtype != torch.float64
+    if not _native(device, impl):
+        return _of_reference(rows)
+    core, fast = backend.core(), _fast(dtype, mode)
+    found = _of_kernel(
+        rows, fast, (core.gram_depth_cuda if device == "cuda" else core.gram_depth_cpu)(rows, columns, fast)
+    )
+    if not fast or device != "cuda" or dtype == torch.float32:
+        return found
+    return Depth(max(found.fp32, tensor_core_roundings(min(rows, FAST_BLOCK))), found.before, found.adds)
+
+
+def depth_patches(
+    shape: tuple[int, ...],
+    convolution: Convolution,
+    dtype: torch.dtype,
+    mode: str,
+    device: str = "cpu",
+    impl: str | None = None,
+) -> Depth:
+    """The Depth of one `gram_patches_` of x of that shape; arguments as of `depth`."""
+    if (rows := convolution.rows(shape)) == 0:
+        return Depth()
+    if device != "cpu" or not _native(device, impl):
+        return _of_reference(rows)
+    kernel, stride, padding, dilation, groups = convolution
+    fast = _fast(dtype, mode)
+    cut = backend.core().gram_depth_patches_cpu(tuple(shape), groups, kernel, stride, padding, dilation, fast)
+    return _of_kernel(rows, fast, cut)
+
+
+def _native(device: str, impl: str | None) -> bool:
     core = backend.core()
-    native = core is not None and impl != "reference" and (device == "cpu" or (device == "cuda" and core.cuda))
-    if not native:
-        # Blocks of whole images can be as small as half of REFERENCE_ROWS.
-        return Depth(0, min(rows, REFERENCE_ROWS) + 3, math.ceil(2 * rows / REFERENCE_ROWS))
-    before, adds = (core.gram_depth_cuda if device == "cuda" else core.gram_depth_cpu)(rows, columns, fast)
-    block = min(rows, FAST_BLOCK)
-    if fast and device == "cuda" and dtype != torch.float32:  # without a shift on tensor cores, else as below
-        return Depth(max(block + 3, tensor_core_roundings(block)), before + 2, adds)
+    return core is not None and impl != "reference" and (device == "cpu" or (device == "cuda" and core.cuda))
+
+
+def _fast(dtype: torch.dtype, mode: str) -> bool:
+    return mode == "fast" and dtype != torch.float64
+
+
+def _of_reference(rows: int) -> Depth:
+    # Blocks of whole images can be as small as half of REFERENCE_ROWS.
+    return Depth(0, min(rows, REFERENCE_ROWS) + 3, math.ceil(2 * rows / REFERENCE_ROWS))
+
+
+def _of_kernel(rows: int, fast: bool, cut: tuple[int, int]) -> Depth:
+    before, adds = cut
     # Fast: the subtraction rounds in fp64 (2) and then to fp32 (2), the product in fp32 (1). Exact: 2 and 1 in fp64.
-    return Depth(block + 3, before + 2, adds) if fast else Depth(0, before + 3, adds)
+    return Depth(min(rows, FAST_BLOCK) + 3, before + 2, adds) if fast else Depth(0, before + 3, adds)
 
 
 def tensor_core_roundings(rows: int) -> int:

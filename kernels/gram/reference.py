@@ -7,7 +7,9 @@ a float32 product here would follow the user's TF32 and bfloat16 matmul settings
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from fastrank.kernels.gram.config import REFERENCE_ROWS
+from fastrank.kernels.gram.convolution import Convolution
 from torch import Tensor
 
 
@@ -18,6 +20,17 @@ def gram_accumulate_(G: Tensor, total: Tensor, X: Tensor, shift: Tensor | None =
             Y = Y - shift
         G += (Y.T @ Y).tril()
         total += Y.sum(0)
+
+
+def gram_patches_(G: Tensor, total: Tensor, x: Tensor, convolution: Convolution, shift: Tensor | None = None) -> None:
+    kernel, stride, padding, dilation, groups = convolution
+    if shift is not None:
+        shift = shift.repeat_interleave(kernel[0] * kernel[1])
+    of_image = max(1, convolution.rows((1, *x.shape[1:])))
+    for images in x.split(max(1, REFERENCE_ROWS // of_image)):
+        apart = images.unflatten(1, (groups, -1)).flatten(0, 1).double()
+        if apart.numel():
+            gram_accumulate_(G, total, F.unfold(apart, kernel, dilation, padding, stride), shift)
 
 
 def gram_dual(X: Tensor) -> Tensor:

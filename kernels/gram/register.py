@@ -1,10 +1,11 @@
-"""`torch.ops.fastrank.gram_accumulate_` and `gram_dual`: schema, implementations per device, shapes for tracing."""
+"""`torch.ops.fastrank.gram_*`: schema, implementations per device, shapes for tracing."""
 
 from __future__ import annotations
 
 import torch
 from fastrank.kernels import backend
 from fastrank.kernels.gram import reference
+from fastrank.kernels.gram.convolution import Convolution
 from fastrank.kernels.gram.validate import DTYPES
 from torch import Tensor
 
@@ -16,13 +17,22 @@ _library.define(
     "str? impl=None) -> ()"
 )
 _library.define("gram_dual(Tensor X, str precision='exact', str? impl=None) -> Tensor")
+_library.define(
+    "gram_patches_(Tensor(a!) G, Tensor(b!) total, Tensor x, int[] kernel_size, int[] stride, int[] padding, "
+    "int[] dilation, int groups, Tensor? shift=None, str precision='exact', str? impl=None) -> ()"
+)
+_library.define(
+    "gram_accumulate_many_(Tensor(a!)[] G, Tensor(b!)[] total, Tensor[] X, Tensor?[] shift, str precision='exact', "
+    "str? impl=None) -> ()"
+)
+_library.define("gram_dual_many(Tensor[] X, str precision='exact', str? impl=None) -> Tensor[]")
 
 
 # The dispatcher leaves out trailing arguments that have their default, so these repeat the schema's.
-def _accumulate(
+def accumulate_(
     G: Tensor, total: Tensor, X: Tensor, shift: Tensor | None = None, precision: str = "exact", impl: str | None = None
 ) -> None:
-    if backend.choose("gram_accumulate_", X, impl) == "reference":
+    if backend.chosen("gram_accumulate_", X.device.type, impl) == "reference":
         reference.gram_accumulate_(G, total, X, shift)
         return
     if shift is not None:
@@ -31,18 +41,69 @@ def _accumulate(
 
 
 def _dual(X: Tensor, precision: str = "exact", impl: str | None = None) -> Tensor:
-    if backend.choose("gram_dual", X, impl) == "reference":
+    if backend.chosen("gram_dual", X.device.type, impl) == "reference":
         return reference.gram_dual(X)
-    n, d = X.shape
-    K = torch.zeros(n, n, dtype=torch.float64, device=X.device)
-    # The columns of X are the rows that are summed over.
-    _native((d, n, d, 0, X.stride(1), X.stride(0)), X, None, K, None, precision)
+    K = X.new_zeros(len(X), len(X), dtype=torch.float64)
+    _native(_turned(X), X, None, K, None, precision)
     if X.is_cuda:
         with torch.cuda.device(X.device):
-            backend.core().gram_mirror_cuda(K.data_ptr(), n, torch.cuda.current_stream().cuda_stream)
+            backend.core().gram_mirror_cuda(K.data_ptr(), len(X), torch.cuda.current_stream().cuda_stream)
     else:
-        backend.core().gram_mirror_cpu(K.data_ptr(), n)
+        backend.core().gram_mirror_cpu(K.data_ptr(), len(X))
     return K
+
+
+def _patches(
+    G: Tensor, total: Tensor, x: Tensor, kernel_size: list[int], stride: list[int], padding: list[int],
+    dilation: list[int], groups: int, shift: Tensor | None = None, precision: str = "exact", impl: str | None = None,
+) -> None:  # fmt: skip
+    convolution = Convolution(*map(tuple, (kernel_size, stride, padding, dilation)), groups)
+    if backend.chosen("gram_patches_", x.device.type, impl) == "reference":
+        reference.gram_patches_(G, total, x, convolution, shift)
+        return
+    if x.numel() == 0:
+        return
+    if shift is not None:
+        shift = shift.contiguous()
+    backend.core().gram_patches_cpu(
+        x.data_ptr(), DTYPES[x.dtype], tuple(x.shape), x.stride(), groups, *convolution[:4],
+        0 if shift is None else shift.data_ptr(), G.data_ptr(), G.stride(0), total.data_ptr(), _fast(x, precision),
+        backend.threads(),
+    )  # fmt: skip
+
+
+def _accumulate_many(
+    G: list[Tensor], total: list[Tensor], X: list[Tensor], shift: list[Tensor | None], precision: str = "exact",
+    impl: str | None = None,
+) -> None:  # fmt: skip
+    if not X:
+        return
+    if X[0].device.type != "cpu" or backend.chosen("gram_accumulate_", "cpu", impl) == "reference":
+        for one in zip(G, total, X, shift, strict=True):
+            accumulate_(*one, precision, impl)
+        return
+    shift = [None if s is None else s.contiguous() for s in shift]
+    items = [
+        _arguments(_matrix(x), x, s, g, t, precision)
+        for g, t, x, s in zip(G, total, X, shift, strict=True)
+        if x.numel()
+    ]
+    backend.core().gram_accumulate_many_cpu(items, False, backend.threads())
+
+
+def _dual_many(X: list[Tensor], precision: str = "exact", impl: str | None = None) -> list[Tensor]:
+    if not X or X[0].device.type != "cpu" or backend.chosen("gram_dual", "cpu", impl) == "reference":
+        return [_dual(x, precision, impl) for x in X]
+    K = [torch.zeros(len(x), len(x), dtype=torch.float64) for x in X]
+    items = [_arguments(_turned(x), x, None, k, None, precision) for x, k in zip(X, K, strict=True) if x.numel()]
+    backend.core().gram_accumulate_many_cpu(items, True, backend.threads())
+    return K
+
+
+def _turned(X: Tensor) -> tuple[int, ...]:
+    """The columns of X as the rows that are summed over; see `_matrix`."""
+    n, d = X.shape
+    return d, n, d, 0, X.stride(1), X.stride(0)
 
 
 def _matrix(X: Tensor) -> tuple[int, ...]:
@@ -61,16 +122,7 @@ def _native(
     rows, columns = matrix[:2]
     if rows == 0 or columns == 0:
         return
-    arguments = (
-        X.data_ptr(),
-        DTYPES[X.dtype],
-        *matrix,
-        0 if shift is None else shift.data_ptr(),
-        G.data_ptr(),
-        G.stride(0),
-        0 if total is None else total.data_ptr(),
-        precision == "fast" and X.dtype != torch.float64,
-    )
+    arguments = _arguments(matrix, X, shift, G, total, precision)
     if not X.is_cuda:
         core.gram_accumulate_cpu(*arguments, backend.threads())
         return
@@ -81,9 +133,31 @@ def _native(
         core.gram_accumulate_cuda(*arguments, workspace.data_ptr(), torch.cuda.current_stream().cuda_stream)
 
 
+def _arguments(
+    matrix: tuple[int, ...], X: Tensor, shift: Tensor | None, G: Tensor, total: Tensor | None, precision: str
+) -> tuple:
+    return (
+        X.data_ptr(),
+        DTYPES[X.dtype],
+        *matrix,
+        0 if shift is None else shift.data_ptr(),
+        G.data_ptr(),
+        G.stride(0),
+        0 if total is None else total.data_ptr(),
+        _fast(X, precision),
+    )
+
+
+def _fast(X: Tensor, precision: str) -> bool:
+    return precision == "fast" and X.dtype != torch.float64
+
+
 for _key in ("CPU", "CUDA", "CompositeExplicitAutograd"):  # the last: every other device, through the reference
-    _library.impl("gram_accumulate_", _accumulate, _key)
+    _library.impl("gram_accumulate_", accumulate_, _key)
     _library.impl("gram_dual", _dual, _key)
+    _library.impl("gram_patches_", _patches, _key)
+    _library.impl("gram_accumulate_many_", _accumulate_many, _key)
+    _library.impl("gram_dual_many", _dual_many, _key)
 
 
 @torch.library.register_fake("fastrank::gram_accumulate_", lib=_library)
@@ -94,3 +168,20 @@ def _(G, total, X, shift=None, precision="exact", impl=None):
 @torch.library.register_fake("fastrank::gram_dual", lib=_library)
 def _(X, precision="exact", impl=None):
     return X.new_empty(len(X), len(X), dtype=torch.float64)
+
+
+@torch.library.register_fake("fastrank::gram_patches_", lib=_library)
+def _(
+    G, total, x, kernel_size, stride, padding, dilation, groups, shift=None, precision="exact", impl=None
+):  # fmt: skip
+    return None
+
+
+@torch.library.register_fake("fastrank::gram_accumulate_many_", lib=_library)
+def _(G, total, X, shift, precision="exact", impl=None):
+    return None
+
+
+@torch.library.register_fake("fastrank::gram_dual_many", lib=_library)
+def _(X, precision="exact", impl=None):
+    return [x.new_empty(len(x), len(x), dtype=torch.float64) for x in X]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from fastrank.kernels.gram.config import MODES
+from fastrank.kernels.gram.convolution import Convolution
 from torch import Tensor
 
 #: The numbers are those of DType in csrc/gram/gram.h.
@@ -11,20 +12,80 @@ DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 
 
 
 def check_accumulate(G: Tensor, total: Tensor, X: Tensor, shift: Tensor | None, mode: str) -> None:
+    if _usual(G, total, X, shift, mode):
+        return
     _check_data(X, mode)
     if X.ndim not in (2, 3):
         raise ValueError(f"X: expected [n, d] or [B, d, S], got shape {tuple(X.shape)}")
-    d = X.shape[1]
-    _check_float64("G", G, (d, d), X.device)
+    _check_state(G, total, X, X.shape[1])
+    if shift is not None:
+        _check_float64("shift", shift, (X.shape[1],), X.device)
+
+
+def _usual(G: Tensor, total: Tensor, X: Tensor, shift: Tensor | None, mode: str) -> bool:
+    """Whether this is the call of most steps, known to be right; the questions one by one take as long as a small
+    product."""
+    if not (X.dtype in DTYPES and X.ndim == 2 and mode in MODES):
+        return False
+    d, device = X.shape[1], X.device
+    fits = (
+        G.dtype is torch.float64
+        and total.dtype is torch.float64
+        and G.shape == (d, d)
+        and total.shape == (d,)
+        and G.is_contiguous()
+        and total.is_contiguous()
+        and G.device == device
+        and total.device == device
+    )
+    return fits and (shift is None or (shift.dtype is torch.float64 and shift.shape == (d,) and shift.device == device))
+
+
+def check_patches(
+    G: Tensor, total: Tensor, x: Tensor, convolution: Convolution, shift: Tensor | None, mode: str
+) -> None:
+    _check_data(x, mode, "x")
+    if x.ndim != 4:
+        raise ValueError(f"x: expected [images, channels, height, width], got shape {tuple(x.shape)}")
+    channels, height, width = x.shape[1:]
+    if channels % convolution.groups:
+        raise ValueError(f"groups: expected a positive divisor of the {channels} channels, got {convolution.groups}")
+    if min(convolution.outputs(height, width)) < 1:
+        reach = [d * (k - 1) + 1 for k, d in zip(convolution.kernel_size, convolution.dilation, strict=True)]
+        padded = [size + 2 * pad for size, pad in zip((height, width), convolution.padding, strict=True)]
+        raise ValueError(
+            f"kernel_size: expected patches within the padded input {padded[0]} x {padded[1]}, "
+            f"got {reach[0]} x {reach[1]}"
+        )
+    _check_state(G, total, x, convolution.features(channels), "x")
+    if shift is not None:
+        _check_float64("shift", shift, (channels // convolution.groups,), x.device, "x")
+
+
+def check_many(tensors: dict[str, list], mode: str) -> None:
+    """Lists of equal length, of tensors on one device."""
+    X = tensors["X"]
+    for name, items in tensors.items():
+        if not isinstance(items, (list, tuple)):
+            raise TypeError(f"{name}: expected a list of tensors, got {type(items).__name__}")
+        if len(items) != len(X):
+            raise ValueError(f"{name}: expected {len(X)} tensors, as many as X, got {len(items)}")
+    if mode not in MODES:
+        raise ValueError(f"mode: expected 'exact' or 'fast', got {mode!r}")
+    for index, x in enumerate(X):
+        if x.device != X[0].device:
+            raise ValueError(f"X: expected tensors on one device, {X[0].device}, got {x.device} at {index}")
+
+
+def _check_state(G: Tensor, total: Tensor, X: Tensor, d: int, name: str = "X") -> None:
+    _check_float64("G", G, (d, d), X.device, name)
     if d > 1 and G.stride(1) != 1:
         raise ValueError(f"G: expected contiguous rows, got strides {G.stride()}")
     if d > 1 and G.stride(0) < d:
         raise ValueError(f"G: expected rows that do not overlap, got strides {G.stride()}")
-    _check_float64("total", total, (d,), X.device)
+    _check_float64("total", total, (d,), X.device, name)
     if not total.is_contiguous():
         raise ValueError(f"total: expected a contiguous vector, got stride {total.stride(0)}")
-    if shift is not None:
-        _check_float64("shift", shift, (d,), X.device)
 
 
 def check_dual(X: Tensor, mode: str) -> None:
@@ -33,17 +94,17 @@ def check_dual(X: Tensor, mode: str) -> None:
         raise ValueError(f"X: expected a matrix [n, d], got shape {tuple(X.shape)}")
 
 
-def _check_data(X: Tensor, mode: str) -> None:
+def _check_data(X: Tensor, mode: str, name: str = "X") -> None:
     if X.dtype not in DTYPES:
-        raise TypeError(f"X: expected float64, float32, bfloat16 or float16, got {X.dtype}")
+        raise TypeError(f"{name}: expected float64, float32, bfloat16 or float16, got {X.dtype}")
     if mode not in MODES:
         raise ValueError(f"mode: expected 'exact' or 'fast', got {mode!r}")
 
 
-def _check_float64(name: str, x: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
+def _check_float64(name: str, x: Tensor, shape: tuple[int, ...], device: torch.device, data: str = "X") -> None:
     if x.dtype != torch.float64:
         raise TypeError(f"{name}: expected float64, got {x.dtype}")
     if tuple(x.shape) != shape:
-        raise ValueError(f"{name}: expected shape {shape} to fit X, got {tuple(x.shape)}")
+        raise ValueError(f"{name}: expected shape {shape} to fit {data}, got {tuple(x.shape)}")
     if x.device != device:
-        raise ValueError(f"{name}: expected it on X's device, {device}, got {x.device}")
+        raise ValueError(f"{name}: expected it on {data}'s device, {device}, got {x.device}")

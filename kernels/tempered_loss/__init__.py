@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from fastrank.kernels import backend
 from fastrank.kernels.tempered_loss.layout import accumulator
-from fastrank.kernels.tracing import constant, transformed, varies
+from fastrank.kernels.tracing import transformed, varies
 from torch import Tensor
 
 
@@ -23,21 +23,10 @@ def choose(op: str, input: Tensor, target: Tensor | tuple, weight: Tensor | None
     elif transformed():
         problem = "does not run in torch.func's transforms or forward-mode differentiation"
     else:
-        return _choose(op, input.device.type, impl)
+        return backend.chosen(op, input.device.type, impl)
     if impl in (None, "reference"):
         return "reference"
     raise RuntimeError(f"impl={impl!r} {problem}; leave impl=None for these arguments")
-
-
-_chosen: dict[tuple[str, str, str | None], str] = {}
-
-
-@constant
-def _choose(op: str, device: str, impl: str | None) -> str:
-    """The backend for tensors on `device`; a constant of the process, so also of a compiled graph."""
-    if (op, device, impl) not in _chosen:
-        _chosen[op, device, impl] = backend.choose(op, torch.empty(0, device=device), impl)
-    return _chosen[op, device, impl]
 
 
 class Lowered(NamedTuple):

@@ -8,6 +8,7 @@ import torch
 from emulate import toolchain
 from fastrank.kernels.gram import cost
 
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """The kernels' source, built to count."""

@@ -112,9 +112,7 @@ def test_integers_are_exact_in_any_cut(builds, tmp_path):
 
 
 def test_groups_have_the_bits_of_their_products(builds, tmp_path):
-    cases = [
-        Case(37, 70, torch.float32, fast, symmetric=fast, group=True, shifted=not fast) for fast in (False, True)
-    ]
+    cases = [Case(37, 70, torch.float32, fast, symmetric=fast, group=True, shifted=not fast) for fast in (False, True)]
     cases += [Case(600, 3, dtype, True, group=True) for dtype in DTYPES]
     cases.append(Case(32, 40, torch.bfloat16, True, "columns", shifted=False, group=True, symmetric=True))
     assert not complaints(builds, tmp_path, cases)

@@ -17,7 +17,6 @@ pytestmark = [
 SCHEDULES = ("lockstep", "reverse", "warps", "warps-reverse", "random:1", "random:2")
 
 
-
 def only(ptx: str, kernels: str) -> str:
     """The PTX of the kernels whose names have this in them: it is g++ that takes long here."""
     code, files = re.split(r"^(?=\s*\.file)", ptx, maxsplit=1, flags=re.M)

@@ -4,11 +4,21 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conformity import check
 from fastrank.kernels import backend
-from fastrank.kernels.gram import FAST_BLOCK, depth, gram_accumulate_, gram_dual
+from fastrank.kernels.gram import (
+    FAST_BLOCK,
+    Convolution,
+    depth,
+    gram_accumulate_,
+    gram_accumulate_many_,
+    gram_dual,
+    gram_dual_many,
+    gram_patches_,
+)
 from gram_conformity import (
     CUTS,
     DTYPES,
@@ -23,6 +33,7 @@ from gram_conformity import (
     dual_op,
     shift_of,
 )
+from matrix_families import FAMILIES
 from torch.library import opcheck
 
 native = pytest.mark.skipif(not backend.native_status().available, reason=backend.native_status().reason or "-")
@@ -237,3 +248,140 @@ def test_other_dtypes_and_shapes_are_refused_by_name():
     with pytest.raises(ValueError, match=r"X: expected a matrix \[n, d\]"):
         gram_dual(X[None])
     assert not G.any() and not total.any()
+
+
+# ---- many at once ----
+
+
+def problems():
+    """Shapes of a network's layers, dtypes and layouts mixed; the largest is more than half of the work."""
+    cases = [
+        Case(n, d, DTYPES[index % 4], strides=STRIDES[index % 4], shifted=bool(index % 2))
+        for index, (n, d) in enumerate(
+            [(3, 5), (0, 4), (500, 17), (64, 300), (1, 1), (2000, 260), (257, 64), (90, 100)]
+        )
+    ]
+    return [*cases, Case(5 * 49, 17, images=5)]
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+@pytest.mark.parametrize("impl", IMPLS)
+def test_many_give_the_bits_of_each_alone(impl, mode):
+    X, shifts = [data(case) for case in problems()], [shift_of(case) for case in problems()]
+    alone = [accumulated(gram_accumulate_, x, s, mode, impl) for x, s in zip(X, shifts, strict=True)]
+    for threads in (1, 3) if impl == "native" else (1,):  # torch's own products depend on them
+        torch.set_num_threads(threads)
+        G = [torch.zeros_like(g) for g, _ in alone]
+        total = [torch.zeros_like(t) for _, t in alone]
+        gram_accumulate_many_(G, total, X, shifts, mode, impl)
+        for (g, t), mine, my_total in zip(alone, G, total, strict=True):
+            assert torch.equal(g, mine) and torch.equal(t, my_total)
+        matrices = [x for x in X if x.ndim == 2]
+        for x, K in zip(matrices, gram_dual_many(matrices, mode, impl), strict=True):
+            assert torch.equal(K, gram_dual(x, mode, impl))
+    assert gram_dual_many([], mode, impl) == []
+    gram_accumulate_many_([], [], [], None, mode, impl)
+
+
+def test_many_are_registered_for_tracing():
+    X = [torch.randn(5, 3), torch.randn(2, 4)]
+    G = [torch.zeros(d, d, dtype=torch.float64) for d in (3, 4)]
+    total = [torch.zeros(d, dtype=torch.float64) for d in (3, 4)]
+    opcheck(torch.ops.fastrank.gram_accumulate_many_, (G, total, X, [None, total[1].clone()]))
+    opcheck(torch.ops.fastrank.gram_dual_many, (X,))
+
+
+def test_mistakes_in_many_are_named():
+    X, G, total = [torch.zeros(2, 3)], [torch.zeros(3, 3).double()], [torch.zeros(3).double()]
+    for arguments, error, message in [
+        ((G, [], X), ValueError, "total: expected 1 tensors, as many as X, got 0"),
+        ((G, total, X[0]), TypeError, "X: expected a list of tensors, got Tensor"),
+        ((G, total, X, None, "tf32"), ValueError, "mode: expected"),
+        ((G, total, [X[0].int()]), TypeError, "X: expected float64"),
+        (
+            (G * 2, total * 2, [X[0], X[0].to("meta")]),
+            ValueError,
+            "X: expected tensors on one device, cpu, got meta at 1",
+        ),
+    ]:
+        with pytest.raises(error, match=message):
+            gram_accumulate_many_(*arguments)
+    with pytest.raises(ValueError, match=r"X: expected a matrix \[n, d\]"):
+        gram_dual_many([X[0][0]])
+
+
+# ---- what has gone wrong for others ----
+
+
+def in_long_double(X):
+    """(X^T X, |X|^T |X|, sums): products and sums with 64 bits of mantissa, 2,048 times finer than float64."""
+    Y = X.double().numpy().astype(np.longdouble)
+    return Y.T @ Y, np.abs(Y).T @ np.abs(Y), Y.sum(0)
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).nmant < 63, reason="long double is no wider than double here")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_stay_within_the_bound_of_a_finer_truth(family):
+    for n, d, dtype in [
+        (300, 20, torch.float32),
+        (33, 33, torch.float64),
+        (40, 90, torch.float32),
+        (150, 17, torch.bfloat16),
+    ]:
+        X = FAMILIES[family](n, d, 3).to(dtype)
+        truth, scale, sums = in_long_double(X)
+        for mode in ("exact", "fast"):
+            roundings = depth(n, d, dtype, mode)
+            c, tiny = roundings.factor(), roundings.tiny * n
+            for impl in IMPLS:
+                G, total = accumulated(gram_accumulate_, X, None, mode, impl)
+                bound = (depth(n, d, dtype, mode, impl=impl).factor() if impl == "reference" else c) * scale + tiny
+                assert (np.abs(G.numpy() - np.tril(truth)) <= np.tril(bound)).all(), (mode, impl)
+                assert (np.abs(total.numpy() - sums) <= c * np.abs(X.double().numpy()).sum(0) + tiny).all()
+            K = gram_dual(X.T, mode).numpy()
+            assert (np.abs(K - truth) <= depth(n, d, dtype, mode).factor() * scale + tiny).all()
+
+
+@native
+def test_offsets_beyond_two_to_the_31_elements():
+    """By striding over untouched memory: the system gives pages only where something is written."""
+    far = 2**31 + 5
+    try:
+        memory = torch.empty(far + 4096, dtype=torch.bfloat16)
+    except RuntimeError:
+        pytest.skip("the system does not promise 4 GiB")
+    small = torch.arange(2 * 12 * 5 * 5, dtype=torch.float32).remainder(7).sub(3).to(torch.bfloat16)
+    rows = memory.as_strided((2, 300), (far, 1)).copy_(small[:600].view(2, 300))
+    assert torch.equal(accumulated(gram_accumulate_, rows, None)[0], (rows.double().T @ rows.double()).tril())
+    assert torch.equal(gram_dual(rows.T), rows.double().T @ rows.double())
+    channels = memory.as_strided((3, 2, 25), (25, far, 1)).copy_(small[:150].view(3, 2, 25))
+    Y = channels.double().transpose(1, 2).reshape(-1, 2)
+    assert torch.equal(accumulated(gram_accumulate_, channels, None)[0], (Y.T @ Y).tril())
+    for kernel in (3, (2, 3)):
+        convolution = Convolution.of(kernel, padding=1) if kernel == 3 else Convolution.of(kernel, 2)
+        images = memory.as_strided((2, 12, 5, 5), (far, 25, 5, 1)).copy_(small.view(2, 12, 5, 5))
+        d = convolution.features(12)
+        got, wanted = ([torch.zeros(d, d).double(), torch.zeros(d).double()] for _ in range(2))
+        gram_patches_(*got, images, convolution)
+        gram_patches_(*wanted, images.clone(memory_format=torch.contiguous_format), convolution, impl="reference")
+        assert all(map(torch.equal, got, wanted))
+
+
+@native
+def test_memory_does_not_grow_with_the_rows():
+    """128 MB of rows and 64 MB of channels, in less than 16 MiB; a copy in float64 would be 256."""
+    code = """
+import resource, torch
+from fastrank.kernels.gram import gram_accumulate_
+torch.set_num_threads(2)
+rows, channels = torch.ones(2_000_000, 16), torch.ones(4, 16, 250_000)
+G, total = torch.zeros(16, 16, dtype=torch.float64), torch.zeros(16, dtype=torch.float64)
+gram_accumulate_(G, total, rows[:5000])
+turned = rows.T.contiguous().T
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for X in (rows, turned, channels):
+    gram_accumulate_(G, total, X, total.clone())
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 16 << 10  # KiB

@@ -547,8 +547,7 @@ def test_bounded_number_of_torch_operations():
 
 
 def test_reference_runs_without_the_core(monkeypatch):
-    from fastrank.kernels import tempered_loss
 
-    monkeypatch.setattr(tempered_loss, "_chosen", {("tempered_ce", "cpu", None): "reference"})
+    monkeypatch.setattr(backend, "_chosen", {("tempered_ce", "cpu", None): "reference"})
     z, y = batch()
     assert torch.equal(tempered_cross_entropy(z, y, 2.0), reference.tempered_cross_entropy(z, y, 2.0))

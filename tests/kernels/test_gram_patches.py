@@ -1,0 +1,254 @@
+"""gram_patches_: both of its ways against the patches themselves, and without their memory."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conformity import Op, check
+from fastrank.kernels import backend
+from fastrank.kernels.gram import Convolution, depth_patches, gram_patches_, reference
+from torch.library import opcheck
+
+native = pytest.mark.skipif(not backend.native_status().available, reason=backend.native_status().reason or "-")
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+#: Sizes of x, and a convolution. Below 12 channels a group, and at other strides than 1, patches are packed one by one;
+#: from there on their shared products are computed once.
+SHARED = [
+    ((2, 16, 5, 7), Convolution.of(3, padding=1)),
+    ((1, 37, 9, 8), Convolution.of(3)),
+    ((2, 13, 6, 5), Convolution.of((5, 3), padding=(2, 1))),
+    ((3, 12, 4, 9), Convolution.of((1, 3))),
+    ((2, 17, 5, 5), Convolution.of(2, padding=1)),
+    ((2, 16, 9, 7), Convolution.of(3, padding=2, dilation=2)),
+    ((2, 64, 7, 7), Convolution.of(3, padding=1, groups=4)),
+    ((3, 70, 3, 2), Convolution.of(3, padding=1)),
+    ((2, 20, 1, 1), Convolution.of(3, padding=1)),  # eight of nine taps see padding only
+    ((2, 20, 2, 3), Convolution.of(3, padding=(3, 0))),  # patches that see padding only
+    ((1, 12, 12, 13), Convolution.of(11, padding=5)),
+]
+APART = [
+    ((2, 3, 9, 8), Convolution.of(7, 2, 3)),
+    ((2, 16, 9, 8), Convolution.of(3, 2, 1)),
+    ((2, 16, 9, 8), Convolution.of(3, (1, 2), 1)),
+    ((2, 16, 9, 8), Convolution.of(1, 2)),
+    ((2, 40, 5, 4), Convolution.of(1)),
+    ((3, 8, 6, 6), Convolution.of(3, padding=1, groups=8)),
+    ((2, 5, 40, 3), Convolution.of((13, 1), padding=(6, 0))),
+    ((700, 3, 3, 3), Convolution.of(2)),  # several chunks of rows
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def images(size, dtype, layout="contiguous", integer=False):
+    generator = torch.Generator().manual_seed(sum(size))
+    if integer:
+        x = torch.randint(-8, 9, size, generator=generator).to(dtype)
+    else:
+        x = (torch.randn(size, generator=generator, dtype=torch.float64) + 0.5).to(dtype)
+    if layout == "channels_last":
+        return x.contiguous(memory_format=torch.channels_last)
+    if layout == "sliced":
+        wide = torch.full((size[0], size[1] + 1, size[2] * 2, size[3] + 3), float("nan"), dtype=dtype)
+        view = wide[:, 1:, ::2, 2:-1]
+        return view.copy_(x)
+    return x
+
+
+def shift_of(size, convolution, integer=False):
+    shift = torch.linspace(-2, 2, size[1] // convolution.groups, dtype=torch.float64)
+    return shift.round() if integer else shift
+
+
+def patches(x, convolution, shift=None):
+    kernel, stride, padding, dilation, groups = convolution
+    apart = x.double().unflatten(1, (groups, -1)).flatten(0, 1).contiguous()
+    P = F.unfold(apart, kernel, dilation, padding, stride).transpose(1, 2).flatten(0, 1)
+    return P if shift is None else P - shift.repeat_interleave(kernel[0] * kernel[1])
+
+
+def accumulated(function, x, convolution, shift, *args):
+    d = convolution.features(x.shape[1])
+    G, total = torch.zeros(d, d, dtype=torch.float64), torch.zeros(d, dtype=torch.float64)
+    function(G, total, x, convolution, shift, *args)
+    return G, total
+
+
+def op(size, convolution, mode):
+    def band(case, truth):
+        x, shift = case
+        P = patches(x, convolution, shift).abs()
+        roundings = depth_patches(size, convolution, x.dtype, mode)
+        c, tiny = roundings.factor(), roundings.tiny * len(P)
+        return c * (P.T @ P) + tiny, c * P.sum(0) + tiny
+
+    return Op(
+        "gram_patches_",
+        ("reference", "native"),
+        run=lambda impl, x, shift: accumulated(gram_patches_, x, convolution, shift, mode, impl),
+        reference=lambda x, shift: accumulated(reference.gram_patches_, x, convolution, shift),
+        band=band,
+        build=lambda case: case,
+    )
+
+
+IMPLS = op((1, 1, 1, 1), Convolution.of(1), "exact").live_impls()
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+@pytest.mark.parametrize("impl", IMPLS)
+def test_conforms(impl, mode):
+    for index, (size, convolution) in enumerate(SHARED + APART):
+        for dtype in DTYPES if index % 4 == 0 else DTYPES[1:3]:
+            x = images(size, dtype, ("contiguous", "channels_last", "sliced")[index % 3])
+            for shift in (None, shift_of(size, convolution)):
+                check(op(size, convolution, mode), impl, (x, shift))
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+@pytest.mark.parametrize("impl", IMPLS)
+def test_integers_are_exact(impl, mode):
+    for index, (size, convolution) in enumerate(SHARED + APART):
+        x = images(size, DTYPES[index % 4], ("contiguous", "channels_last", "sliced")[index % 3], integer=True)
+        for shift in (None, shift_of(size, convolution, integer=True)):
+            P = patches(x, convolution, shift)
+            G, total = accumulated(gram_patches_, x, convolution, shift, mode, impl)
+            assert torch.equal(G, (P.T @ P).tril()), (size, convolution)
+            assert torch.equal(total, P.sum(0)), (size, convolution)
+
+
+@native
+def test_images_larger_than_a_chunk_go_by_bands():
+    size, convolution = (2, 12, 400, 420), Convolution.of(3, padding=1)
+    x, shift = images(size, torch.float32, integer=True), shift_of(size, convolution, integer=True)
+    adds = depth_patches(size, convolution, x.dtype, "exact").adds
+    assert adds > 2  # more chunks than images
+    expected = accumulated(reference.gram_patches_, x, convolution, shift)
+    for got, wanted in zip(accumulated(gram_patches_, x, convolution, shift, "exact"), expected, strict=True):
+        assert torch.equal(got, wanted)
+
+
+@native
+def test_threads_change_no_bit():
+    for size, convolution in (SHARED[1], SHARED[6], APART[0], APART[-1]):
+        x, shift = images(size, torch.float32), shift_of(size, convolution)
+        results = []
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append(accumulated(gram_patches_, x, convolution, shift, "fast"))
+        for G, total in results[1:]:
+            assert torch.equal(G, results[0][0]) and torch.equal(total, results[0][1])
+
+
+@native
+@pytest.mark.parametrize("isa", ["avx2", "scalar"])
+def test_lesser_instruction_sets_are_exact(isa):
+    from fastrank.kernels import _core
+
+    if isa not in _core.built_isas.split(",") or _core.isa == isa:
+        pytest.skip(f"{isa} is not below this build and processor's {_core.isa}")
+    command = [sys.executable, "-m", "pytest", "-q", __file__, "-k", "test_integers_are_exact and native"]
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    run = subprocess.run(command, env={**os.environ, "FASTRANK_ISA": isa}, cwd=root, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-2000:]  # 5: no test was selected
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_adds_to_what_is_there_and_leaves_the_upper_triangle(impl):
+    for size, convolution in (SHARED[0], APART[1]):
+        x = images(size, torch.float32, integer=True)
+        P = patches(x, convolution)
+        d = P.shape[1]
+        wide = torch.full((d, d + 3), float("nan"), dtype=torch.float64)
+        G = wide[:, :d]
+        G.copy_(torch.ones(d, d).tril() + torch.full((d, d), 7.0).triu(1))
+        total = torch.full((d,), 5.0, dtype=torch.float64)
+        gram_patches_(G, total, x, convolution, impl=impl)
+        assert torch.equal(G.triu(1), torch.full((d, d), 7.0, dtype=torch.float64).triu(1))
+        assert torch.equal(G.tril(), (P.T @ P + 1).tril())
+        assert torch.equal(total, P.sum(0) + 5)
+        assert wide[:, d:].isnan().all()
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_bad_pixel_stays_in_its_channel(impl):
+    for size, convolution in (SHARED[0], APART[1]):
+        x = images(size, torch.float32)
+        clean = accumulated(gram_patches_, x, convolution, None, "exact", impl)
+        x[1, 3, 2, 2] = float("nan")
+        G, total = accumulated(gram_patches_, x, convolution, None, "exact", impl)
+        channel = torch.arange(G.shape[0]) // 9
+        elsewhere = channel != 3
+        assert total[~elsewhere].isnan().any() and torch.equal(total[elsewhere], clean[1][elsewhere])
+        rest = elsewhere[:, None] & elsewhere
+        assert torch.equal(G[rest], clean[0][rest])
+        assert G.diagonal()[~elsewhere].isnan().any()
+
+
+@native
+@pytest.mark.parametrize(("stride", "shape"), [(1, (32, 64, 56, 56)), (2, (32, 64, 56, 56)), (1, (8, 512, 7, 7))])
+def test_memory_is_that_of_the_state(stride, shape):
+    """The patches of the first are 231 MB; extra memory is at most 32 MiB."""
+    code = f"""
+import resource, torch
+from fastrank.kernels.gram import Convolution, gram_patches_
+torch.set_num_threads(2)
+x = torch.randn({shape})
+d = 9 * x.shape[1]
+G, total = torch.zeros(d, d, dtype=torch.float64), torch.zeros(d, dtype=torch.float64)
+small = Convolution.of(3, {stride}, 1)
+gram_patches_(G, total, x[:1, :, :7, :7], small, None, "exact")
+G.fill_(0)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+gram_patches_(G, total, x, small, None, "exact")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(run.stdout) <= 32 << 10  # KiB
+
+
+def test_registered_for_tracing():
+    x, convolution = images((2, 12, 5, 5), torch.float32), Convolution.of(3, padding=1)
+    G, total = torch.zeros(108, 108, dtype=torch.float64), torch.zeros(108, dtype=torch.float64)
+    kernel, stride, padding, dilation, groups = convolution
+    arguments = (G, total, x, kernel, stride, padding, dilation, groups, torch.zeros(12, dtype=torch.float64))
+    opcheck(torch.ops.fastrank.gram_patches_, arguments)
+
+
+def test_mistakes_are_named():
+    x, convolution = torch.zeros(1, 4, 5, 5), Convolution.of(3)
+    G, total = torch.zeros(36, 36, dtype=torch.float64), torch.zeros(36, dtype=torch.float64)
+    cases = [
+        ((G, total, x[0], convolution), ValueError, r"x: expected \[images, channels, height, width\], got shape"),
+        ((G, total, x.int(), convolution), TypeError, "x: expected float64, float32, bfloat16 or float16, got torch"),
+        ((G[:9], total, x, convolution), ValueError, r"G: expected shape \(36, 36\) to fit x, got \(9, 36\)"),
+        ((G.float(), total, x, convolution), TypeError, "G: expected float64"),
+        ((G, total[:3], x, convolution), ValueError, r"total: expected shape \(36,\) to fit x"),
+        ((G, total, x, Convolution.of(7)), ValueError, "kernel_size: expected patches within the padded input 5 x 5"),
+        ((G, total, x, Convolution.of(3, groups=3)), ValueError, "groups: expected a positive divisor of the 4"),
+        ((G, total, x, convolution, total), ValueError, r"shift: expected shape \(4,\) to fit x"),
+        ((G, total, x, convolution, None, "tf32"), ValueError, "mode: expected 'exact' or 'fast', got 'tf32'"),
+    ]  # fmt: skip
+    for arguments, error, message in cases:
+        with pytest.raises(error, match=message):
+            gram_patches_(*arguments)
+    for arguments, message in [
+        ({"kernel_size": 0}, "kernel_size: expected an integer >= 1 or a pair of them, got 0"),
+        ({"kernel_size": (3, 3, 3)}, "kernel_size: expected"),
+        ({"kernel_size": 3, "padding": -1}, "padding: expected an integer >= 0"),
+        ({"kernel_size": 3, "stride": True}, "stride: expected an integer >= 1"),
+        ({"kernel_size": 3, "groups": 0}, "groups: expected a positive integer, got 0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Convolution.of(**arguments)
+    assert not G.any() and not total.any()
