@@ -74,7 +74,7 @@ class Sparse {
 
 struct Header {
   int64_t mirror, plan, far, dtype, fast, rows, columns, inner, stride_outer, stride_inner, stride_column, start;
-  int64_t data_bytes, shift_bytes, c_bytes, ldc, total_bytes, nonfinite, symmetric, group;  // nonfinite: what is expected, or -1
+  int64_t data_bytes, shift_bytes, c_bytes, ldc, total_bytes, nonfinite, symmetric, group;
 };
 
 std::vector<unsigned char> read(FILE* file, size_t size) {
@@ -91,7 +91,7 @@ Product describe(const Header& h, unsigned char* data, Guarded& shift, double* c
   const Matrix a = {data + h.start, static_cast<DType>(h.dtype), h.rows, h.columns, h.inner,
                     h.stride_outer, h.stride_inner, h.stride_column};
   return {a, shift.size() ? shift.doubles() : nullptr, c, h.ldc, total.size() ? total.doubles() : nullptr,
-          h.nonfinite >= 0 ? reinterpret_cast<int*>(nonfinite.data()) : nullptr, h.fast != 0, h.symmetric != 0};
+          reinterpret_cast<int*>(nonfinite.data()), h.fast != 0, h.symmetric != 0};
 }
 
 // The product among others: two of other shapes and kernels, with and without splits, an empty one, and itself once
@@ -164,7 +164,7 @@ std::string run(const Header& h, unsigned char* data, Guarded& shift, double* c,
       for (const Guarded* g : {&workspace, &nonfinite})
         if (const std::string damage = g->damage(); !damage.empty()) return damage;
       std::memcpy(&flag, nonfinite.data(), sizeof flag);
-      if (h.nonfinite >= 0 && flag != h.nonfinite) return "the flag for NaN and Inf is " + std::to_string(flag);
+      if (flag != h.nonfinite) return "the flag for NaN and Inf is " + std::to_string(flag);
     }
   } catch (const std::exception& error) {
     return error.what();
