@@ -2,8 +2,7 @@
 
 `kernels/<op>/cost.py` gives the launches of an op as functions of shape, dtype and options. Two times follow:
 
-* `roofline`: the floor of the algorithm on the units it is counted on, with every byte from cold memory. (Exact
-  sums are counted on the fp64 vector units; on an A100 or H100 tensor cores could do them at twice that rate.)
+* `roofline`: the floor of the algorithm on the units it is counted on, with every byte from cold memory.
 * `predict`: the same for the kernel as it is cut: padding of tiles, multiprocessors without a block, launch latency.
 
 Both leave out what no count can see (cache misses, latency that too few warps leave exposed, clocks below the data

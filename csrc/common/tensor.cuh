@@ -1,4 +1,5 @@
-// What CUDA C++ has no names for: PTX instructions, and facts that the compiler cannot see. The emulator's twin is tests/emulate/shim/common/tensor.cuh.
+// What CUDA C++ has no names for: PTX instructions, and facts that the compiler cannot see. The emulator's twin is
+// tests/emulate/shim/common/tensor.cuh.
 #pragma once
 
 #include <stdint.h>

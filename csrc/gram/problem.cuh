@@ -21,11 +21,12 @@ constexpr int64_t kWideColumns = 1024;
 // Blocks that a product is cut into where it has the rows for it: some four (small) or two (wide) for each of 132
 // multiprocessors. An assumption: not measured.
 constexpr int64_t kSmallBlocks = 512, kWideBlocks = 256;
-constexpr int64_t kSplitRows = 4;           // times the side: partial sums are then at most twice the data read
+// Rows of a split at least, in sides of a tile: reading them, in fp32, then takes twice what its partial sums take.
+constexpr int64_t kSplitRows = 4;
 constexpr int64_t kBand = 8;                // rows of tiles that are walked through together, see tile_of
 constexpr int kReduceThreads = 512;
 constexpr int64_t kReduceSplits = 16;       // splits that one thread of gram_reduce adds up
-static_assert(kSmallBlocks <= kReduceThreads / 16 * kReduceSplits, "a block of gram_reduce has all splits of 16 numbers");
+static_assert(kSmallBlocks <= kReduceThreads / 16 * kReduceSplits, "gram_reduce sees all splits");
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

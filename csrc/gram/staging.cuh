@@ -1,9 +1,9 @@
-// How the two panels of a tile come into shared memory, step by step: the columns of C's rows, and those of its columns.
-// On the diagonal they are one panel.
+// How the two panels of a tile come into shared memory, step by step: the columns of X for C's rows, and those for its
+// columns. On the diagonal they are one panel.
 //
 // Both classes here are used the same way, in every turn: `arrive`, a barrier, `fetch` of the step kAhead turns later,
-// the products, `keep` of what was fetched. One barrier a turn is enough: what is fetched goes to a buffer that was read
-// for the last time before it.
+// the products, `keep` of what was fetched. One barrier a turn is enough: what is fetched goes to a buffer that was
+// read for the last time before it.
 #pragma once
 
 #include "common/tensor.cuh"
@@ -154,7 +154,7 @@ struct Converted {
   }
 };
 
-// Copies 16-bit numbers as they lie, past the registers, two steps ahead. Along rows a panel lies transposed, as X does.
+// Copies 16-bit numbers as they lie, past the registers, two steps ahead. Along rows a panel lies transposed, as X.
 template <class In, int kTile, bool kAlongColumns>
 struct Copied {
   static constexpr int kStep = 16, kAhead = 2, kStages = 3;

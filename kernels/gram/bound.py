@@ -17,7 +17,7 @@ How long the additions are follows from how the kernel cuts the work, not from n
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from fastrank.kernels import backend
@@ -66,11 +66,12 @@ def depth(
     if not _native(device, impl):
         return _of_reference(rows)
     core, fast = backend.core(), _fast(dtype, mode)
-    cut = (core.gram_depth_cuda if device == "cuda" else core.gram_depth_cpu)(rows, columns, fast)
-    found = _of_kernel(rows, fast, cut)
-    if fast and device == "cuda" and dtype != torch.float32:  # without a shift on tensor cores, else as elsewhere
-        found = replace(found, fp32=max(found.fp32, tensor_core_roundings(min(rows, FAST_BLOCK))))
-    return found
+    found = _of_kernel(
+        rows, fast, (core.gram_depth_cuda if device == "cuda" else core.gram_depth_cpu)(rows, columns, fast)
+    )
+    if not fast or device != "cuda" or dtype == torch.float32:
+        return found
+    return Depth(max(found.fp32, tensor_core_roundings(min(rows, FAST_BLOCK))), found.before, found.adds)
 
 
 def depth_patches(

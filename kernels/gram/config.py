@@ -1,4 +1,4 @@
-"""Constants of the Gram ops. Those of the native kernels stand beside them, in csrc/gram/{schedule.h,kernels.cuh}."""
+"""Constants of the Gram ops. Those of the native kernels stand beside them, in csrc/gram/{schedule.h,problem.cuh}."""
 
 from fastrank.kernels.occupancy import Claim
 

@@ -137,9 +137,7 @@ class Plan:
         """Positions of each."""
         rows, columns = (self.p.cuts(axis) for axis in (0, 1))
         return [
-            self.p.images * self.p.groups * (b - a) * (d - c)
-            for a, b in pairwise(rows)
-            for c, d in pairwise(columns)
+            self.p.images * self.p.groups * (b - a) * (d - c) for a, b in pairwise(rows) for c, d in pairwise(columns)
         ]
 
     @cached_property

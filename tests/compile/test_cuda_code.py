@@ -29,7 +29,8 @@ def test_every_kernel_for_every_architecture(cuda_kernels):
 
 def test_exact_products_are_on_fp64_tensor_cores(cuda_kernels):
     for code, numbers in tiles(cuda_kernels, "Exact"):
-        # 16 x 8 x 8 products as one instruction where the chip has it, else (sm_100 too, whatever the PTX says) as four.
+        # 16 x 8 x 8 products as one instruction where the chip has it, else as four (sm_100 too, whatever
+        # the PTX says).
         wide, narrow = count(code, r"DMMA\.16x?8x?8\b"), count(code, r"DMMA\.(?:884|8x8x4)\b")
         assert (wide, narrow) in ((numbers // 4, 0), (0, numbers)), (short(code.name), code.arch, wide, narrow)
         assert code.arch != 90 or wide, code.name

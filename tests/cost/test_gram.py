@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from emulate import toolchain
+from fastrank.kernels import backend
 from fastrank.kernels.gram import cost
+
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
@@ -88,6 +90,24 @@ def test_a_group_launches_each_kernel_once():
     wide = cost.accumulate(9, 1030)
     assert sum(x.bytes for x in launches) == 2 * sum(x.bytes for x in alone) + wide[0].bytes
     assert cost.group([]) == ()
+
+
+def test_the_core_cuts_groups_the_same_way():
+    core = backend.core()
+    if core is None or not core.cuda:
+        pytest.skip("the native core was built without CUDA")
+    shapes = [(5, 3), (600, 70), (0, 4), (9000, 64), (1024, 1030)]
+    fields = [[16, 1, n, d, n, 0, d, 1, 0, 16, d, 0, n % 2, 0, 0] for n, d in shapes]  # addresses that nobody reads
+    products = torch.tensor(fields, dtype=torch.int64)
+    assert products.shape[1] == core.gram_group_fields
+    expected = sum(cost.Cut(n, d).workspace // 8 for n, d in shapes if n)
+    assert core.gram_group_cuda_workspace(products.data_ptr(), len(shapes)) == expected
+    table = torch.zeros(core.gram_group_cuda_size(len(shapes)) + 8, dtype=torch.uint8)
+    table[-8:] = 7
+    core.gram_group_cuda_fill(products.data_ptr(), len(shapes), 16, table.data_ptr())
+    header = table[:16].view(torch.int64).tolist()
+    reduce_blocks = sum(cost.Cut(n, d).reduce_blocks for n, d in shapes if n and cost.Cut(n, d).splits > 1)
+    assert header == [4, reduce_blocks] and (table[-8:] == 7).all()
 
 
 @pytest.mark.parametrize("n", [1, 31, 32, 33, 100])

@@ -89,3 +89,46 @@ def test_non_finite_values_stay_in_their_rows_and_columns(mode):
     touched = (hit[:, None] | hit[None]).tril()
     assert torch.equal(G[~touched], expected[~touched]) and not G[touched].isfinite().any()
     assert torch.equal(total[~hit], expected_total[~hit]) and not total[hit].isfinite().any()
+
+
+#: Products that need different kernels: exact and fast, 16 bits with and without a shift, wide tiles, splits.
+GROUP = [
+    (32, 8000, torch.float32, "exact", False),
+    (600, 3, torch.float32, "fast", True),
+    (100, 70, torch.bfloat16, "fast", False),
+    (100, 70, torch.float16, "fast", True),
+    (300, 1030, torch.float32, "exact", True),
+    (5000, 64, torch.bfloat16, "exact", False),
+]
+
+
+@pytest.mark.skipif(DEVICE == "cpu" or IMPL != "native", reason="groups are the native core's, on CUDA")
+def test_a_group_has_the_bits_of_its_products_and_flags_what_is_not_finite():
+    core, stream = backend.core(), torch.cuda.current_stream().cuda_stream
+    numbers = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
+    kept, rows, alone = [], [], []
+    for index, (n, d, dtype, mode, shifted) in enumerate(GROUP):
+        X = data(Case(n, d, dtype)).to(DEVICE)
+        shift = shift_of(Case(n, d)).to(DEVICE) if shifted else None
+        alone.append(accumulated(gram_accumulate_, X, shift, mode))
+        if index == 2:
+            X = X.clone()
+            X[3, 4] = float("nan")
+        G = torch.zeros(d, d, dtype=torch.float64, device=DEVICE)
+        total, flag = G.new_zeros(d), torch.zeros(1, dtype=torch.int32, device=DEVICE)
+        kept.append((X, shift, G, total, flag))
+        matrix = X.data_ptr(), numbers[dtype], n, d, n, 0, X.stride(0), X.stride(1)
+        address = 0 if shift is None else shift.data_ptr()
+        rows.append((*matrix, address, G.data_ptr(), d, total.data_ptr(), mode == "fast", flag.data_ptr(), True))
+    products = torch.tensor(rows, dtype=torch.int64)
+    assert products.shape == (len(GROUP), core.gram_group_fields)
+    group = products.data_ptr(), len(GROUP)
+    workspace = torch.empty(core.gram_group_cuda_workspace(*group), dtype=torch.float64, device=DEVICE)
+    table = torch.empty(core.gram_group_cuda_size(len(GROUP)), dtype=torch.uint8).pin_memory()
+    core.gram_group_cuda_fill(*group, workspace.data_ptr(), table.data_ptr())
+    on_device = table.to(DEVICE)
+    core.gram_group_cuda_launch(table.data_ptr(), on_device.data_ptr(), stream)
+    for index, ((_, _, G, total, flag), (expected, expected_total)) in enumerate(zip(kept, alone, strict=True)):
+        assert flag.item() == (index == 2)
+        if index != 2:
+            assert torch.equal(G, expected + expected.tril(-1).T) and torch.equal(total, expected_total)

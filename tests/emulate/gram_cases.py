@@ -54,9 +54,8 @@ class Case:
     def __str__(self) -> str:
         what = f"{self.dtype} {'fast' if self.fast else 'exact'} {self.layout}"
         what = "mirror" if self.mirror else "plan" if self.plan else what
-        return f"[{self.n}, {self.d}] {what}" + "".join(
-            f" {name}" for name in ("shifted", "summed", "integer", "mean", "symmetric", "group", "nan") if getattr(self, name)
-        )
+        options = "shifted", "summed", "integer", "mean", "symmetric", "group", "nan"
+        return f"[{self.n}, {self.d}] {what}" + "".join(f" {name}" for name in options if getattr(self, name))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from emulate.gram_cases import Case, run
 pytestmark = pytest.mark.skipif(bool(toolchain.missing()), reason=toolchain.missing() or "-")
 
 #: Asynchronous copies land as late as the waits allow, or at once.
-SCHEDULES = ("lockstep", "reverse", "warps+early", "random:1", "random:1+early")
+SCHEDULES = ("lockstep", "warps+early", "random:1")
 ASYNC = ("lockstep", "warps", "random:1")
 
 PROBLEM, STAGING, PRODUCTS, TILES, REDUCE, LAUNCHES = (
@@ -85,7 +85,8 @@ GRAM = (
          "static_cast<int>(outer * p.a.stride_outer + inner * p.a.stride_inner);"),
     gram(STAGING, "column offset in 32 bits", "from[c * p.a.stride_column]",
          "from[static_cast<int>(c * p.a.stride_column)]"),
-    gram(STAGING, "diagonal tile reads what is not staged", "panels[into ^ 1][!source.diagonal]", "panels[into ^ 1][1]"),
+    gram(STAGING, "diagonal tile reads what is not staged", "panels[into ^ 1][!source.diagonal]",
+         "panels[into ^ 1][1]"),
     gram(STAGING, "shared array a row short", "using Panel = T[kStep][kPitch];", "using Panel = T[kStep - 1][kPitch];",
          sanitizer="bounds"),
     gram(STAGING, "pitch without padding", "kPitch = kTile + 4;", "kPitch = kTile;",
@@ -97,7 +98,8 @@ GRAM = (
     gram(PRODUCTS, "wrong row for ldmatrix along columns", "16 * m + lane / 8 % 2 * 8", "16 * m + lane / 16 * 8"),
     gram(PRODUCTS, "wrong row for ldmatrix along rows", "(16 * n + lane % 8 + lane / 16 * 8) * kPitch",
          "(16 * n + lane % 16) * kPitch"),
-    gram(PRODUCTS, "wrong column of a 16-bit fragment", "threadIdx.x % 4 * 2 + j % 2", "threadIdx.x % 4 * 2 + 1 - j % 2"),
+    gram(PRODUCTS, "wrong column of a 16-bit fragment", "threadIdx.x % 4 * 2 + j % 2",
+         "threadIdx.x % 4 * 2 + 1 - j % 2"),
     gram(PRODUCTS, "flush overwrites", "sum[i][j] += static_cast<double>(block[i][j]);", "sum[i][j] = block[i][j];"),
     gram(PRODUCTS, "flush without reset", "        block[i][j] = T(0.0);\n", ""),
     gram(PROBLEM, "last split dropped", "splits = ceil_div(rows, rows_per_split);", "splits = rows / rows_per_split;"),
@@ -120,7 +122,7 @@ GRAM = (
     gram(REDUCE, "row stride of C wrong in the reduction", "  to[r * p.ldc + c] = value;",
          "  to[r * p.a.columns + c] = value;"),
     gram(REDUCE, "reduction not mirrored", "if (p.symmetric) to", "if (false) to"),
-    gram(REDUCE, "no barrier in mirror", "x];\n  }\n  __syncthreads();", "x];\n  }"),
+    gram(REDUCE, "no barrier in mirror", "j];\n  }\n  __syncthreads();", "j];\n  }"),
     gram(REDUCE, "mirror reads beyond C", "if (i < size && j < size) tile", "if (true) tile", sanitizer="address"),
     gram(REDUCE, "mirror writes the diagonal", "j < i) c[j", "j <= i) c[j",
          harmless="the diagonal is written with the value that it has"),
@@ -182,7 +184,7 @@ GRAM_CASES = (
     Case(70, 70, torch.float64, mirror=True, summed=False),
 )
 #: More for mistakes in the cut and in what follows the tiles: many splits, bands of tiles.
-SPLIT_CASES = (Case(4400, 3, integer=8), Case(3, 600, integer=8), *GRAM_CASES)
+SPLIT_CASES = (Case(4352, 3, integer=8), Case(600, 2, plan=True, summed=False), Case(3, 600, integer=8), *GRAM_CASES)
 #: For the sanitizers, which are slow.
 FEW_CASES = (Case(37, 71), Case(33, 33, torch.float64, mirror=True, summed=False))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import gpu_builds
 import pytest
 import torch
@@ -15,21 +17,29 @@ pytestmark = [
 SCHEDULES = ("lockstep", "reverse", "warps", "warps-reverse", "random:1", "random:2")
 
 
-@pytest.fixture(scope="module")
-def ptx(tmp_path_factory) -> str:
-    return gpu_builds.CUDA[0].compile(80, tmp_path_factory.mktemp("nvcc")).ptx
+def only(ptx: str, kernels: str) -> str:
+    """The PTX of the kernels whose names have this in them: it is g++ that takes long here."""
+    code, files = re.split(r"^(?=\s*\.file)", ptx, maxsplit=1, flags=re.M)
+    head, *entries = re.split(r"^(?=\s*(?:\.\w+ )?\.entry )", code, flags=re.M)
+    return head + "".join(e for e in entries if re.search(kernels, e.partition("(")[0])) + files
 
 
-@pytest.fixture(scope="module")
-def program(ptx, tmp_path_factory):
+def built(arch: int, kernels: str, folder):
     from emulate.ptx import host
 
-    sources = [gpu_builds.CUDA[0].source, toolchain.HERE / "drivers" / "gram.cpp"]
-    return host.program(ptx, sources, tmp_path_factory.mktemp("gram"))
+    ptx = only(gpu_builds.CUDA[0].compile(arch, folder).ptx, kernels)
+    return host.program(ptx, [gpu_builds.CUDA[0].source, toolchain.HERE / "drivers" / "gram.cpp"], folder)
 
 
-def complaints(program, cases, folder) -> list[str]:
-    return [c.text for c in run(program, cases, SCHEDULES, folder)][:5]
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    """Every small tile, and of the wide one each way to multiply once."""
+    wide = r"(ExactIf|FastIf|HalfI13__nv_bfloat16)Li128"
+    return built(80, rf"Li64EEEv|{wide}|gram_(reduce|mirror)", tmp_path_factory.mktemp("gram80"))
+
+
+def complaints(program, cases, folder, schedules=SCHEDULES) -> list[str]:
+    return [c.text for c in run(program, cases, schedules, folder)][:5]
 
 
 @pytest.mark.parametrize("fast", [False, True], ids=["exact", "fast"])
@@ -39,18 +49,43 @@ def test_shapes(program, tmp_path, dtype, fast):
     assert not complaints(program, cases, tmp_path)
 
 
-def test_splits_layouts_and_integers(program, tmp_path):
-    cases = [Case(2049, 3), Case(2049, 65, torch.bfloat16, fast=True), Case(4097, 5, fast=True, summed=False)]
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_sixteen_bits_without_a_shift(program, tmp_path, dtype):
+    cases = [
+        Case(n, d, dtype, True, layout, pixels, shifted=False)
+        for n, d, pixels in [(1, 1, 1), (24, 17, 8), (33, 72, 11), (136, 8, 8)]
+        for layout in ("rows", "padded", "padded_columns", "images")
+    ]
+    early = tuple(f"{schedule}+early" for schedule in SCHEDULES[2:])
+    assert not complaints(program, cases, tmp_path, SCHEDULES[:2] + early)
+
+
+def test_splits_layouts_groups_and_integers(program, tmp_path):
+    cases = [Case(513, 3), Case(513, 65, torch.bfloat16, fast=True), Case(1025, 5, fast=True, summed=False)]
     cases += [
         Case(35, 17, torch.float16, fast, layout, 7, shifted=not fast)
-        for layout in ("columns", "gaps", "images", "channels_last")
+        for layout in ("columns", "gaps", "padded", "padded_columns", "images", "channels_last")
         for fast in (False, True)
     ]
-    cases += [Case(37, 70, dtype, integer=8) for dtype in DTYPES]
-    assert not complaints(program, cases, tmp_path)
+    cases += [Case(37, 70, dtype, integer=8, symmetric=True) for dtype in DTYPES]
+    cases += [Case(600, 3, group=True), Case(20, 66, torch.bfloat16, True, shifted=False, group=True)]
+    cases += [Case(20, 9, dtype, True, nan=float("inf")) for dtype in DTYPES]
+    assert not complaints(program, cases, tmp_path, SCHEDULES[1::2])
+
+
+def test_wide_tiles(program, tmp_path):
+    cases = [Case(9, 1025), Case(9, 1025, fast=True), Case(20, 1032, torch.bfloat16, True, shifted=False)]
+    cases.append(Case(24, 1032, torch.bfloat16, True, "columns", shifted=False))
+    assert not complaints(program, cases, tmp_path, ("random:1",))
 
 
 def test_mirror(program, tmp_path):
     assert not complaints(
         program, [Case(n, n, torch.float64, mirror=True, summed=False) for n in (1, 2, 31, 65)], tmp_path
     )
+
+
+def test_the_wider_fp64_products_of_sm_90(tmp_path):
+    program = built(90, r"ExactI[df]Li64|gram_reduce", tmp_path)
+    cases = [Case(n, d, dtype) for n, d in [(17, 65), (513, 3)] for dtype in (torch.float64, torch.float32)]
+    assert not complaints(program, [*cases, Case(37, 70, integer=8)], tmp_path, SCHEDULES[1::2])

@@ -33,13 +33,16 @@ def needs(sanitizer: str) -> None:
 ADDRESS = [
     *(Case(n, d, dtype, fast) for n, d in [(1, 1), (17, 65)] for dtype in DTYPES for fast in (False, True)),
     *(Case(35, 17, torch.bfloat16, layout=x, pixels=7) for x in ("columns", "gaps", "images", "channels_last")),
-    *(Case(2049, 3, torch.float32, fast, ldc=1) for fast in (False, True)),
+    *(Case(513, 3, torch.float32, fast, ldc=1) for fast in (False, True)),
+    *(Case(33, 72, torch.float16, True, x, shifted=False) for x in ("rows", "padded", "padded_columns")),
+    Case(20, 66, torch.bfloat16, True, group=True, symmetric=True),
     *(Case(n, n, torch.float64, mirror=True, summed=False) for n in (1, 33, 64)),
 ]
 #: ThreadSanitizer judges the order of accesses, not luck: one schedule and few blocks say what there is to say.
 THREAD = [
     Case(33, 65, torch.bfloat16),
-    Case(2049, 3, torch.float32, fast=True),
+    Case(513, 3, torch.float32, fast=True),
+    Case(20, 66, torch.bfloat16, True, shifted=False, group=True),
     Case(33, 33, torch.float64, mirror=True, summed=False),
 ]
 
