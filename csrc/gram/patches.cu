@@ -103,7 +103,7 @@ void run_shifts(const Patches& x, const double* shift, double* c, int64_t ldc, d
     by_type(x.dtype, [&](auto in) { launch_pieces<decltype(in)>(p, fast, stream); });
     const int64_t end = p.first + p.batch < p.items ? p.first + p.batch : p.items;
     const int64_t tiles = tile_number(end - 1, differences) - tile_number(p.first, differences) + 1;
-    launch("patch_combine", patch_combine, static_cast<unsigned>(tiles * kTile), kThreads, stream, p);
+    launch("patch_combine", patch_combine, static_cast<unsigned>(tiles * rows_of_tile(x)), kThreads, stream, p);
   }
 }
 

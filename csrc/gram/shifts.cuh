@@ -323,15 +323,20 @@ static __global__ void __launch_bounds__(kThreads) patch_outside(const __grid_co
   }
 }
 
+// Rows of a tile that blocks of patch_combine own: a single tile may have fewer channels.
+__host__ __device__ inline int rows_of_tile(const Patches& x) {
+  return x.channels < kTile ? static_cast<int>(x.channels) : kTile;
+}
+
 // Block x: a row (a channel) of a tile; the tiles from the one of item `first` on. It owns the rows of G of that
 // channel, below the tile's columns; neighbours are written by neighbours.
 static __global__ void __launch_bounds__(kThreads) patch_combine(const __grid_constant__ Shifts p) {
   __shared__ int slots[(2 * Cuts::kTaps + 1) * (2 * Cuts::kTaps + 1) + 1];  // the first of each piece
   const Item start = item_of(p.x, p.first);
-  int ti = start.ti, tj = start.tj + static_cast<int>(blockIdx.x / kTile);
+  int ti = start.ti, tj = start.tj + static_cast<int>(blockIdx.x) / rows_of_tile(p.x);
   while (tj > ti) tj -= ++ti;
   const bool diagonal = ti == tj;
-  const int r = blockIdx.x % kTile, t = threadIdx.x;
+  const int r = static_cast<int>(blockIdx.x) % rows_of_tile(p.x), t = threadIdx.x;
   const int64_t channel = int64_t{ti} * kTile + r;
   if (channel >= p.x.channels) return;
   const int pieces = p.rows.pieces * p.columns.pieces, all = differences_of(p.x), zero = all / 2;

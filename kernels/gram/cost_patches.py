@@ -265,7 +265,7 @@ def _shifts(p: Patches, dtype: torch.dtype, fast: bool) -> tuple[Launch, ...]:
         )
         share = _result(p) * len(items) // len(plan.items)
         tiles = len({item[:2] for item in items})
-        launches.append(Launch("patch_combine", moved + table + share, share, blocks=tiles * TILE))
+        launches.append(Launch("patch_combine", moved + table + share, share, blocks=tiles * min(TILE, p.channels)))
     return tuple(launches)
 
 
