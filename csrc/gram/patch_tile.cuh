@@ -27,8 +27,8 @@ struct alignas(16) Stage {
   T left[kStep][kPitch], right[kStep][kPitch];
 };
 
-// The shift of a channel, and a number of x less it. In fp32 the shift has two parts, so that nothing is lost where x is
-// near it: with fp32 x, nothing is nearer to the shift than `high`, so |low| is at most |x - shift|, and what is rounded
+// The shift of a channel, and a number of x less it. In fp32 the shift has two parts, so that nothing is lost where x
+// is near it: no fp32 number is nearer to the shift than `high`, so |low| is at most |x - shift|, and what is rounded
 // (low; x - high, exact within a factor of two; the difference) errs by at most 4 fp32 roundings of x - shift.
 template <class T>
 struct Shift {

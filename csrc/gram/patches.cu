@@ -23,7 +23,8 @@ bool padded(const Patches& p) { return p.pad[0] > 0 || p.pad[1] > 0; }
 bool by_shifts(const Patches& p, PatchWay way) {
   constexpr int64_t kPartial = 64;
   const bool can = p.step[0] == 1 && p.step[1] == 1 && p.kernel[0] <= Cuts::kTaps && p.kernel[1] <= Cuts::kTaps;
-  if (way == PatchWay::shifts && !can) throw std::runtime_error("gram of patches by shifts: expected step 1, small kernels");
+  if (way == PatchWay::shifts && !can)
+    throw std::runtime_error("gram of patches by shifts: expected step 1, small kernels");
   if (way != PatchWay::cheaper) return way == PatchWay::shifts;
   if (!can || p.taps() < 2) return false;
   const Cut general(p);

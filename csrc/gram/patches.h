@@ -87,8 +87,8 @@ struct Cuts {
 // Which of the two ways: the one of fewer products, or one by name (to measure it; shifts need step 1).
 enum class PatchWay : int { cheaper = 0, general = 1, shifts = 2 };
 
-// CUDA (patches.cu): lower(C) += P^T P and total += column sums of P, of P = patches - shift, where `shift` has a number
-// for each channel of a group, or is null. `workspace` has workspace_patches_cuda doubles; else as accumulate_cuda. In
+// CUDA (patches.cu): lower(C) += P^T P and total += column sums of P, of P = patches - shift, where `shift` has a
+// number for each channel of a group, or is null. `workspace` has workspace_patches_cuda doubles; else as accumulate_cuda. In
 // mode fast a factor of a product is rounded four times in fp32, and not in fp64 (`Shift` in patch_tile.cuh).
 int64_t workspace_patches_cuda(const Patches& p, bool fast, PatchWay way = PatchWay::cheaper);
 Depth depth_patches_cuda(const Patches& p, bool fast, PatchWay way = PatchWay::cheaper);

@@ -149,7 +149,8 @@ __device__ __forceinline__ Item item_of(const Patches& x, int item) {
 }
 
 __device__ __forceinline__ int chunks_of(const Shifts& p, int row, int column) {
-  const int64_t area = (p.rows.edge[row + 1] - p.rows.edge[row]) * (p.columns.edge[column + 1] - p.columns.edge[column]);
+  const int64_t height = p.rows.edge[row + 1] - p.rows.edge[row];
+  const int64_t area = height * (p.columns.edge[column + 1] - p.columns.edge[column]);
   return static_cast<int>(chunks(p.x.images * p.x.groups * area, p.chunk));
 }
 
@@ -305,8 +306,11 @@ static __global__ void __launch_bounds__(kThreads) patch_outside(const __grid_co
       for (int64_t s = 0; s < count; ++s)
         sum += p.sums[(s * pieces + row * p.fine_columns.pieces + column) * p.x.channels + channel];
     }
-  const Window other_y = window(p.x, 0, other / across, k / across), other_x = window(p.x, 1, other % across, k % across);
-  const auto outputs = [&](int axis) { return p.x.size[axis] + 2 * p.x.pad[axis] - p.x.dilation[axis] * (p.x.kernel[axis] - 1); };
+  const Window other_y = window(p.x, 0, other / across, k / across);
+  const Window other_x = window(p.x, 1, other % across, k % across);
+  const auto outputs = [&](int axis) {
+    return p.x.size[axis] + 2 * p.x.pad[axis] - p.x.dilation[axis] * (p.x.kernel[axis] - 1);
+  };
   // Outputs where both taps are outside.
   const double both = static_cast<double>(
       p.x.images * p.x.groups *
@@ -395,7 +399,8 @@ static __global__ void __launch_bounds__(kThreads) patch_combine(const __grid_co
       if (p.padded) {
         const double partners = p.shift ? p.shift[partner] : 0.0;
         value -= partners * p.outside[(channel * patch + k) * patch + other] +
-                 shift * p.outside[(partner * patch + other) * patch + k] - shift * partners * p.both[k * patch + other];
+                 shift * p.outside[(partner * patch + other) * patch + k] -
+                 shift * partners * p.both[k * patch + other];
       }
       p.c[(channel * patch + k) * p.ldc + partner * patch + other] += value;
     }

@@ -41,8 +41,8 @@ static Patches described(const int64_t* s, const void* data) {
 }
 
 // shape: images, groups, channels, then pairs: size, kernel, step, padding, dilation. facts: of the general way tiles,
-// splits, rows of a split, workspace; of shifts items, chunk, slots, batch, fine pieces, chunk of sums, workspace; which
-// is taken.
+// splits, rows of a split, workspace; of shifts items, chunk, slots, batch, fine pieces, chunk of sums, workspace; and
+// whether that way is taken.
 extern "C" void plan(const int64_t* shape, int64_t* facts) {
   const Patches p = described(shape, nullptr);
   const fastrank::gram::patches::Cut cut(p);
