@@ -60,6 +60,7 @@ def test_a_learnt_temperature_is_a_parameter(batch):
         ({"T": float("nan")}, "T: expected a finite temperature > 0, got nan"),
         ({"reduction": "average"}, "reduction: expected one of"),
         ({"label_smoothing": -0.1}, "label_smoothing: expected a number in"),
+        ({"T": torch.ones(10)}, r"T: expected a number or a 0-d tensor, got shape \(10,\); class weights are `weight`"),
     ],
 )
 def test_refuses_bad_arguments_when_made(arguments, message):
