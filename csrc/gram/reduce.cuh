@@ -21,7 +21,7 @@ __device__ __forceinline__ double tree_sum(const double* from, int64_t stride, i
 
 // A block owns kReduceThreads / ways numbers of a problem's partial sums, tiles and column sums alike. Each of the
 // `ways` parts of the block adds up kReduceSplits splits of them; then the parts are added, in a tree.
-static __global__ void __launch_bounds__(kReduceThreads, 3) gram_reduce(const Group group) {
+static __global__ void __launch_bounds__(kReduceThreads, 2) gram_reduce(const Group group) {
   __shared__ Problem p;
   __shared__ double parts[kReduceThreads];
   const int64_t block = find_problem<&Problem::first_reduce_block>(group, p);
