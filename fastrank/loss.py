@@ -39,8 +39,8 @@ class _Tempered(nn.Module):
         validate.options(T, reduction, label_smoothing, scale_gradient)
         if isinstance(T, Tensor) and T.dim() > 0:  # nn.CrossEntropyLoss's first argument is the classes' weights
             raise ValueError(
-                f"T: expected a number or a 0-d tensor, got shape {tuple(T.shape)}; class weights are `weight`, and the "
-                "functions take a temperature for each sample"
+                f"T: expected a number or a 0-d tensor, got shape {tuple(T.shape)}; class weights are `weight`, and "
+                "the functions take a temperature for each sample"
             )
         if isinstance(T, Tensor) and not isinstance(T, nn.Parameter):
             self.register_buffer("T", T)

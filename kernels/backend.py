@@ -22,7 +22,7 @@ OPS = {
     "tempered_mse": {"cpu": ("native",), "cuda": ("triton",)},
     "gram_accumulate_": {"cpu": ("native",), "cuda": ("native",)},
     "gram_dual": {"cpu": ("native",), "cuda": ("native",)},
-    "gram_patches_": {"cpu": ("native",)},
+    "gram_patches_": {"cpu": ("native",), "cuda": ("native",)},
 }
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from fastrank.kernels.gram import gram_accumulate_, gram_dual
+from fastrank.kernels.gram import Convolution, gram_accumulate_, gram_dual, gram_dual_many, gram_patches_
 from fastrank.kernels.tempered_ce import tempered_cross_entropy
 from fastrank.kernels.tempered_mse import tempered_mse
 from torch import Tensor
@@ -92,6 +92,29 @@ def dual(n: int, d: int, dtype: torch.dtype, mode: str) -> Call:
     )
 
 
+def dual_many(sizes: tuple[tuple[int, int], ...], mode: str) -> Call:
+    return Call(
+        f"gram_dual_many of {len(sizes)} {mode}",
+        lambda generator: tuple(torch.randn(size, generator=generator) for size in sizes),
+        lambda *X: tuple(gram_dual_many(list(X), mode)),
+    )
+
+
+def patches(size: tuple[int, ...], convolution: Convolution, mode: str) -> Call:
+    channels = size[1] // convolution.groups
+
+    def inputs(generator: torch.Generator) -> tuple[Tensor, ...]:
+        return torch.randn(size, generator=generator), torch.randn(channels, generator=generator, dtype=torch.float64)
+
+    def run(x: Tensor, shift: Tensor) -> tuple[Tensor, ...]:
+        d = convolution.features(size[1])
+        G, total = shift.new_zeros(d, d), shift.new_zeros(d)
+        gram_patches_(G, total, x, convolution, shift.detach(), mode)
+        return G, total
+
+    return Call(f"gram_patches_ {'x'.join(map(str, size))} stride {convolution.stride[0]} {mode}", inputs, run)
+
+
 F64, F32, B16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 #: Odd sizes: one and several tiles, one and several splits, every dtype and mode.
 CALLS = (
@@ -105,6 +128,8 @@ CALLS = (
     *(accumulate(257, 100, dtype, "exact") for dtype in (F64, B16, F16)),
     accumulate(5 * 49, 33, F32, "exact", images=5),
     *(dual(n, d, F32, mode) for (n, d), mode in itertools.product(((17, 300), (70, 2600)), ("exact", "fast"))),
+    *(dual_many(((17, 300), (70, 2600), (5, 3)), mode) for mode in ("exact", "fast")),
+    *(patches((2, 40, 7, 9), Convolution.of(3, s, 1), mode) for s, mode in ((1, "exact"), (1, "fast"), (2, "fast"))),
 )
 
 

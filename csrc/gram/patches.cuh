@@ -5,6 +5,8 @@
 // in order. No atomics: the result is the same bits in every run.
 #pragma once
 
+#include <initializer_list>
+
 #include "gram/patch_tile.cuh"
 #include "gram/patches.h"
 

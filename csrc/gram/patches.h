@@ -22,13 +22,13 @@
 // The shift is one number s_c for each channel, the same for all its taps; padding stands for 0 - s_c. With
 // Y = x - s on the image and 0 in the padding, and I the indicator of the image, a shifted patch is Y_k - s (1 - I_k), so
 //
-//   sum (Y_k - s (1 - I_k)) (Y'_k' - s' (1 - I_k')) = sum Y_k Y'_k' - s' (sum Y_k - sum Y_k I_k')
-//     - s (sum Y'_k' - sum I_k Y'_k') + s s' sum (1 - I_k) (1 - I_k'),
+//   sum (Y_k - s (1 - I_k)) (Y'_k' - s' (1 - I_k')) = sum Y_k Y'_k' - s' sum Y_k (1 - I_k')
+//     - s sum (1 - I_k) Y'_k' + s s' sum (1 - I_k) (1 - I_k').
 //
-// where sum Y_k I_k' is R_delta with the indicator as one more channel, and sum Y_k = sum Y_k I_k.
+// The four sums are over outputs with both taps in the image, one, the other, and neither: they are disjoint, so an
+// error relative to the sum of the absolute values stays that. The second and third are therefore summed over the
+// positions whose partner lies outside, not as a difference of two sums.
 #pragma once
-
-#include <initializer_list>
 
 #include "gram/gram.h"
 

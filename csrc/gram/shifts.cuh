@@ -15,6 +15,8 @@
 // No atomics: every number is added up in one fixed order.
 #pragma once
 
+#include <initializer_list>
+
 #include "gram/patch_tile.cuh"
 #include "gram/patches.h"
 

@@ -85,12 +85,16 @@ def depth_patches(
     """The Depth of one `gram_patches_` of x of that shape; arguments as of `depth`."""
     if (rows := convolution.rows(shape)) == 0:
         return Depth()
-    if device != "cpu" or not _native(device, impl):
+    if not _native(device, impl):
         return _of_reference(rows)
     kernel, stride, padding, dilation, groups = convolution
-    fast = _fast(dtype, mode)
-    cut = backend.core().gram_depth_patches_cpu(tuple(shape), groups, kernel, stride, padding, dilation, fast)
-    return _of_kernel(rows, fast, cut)
+    fast, core = _fast(dtype, mode), backend.core()
+    sizes = tuple(shape), groups, kernel, stride, padding, dilation, fast
+    if device != "cuda":
+        return _of_kernel(rows, fast, core.gram_depth_patches_cpu(*sizes))
+    before, adds = core.gram_depth_patches_cuda(*sizes)
+    # Fast: the shift is subtracted in two fp32 parts (csrc/gram/patch_tile.cuh), 4 roundings of a factor.
+    return Depth(min(rows, FAST_BLOCK) + 9, before, adds) if fast else Depth(0, before + 3, adds)
 
 
 def _native(device: str, impl: str | None) -> bool:

@@ -65,11 +65,18 @@ def _patches(
         return
     if shift is not None:
         shift = shift.contiguous()
-    backend.core().gram_patches_cpu(
+    core, fast = backend.core(), _fast(x, precision)
+    arguments = (
         x.data_ptr(), DTYPES[x.dtype], tuple(x.shape), x.stride(), groups, *convolution[:4],
-        0 if shift is None else shift.data_ptr(), G.data_ptr(), G.stride(0), total.data_ptr(), _fast(x, precision),
-        backend.threads(),
+        0 if shift is None else shift.data_ptr(), G.data_ptr(), G.stride(0), total.data_ptr(), fast,
     )  # fmt: skip
+    if not x.is_cuda:
+        core.gram_patches_cpu(*arguments, backend.threads())
+        return
+    with torch.cuda.device(x.device):
+        size = core.gram_workspace_patches_cuda(tuple(x.shape), groups, *convolution[:4], fast)
+        workspace = torch.empty(size, dtype=torch.float64, device=x.device)
+        core.gram_patches_cuda(*arguments, workspace.data_ptr(), torch.cuda.current_stream().cuda_stream)
 
 
 def _accumulate_many(
@@ -78,7 +85,7 @@ def _accumulate_many(
 ) -> None:  # fmt: skip
     if not X:
         return
-    if X[0].device.type != "cpu" or backend.chosen("gram_accumulate_", "cpu", impl) == "reference":
+    if backend.chosen("gram_accumulate_", X[0].device.type, impl) == "reference":
         for one in zip(G, total, X, shift, strict=True):
             accumulate_(*one, precision, impl)
         return
@@ -88,16 +95,35 @@ def _accumulate_many(
         for g, t, x, s in zip(G, total, X, shift, strict=True)
         if x.numel()
     ]
-    backend.core().gram_accumulate_many_cpu(items, False, backend.threads())
+    _native_many(items, X[0].device, mirrored=False)
 
 
 def _dual_many(X: list[Tensor], precision: str = "exact", impl: str | None = None) -> list[Tensor]:
-    if not X or X[0].device.type != "cpu" or backend.chosen("gram_dual", "cpu", impl) == "reference":
+    if not X or backend.chosen("gram_dual", X[0].device.type, impl) == "reference":
         return [_dual(x, precision, impl) for x in X]
-    K = [torch.zeros(len(x), len(x), dtype=torch.float64) for x in X]
+    K = [x.new_zeros(len(x), len(x), dtype=torch.float64) for x in X]
     items = [_arguments(_turned(x), x, None, k, None, precision) for x, k in zip(X, K, strict=True) if x.numel()]
-    backend.core().gram_accumulate_many_cpu(items, True, backend.threads())
+    _native_many(items, X[0].device, mirrored=True)
     return K
+
+
+def _native_many(items: list[tuple], device: torch.device, mirrored: bool) -> None:
+    core = backend.core()
+    if device.type != "cuda":
+        core.gram_accumulate_many_cpu(items, mirrored, backend.threads())
+        return
+    if not items:
+        return
+    with torch.cuda.device(device):
+        products = torch.tensor([(*item, 0, mirrored) for item in items], dtype=torch.int64)
+        group = products.data_ptr(), len(items)
+        workspace = torch.empty(core.gram_group_cuda_workspace(*group), dtype=torch.float64, device=device)
+        # The caching allocators keep the table and its copy until the stream has done with them.
+        table = torch.empty(core.gram_group_cuda_size(len(items)), dtype=torch.uint8, pin_memory=True)
+        core.gram_group_cuda_fill(*group, workspace.data_ptr(), table.data_ptr())
+        on_device = table.to(device, non_blocking=True)
+        stream = torch.cuda.current_stream().cuda_stream
+        core.gram_group_cuda_launch(table.data_ptr(), on_device.data_ptr(), stream)
 
 
 def _turned(X: Tensor) -> tuple[int, ...]:

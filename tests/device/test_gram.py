@@ -2,12 +2,13 @@
 
 import itertools
 
+import gram_patches_conformity as of_patches
 import pytest
 import torch
 from conformity import check
 from device_calls import DEVICE, MISSING
 from fastrank.kernels import backend
-from fastrank.kernels.gram import gram_accumulate_, gram_dual
+from fastrank.kernels.gram import gram_accumulate_, gram_accumulate_many_, gram_dual, gram_dual_many, gram_patches_
 from gram_conformity import (
     CUTS,
     DTYPES,
@@ -66,6 +67,34 @@ def test_integers_are_exact_and_added_to_what_is_there(mode):
         assert torch.equal(G.triu(1), torch.ones_like(G).triu(1))
         assert torch.equal(total, Y.sum(0) + 5)
         assert torch.equal(gram_dual(X.T, mode, IMPL), X.double().T @ X.double())
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_patches_conform(mode):
+    for index, (size, convolution) in enumerate(of_patches.SHARED + of_patches.APART):
+        layout = ("contiguous", "channels_last", "sliced")[index % 3]
+        for dtype in DTYPES if index % 4 == 0 else DTYPES[1:3]:
+            x = of_patches.images(size, dtype, layout)
+            for shift in (None, of_patches.shift_of(size, convolution)):
+                check(of_patches.op(size, convolution, mode), IMPL, (x, shift), DEVICE)
+        x = of_patches.images(size, DTYPES[index % 4], layout, integer=True).to(DEVICE)
+        shift = of_patches.shift_of(size, convolution, integer=True).to(DEVICE)
+        P = of_patches.patches(x, convolution, shift)
+        G, total = of_patches.accumulated(gram_patches_, x, convolution, shift, mode, IMPL)
+        assert torch.equal(G, (P.T @ P).tril()) and torch.equal(total, P.sum(0)), (size, convolution)
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_many_have_the_bits_of_each_alone(mode):
+    cases = [Case(n, d, DTYPES[i % 4]) for i, (n, d) in enumerate([(3, 5), (0, 4), (500, 17), (64, 300), (2000, 1030)])]
+    X, shifts = [data(case).to(DEVICE) for case in cases], [shift_of(case).to(DEVICE) for case in cases]
+    alone = [accumulated(gram_accumulate_, x, s, mode, IMPL) for x, s in zip(X, shifts, strict=True)]
+    G, total = [torch.zeros_like(g) for g, _ in alone], [torch.zeros_like(t) for _, t in alone]
+    gram_accumulate_many_(G, total, X, shifts, mode, IMPL)
+    assert all(torch.equal(g, mine) for (g, _), mine in zip(alone, G, strict=True))
+    assert all(torch.equal(t, mine) for (_, t), mine in zip(alone, total, strict=True))
+    for x, K in zip(X, gram_dual_many(X, mode, IMPL), strict=True):
+        assert torch.equal(K, gram_dual(x, mode, IMPL))
 
 
 @pytest.mark.parametrize("mode", ["exact", "fast"])
