@@ -19,6 +19,7 @@ from fastrank.kernels.cost import Launch
 from fastrank.kernels.gram import (
     Convolution,
     cost,
+    cost_patches,
     depth,
     depth_patches,
     gram_accumulate_,
@@ -63,7 +64,6 @@ class Patches(Case):
     side: int
     kernel: int = 3
     stride: int = 1
-    devices: tuple[str, ...] = ("cpu",)
 
     @property
     def convolution(self) -> Convolution:
@@ -82,7 +82,6 @@ class Group(Case):
     count: int
     n: int
     d: int
-    devices: tuple[str, ...] = ("cpu",)
 
     @property
     def title(self) -> str:
@@ -206,7 +205,11 @@ def prepare_patches(case: Patches, device: str) -> Problem:
     for mode in ("exact", "fast"):
         budget = depth_patches(tuple(x.shape), convolution, x.dtype, mode, x.device.type).factor() + (rows + 2) * U
         run = accumulating(d, device, lambda G, total, mode=mode: gram_patches_(G, total, x, convolution, None, mode))
-        contenders[f"fastrank {mode}"] = Contender(run, of.state, budget, True)
+        launches = ()
+        if x.is_cuda:
+            sides = [(side, side) for side in (case.side, case.kernel, case.kernel // 2, case.stride)]
+            launches = cost_patches.patches(cost_patches.Patches(case.images, case.channels, *sides), mode=mode)
+        contenders[f"fastrank {mode}"] = Contender(run, of.state, budget, True, launches)
     return Problem(contenders, of.unit)
 
 

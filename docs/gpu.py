@@ -9,6 +9,7 @@ import torch
 from fastrank.kernels.cost import DEVICES, Launch, limiter, predict, roofline
 from fastrank.kernels.gram import config as gram_config
 from fastrank.kernels.gram import cost as gram
+from fastrank.kernels.gram import cost_patches
 from fastrank.kernels.occupancy import MULTIPROCESSORS
 from fastrank.kernels.tempered_ce import config
 from fastrank.kernels.tempered_ce import cost as loss
@@ -36,6 +37,13 @@ for mode in ("exact", "fast"):
     CASES |= {
         f"gram_accumulate_, {n:,} x {d:,}, fp32, {mode}": gram.accumulate(n, d, mode=mode)
         for n, d in ((4096, 512), (100_000, 1000))
+    }
+    CASES |= {
+        f"gram_patches_, 3 x 3 of 32 x {c} x {side} x {side}, fp32, {mode}, {way}": cost_patches.patches(
+            cost_patches.Patches(32, c, (side, side), (3, 3), (1, 1)), mode=mode, shifts=way == "by shifts"
+        )
+        for c, side in ((64, 56), (512, 7))
+        for way in ("general", "by shifts")
     }
 
 #: The loss's shapes, [rows, classes, target] of bf16 logits: launch-bound, long rows, few rows.
