@@ -7,7 +7,10 @@ state of one pass, up to rounding. Centred and uncentred spectra come from the s
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,12 +33,23 @@ from fastrank.spectra import Spectrum, spectrum_of_gram
 
 #: Coarsest storage first. The coarsest dtype seen names the data's precision.
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-#: Rows that fix the shift, at most: it need only be within about a standard deviation of the mean.
-_SHIFT_ROWS = 4096
+#: Rows that fix the shift, at most, and numbers: it need only be within about a standard deviation of the mean.
+_SHIFT_ROWS, _SHIFT_NUMBERS = 4096, 1 << 19
 #: Rows converted to float64 at a time for the class sums.
 _CLASS_ROWS = 4096
 #: float64 roundings of moving a state to another shift: four products and sums per entry, and those of `total`.
 _MOVE_ROUNDINGS = 8
+
+
+def _plainly(method: Callable) -> Callable:
+    """Outside autograd and inference mode: what a state keeps can be written to anywhere later on."""
+
+    @functools.wraps(method)
+    def call(*args, **kwargs):
+        with torch.inference_mode(False), torch.no_grad():
+            return method(*args, **kwargs)
+
+    return call
 
 
 class GramState:
@@ -66,10 +80,11 @@ class GramState:
     The roundings made in forming these are counted into c.
     """
 
+    @_plainly
     def __init__(
         self, d: int, mode: str = "exact", device: torch.device | str | None = None, classes: int | None = None
     ) -> None:
-        if not isinstance(d, int) or d < 1:
+        if not isinstance(d, int) or isinstance(d, bool) or d < 1:
             raise InputError("d", "a positive integer", repr(d))
         if mode not in MODES:
             raise InputError("mode", "'exact' or 'fast'", repr(mode))
@@ -98,8 +113,12 @@ class GramState:
         extra = "" if self.classes is None else f", classes={self.classes}"
         return f"GramState(d={self.d}, mode={self.mode!r}, n={self.n}, device='{self.device}'{extra})"
 
+    def __copy__(self) -> GramState:
+        return copy.deepcopy(self)  # tensors shared by two states would be two states' sums
+
     # ---- taking data in ----
 
+    @_plainly
     def update(self, X: Any, y: Any = None) -> GramState:
         """Adds the rows of X [n, d] (torch, NumPy or CuPy; any strides; float64, float32, bfloat16, float16).
 
@@ -118,6 +137,7 @@ class GramState:
             self._class_counts.index_add_(0, labels, torch.ones_like(labels))
         return self
 
+    @_plainly
     def update_channels(self, x: Any) -> GramState:
         """Adds every position of x [B, d, *spatial] as a row, read in place: the channel matrix of an activation."""
         self._refuse_classes("update_channels")
@@ -126,12 +146,14 @@ class GramState:
             self._accumulate(view)
         return self
 
+    @_plainly
     def update_patches(self, x: Any, kernel_size, stride=1, padding=0, dilation=1, groups: int = 1) -> GramState:
         """Adds the patches that a convolution sees in x [B, C, H, W]: d = C / groups * kh * kw features each.
 
         Features are in the order of `F.unfold`, that of a weight [out, C / groups, kh, kw] flattened; the rows of all
-        groups are stacked. Patches are never formed: beside the state this takes some 16 MiB. Sizes are integers or
-        pairs.
+        groups are stacked. Patches are never formed: beside the state this takes some 16 MiB (and a few times the state
+        for a moment, where rows or patches of another size came before: they shifted the features of a channel apart).
+        Sizes are integers or pairs.
 
         Raises:
             InputError: also for patches larger than the padded input, and channels that `groups` does not divide.
@@ -154,7 +176,10 @@ class GramState:
             self._shift = _round_shift(_pixels(x, groups)).repeat_interleave(taps)
             self._equal_shifts = taps
         elif self._equal_shifts % taps:  # the kernel knows one shift a channel
-            return self.merge(GramState(self.d, self.mode, self.device).update_patches(x, *convolution))
+            shift = self._shift[::taps].repeat_interleave(taps)
+            self._gram, self._total, self._excess = self._moved(shift)
+            self._shift, self._equal_shifts = shift, taps
+            self._depth = Depth().merged(self._depth, _MOVE_ROUNDINGS)
         gram_patches_(self._gram, self._total, x, convolution, self._shift[::taps], self.mode)
         self._took(rows, x.dtype, depth_patches(tuple(x.shape), convolution, x.dtype, self.mode, x.device.type))
         return self
@@ -176,6 +201,10 @@ class GramState:
 
     def _checked(self, name: str, x: Any, ndim: int, features: int | None = None, at_least: bool = False) -> Tensor:
         x = as_tensor(name, x).detach()
+        if x.layout != torch.strided or x.is_nested:
+            raise InputError(name, "a dense tensor", "a nested one" if x.is_nested else x.layout)
+        if type(x) is not Tensor and not hasattr(x, "__tensor_flatten__"):
+            x = x.as_subclass(Tensor)  # a subclass that only adds to a tensor would be kept in the state
         if x.ndim != ndim and not (at_least and x.ndim > ndim):
             raise InputError(name, f"{ndim} dimensions{' or more' * at_least}", f"shape {tuple(x.shape)}")
         if x.dtype not in _DTYPES:
@@ -214,6 +243,7 @@ class GramState:
 
     # ---- combining states ----
 
+    @_plainly
     def merge(self, other: GramState) -> GramState:
         """Adds all that `other` has seen, as if this state had seen it; `other` is left as it is.
 
@@ -222,6 +252,8 @@ class GramState:
         Raises:
             InputError: states of different d, mode, classes or device.
         """
+        if not isinstance(other, GramState):
+            raise InputError("other", "a GramState", type(other).__name__)
         for name in ("d", "mode", "classes", "device"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
@@ -247,6 +279,7 @@ class GramState:
         self.n += other.n
         return self
 
+    @_plainly
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> GramState:
         """Makes this state that of all ranks together, on every rank of `group`.
 
@@ -353,7 +386,8 @@ class GramState:
             return math.inf
         G = self.gram()
         trace = G.diagonal().sum()
-        squared = self.gram_error() * trace / G.square().sum()
+        # Of G / trace, whose squares neither overflow nor vanish.
+        squared = self.gram_error() / trace / (G / trace).square().sum()
         return float(torch.where(trace == 0, 0.0, squared.sqrt()))
 
     def spectrum(self, centered: bool = False) -> Spectrum:
@@ -388,18 +422,21 @@ class GramState:
             "mode": self.mode,
             "classes": self.classes,
             "n": self.n,
-            "dtype": None if self.dtype is None else str(self.dtype).removeprefix("torch."),
+            "dtype": None if self.dtype is None else _name(self.dtype),
             "depth": _parts(self._depth),
             "equal_shifts": self._equal_shifts,
             **{name: tensor.clone() for name, tensor in tensors.items()},
         }
 
+    @_plainly
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores a `state_dict`; the tensors move to this state's device.
 
         Raises:
             InputError: a missing or unknown entry, or one that does not fit this state's d, mode or classes.
         """
+        if not isinstance(state, dict):
+            raise InputError("state", "a dictionary from state_dict()", type(state).__name__)
         wanted = {"d", "mode", "classes", "n", "dtype", "depth", "equal_shifts", *self._tensor_names()}
         for name in ("d", "mode", "classes"):
             if name in state and state[name] != getattr(self, name):
@@ -408,10 +445,26 @@ class GramState:
             raise InputError("state", f"the entries {', '.join(sorted(wanted))}", ", ".join(sorted(state)) or "none")
         for name in self._tensor_names():
             mine, theirs = getattr(self, "_" + name), state[name]
+            if not isinstance(theirs, Tensor):
+                raise InputError(f"state[{name!r}]", "a torch tensor", type(theirs).__name__)
             if theirs.shape != mine.shape or theirs.dtype != mine.dtype:
                 raise InputError(
                     f"state[{name!r}]", f"{mine.dtype} {tuple(mine.shape)}", f"{theirs.dtype} {tuple(theirs.shape)}"
                 )
+        whole = lambda value, least: isinstance(value, int) and value >= least  # noqa: E731
+        n, dtype, parts, equal = (state[name] for name in ("n", "dtype", "depth", "equal_shifts"))
+        for name, fits, expected in (
+            ("n", whole(n, 0), "an integer >= 0"),
+            ("dtype", dtype in {None, *map(_name, _DTYPES)}, f"None or one of {', '.join(map(_name, _DTYPES))}"),
+            (
+                "depth",
+                isinstance(parts, list) and len(parts) == 3 and all(whole(p, 0) for p in parts),
+                "three integers",
+            ),
+            ("equal_shifts", whole(equal, 1), "an integer >= 1"),
+        ):
+            if not fits:
+                raise InputError(f"state[{name!r}]", expected, repr(state[name]))
         for name in self._tensor_names():
             setattr(self, "_" + name, state[name].to(self.device, copy=True))
         self.n = state["n"]
@@ -424,23 +477,33 @@ class GramState:
         return names if self.classes is None else (*names, "class_sums", "class_counts")
 
 
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _parts(depth: Depth) -> list[int]:
     return [depth.fp32, depth.before, depth.adds]
 
 
+def _sampled(d: int) -> int:
+    return max(64, min(_SHIFT_ROWS, _SHIFT_NUMBERS // d))
+
+
 def _pixels(x: Tensor, groups: int) -> Tensor:
     """Enough pixels of x [B, C, H, W] for `_round_shift`, as [B * groups, C / groups, S]."""
-    step = math.ceil(math.prod(x.shape[2:]) / _SHIFT_ROWS)
-    some = x[: math.ceil(_SHIFT_ROWS / max(1, math.prod(x.shape[2:]))), :, ::step]
+    rows, pixels = _sampled(x.shape[1] // groups), math.prod(x.shape[2:])
+    columns = max(1, math.ceil(x.shape[3] / rows))
+    some = x[: math.ceil(rows / pixels), :, :: math.ceil(pixels / rows), ::columns]
     return some.unflatten(1, (groups, -1)).flatten(0, 1).flatten(2)
 
 
 def _round_shift(X: Tensor) -> Tensor:
     """The shift that the first batch X ([n, d] or [B, d, S]) fixes; see GramState. 0 where the data is not finite."""
+    rows = _sampled(X.shape[1])
     if X.ndim == 3:
-        pixels = X[:, :, :: math.ceil(X.shape[2] / _SHIFT_ROWS)]
-        X = pixels[: max(1, _SHIFT_ROWS // pixels.shape[2])].transpose(1, 2).reshape(-1, X.shape[1])
-    sample = X[:_SHIFT_ROWS].double()
+        pixels = X[:, :, :: math.ceil(X.shape[2] / rows)]
+        X = pixels[: max(1, rows // pixels.shape[2])].transpose(1, 2).reshape(-1, X.shape[1])
+    sample = X[:rows].double()
     mean, deviation = sample.mean(0), sample.std(0, correction=0)
     step = torch.exp2(torch.floor(torch.log2(deviation)))
     # No spread, or one below what float64 resolves beside the mean: the mean itself.

@@ -367,6 +367,16 @@ def test_mistakes_are_named_and_leave_the_state_alone():
         (lambda: state.update_patches(image, 1, groups=3), "groups: expected a positive divisor of the 4 channels"),
         (lambda: state.update_patches(image, (1, 1, 1)), "kernel_size: expected an integer >= 1 or a pair"),
         (lambda: state.update_patches(image, 1, stride=0), "stride: expected an integer >= 1"),
+        (lambda: state.update(X.to_sparse()), "X: expected a dense tensor, got torch.sparse_coo"),
+        (lambda: state.update(torch.nested.nested_tensor([X, X])), "X: expected a dense tensor, got a nested one"),
+        (lambda: state.update_patches(image[:, :, :0], 1, padding=1), "x: expected images of at least 1 x 1, got"),
+        (lambda: GramState(True), "d: expected a positive integer"),
+        (lambda: state.merge(3), "other: expected a GramState, got int"),
+        (lambda: state.load_state_dict(None), r"state: expected a dictionary from state_dict\(\), got NoneType"),
+        (lambda: state.load_state_dict({**state.state_dict(), "n": 2.5}), r"state\['n'\]: expected an integer >= 0"),
+        (lambda: state.load_state_dict({**state.state_dict(), "dtype": "foo"}), r"state\['dtype'\]: expected None or"),
+        (lambda: state.load_state_dict({**state.state_dict(), "depth": [1]}), r"state\['depth'\]: expected three"),
+        (lambda: state.load_state_dict({**state.state_dict(), "gram": None}), r"state\['gram'\]: expected a torch"),
         (lambda: state.merge(GramState(5)), "other: expected a state with d = 4, got 5"),
         (lambda: state.merge(GramState(4, "fast")), "other: expected a state with mode = 'exact'"),
         (lambda: state.merge(labelled), "other: expected a state with classes = None, got 3"),
@@ -406,6 +416,43 @@ def test_a_saved_state_goes_on_as_if_nothing_happened(classes):
         assert float(state.gram_error()) == float(whole.gram_error())
         if classes:
             assert torch.equal(state.class_sums, whole.class_sums)
+
+
+def test_states_of_inference_mode_live_on():
+    X, y = integers(8, 3), torch.arange(8) % 2
+    with torch.inference_mode():
+        inside = GramState(3, classes=2).update(integers(8, 3), y)
+        loaded = GramState(3, classes=2)
+        loaded.load_state_dict(inside.state_dict())
+        rows = GramState(12).update(integers(5, 12))
+    inside.merge(loaded).update(X, y)
+    assert inside.n == 24 and inside.class_counts.tolist() == [12, 12]
+    assert torch.equal(inside.gram(), 3 * X.double().T @ X.double())
+    rows.update_patches(integers(9 * 3, 1).view(1, 3, 3, 3), 2)
+    assert rows.n == 9
+
+
+def test_a_copy_is_a_state_of_its_own():
+    state = GramState(3).update(integers(8, 3))
+    copied = copy.copy(state).update(integers(4, 3))
+    same(state, GramState(3).update(integers(8, 3)))
+    assert copied.n == 12
+
+
+def test_a_subclass_of_tensor_is_not_kept(tmp_path):
+    class Marked(torch.Tensor):
+        pass
+
+    state = GramState(6).update(normal(40, 6).as_subclass(Marked))
+    torch.save(state.state_dict(), tmp_path / "state.pt")
+    assert type(state.gram()) is torch.Tensor and torch.load(tmp_path / "state.pt", weights_only=True)["n"] == 40
+
+
+@pytest.mark.parametrize("scale", [1e79, 1e80, 1e120, 1e-82, 1e-120])
+def test_the_floor_does_not_depend_on_the_scale(scale):
+    X = normal(50, 4, dtype=torch.float64)
+    X[:, 3] = X[:, 2]
+    assert GramState(4).update(X * scale).floor == pytest.approx(GramState(4).update(X).floor, rel=1e-3)
 
 
 def test_a_state_dict_is_a_copy():

@@ -20,9 +20,12 @@ constexpr int64_t kImageBytes = int64_t{16} << 20;  // of packed images at a tim
 // Positions whose products are summed before they join a tile's sums: as gram.h says in fast mode.
 constexpr int64_t kFlush(bool fast) { return fast ? kFastChunk : kExactChunk; }
 
+// A band of one line, with its halo, must not take more than this either.
 inline bool by_shifts(const Patches& p) {
+  const int64_t halo[] = {(p.kernel[0] - 1) * p.dilation[0], (p.kernel[1] - 1) * p.dilation[1]};
+  const double band = (3.0 * halo[0] + 1) * (p.size[1] + halo[1]) * (p.channels + 16) * sizeof(double);
   return p.step[0] == 1 && p.step[1] == 1 && p.taps() > 1 && p.kernel[0] <= Cuts::kTaps &&
-         p.kernel[1] <= Cuts::kTaps && p.channels >= kShiftChannels;
+         p.kernel[1] <= Cuts::kTaps && p.channels >= kShiftChannels && band <= kImageBytes;
 }
 
 // A chunk is some images whole, or rows [row, row + band) of one. Images of all groups are counted in one go ("slots").

@@ -19,7 +19,7 @@ from fastrank.kernels.gram import register
 from fastrank.kernels.gram.bound import Depth, depth, depth_patches
 from fastrank.kernels.gram.config import FAST_BLOCK, MODES
 from fastrank.kernels.gram.convolution import Convolution
-from fastrank.kernels.gram.validate import check_accumulate, check_dual, check_many, check_patches
+from fastrank.kernels.gram.validate import check_accumulate, check_apart, check_dual, check_many, check_patches
 from fastrank.kernels.tracing import unobserved
 from torch import Tensor
 
@@ -92,7 +92,8 @@ def gram_patches_(
     Args:
         G: [d, d] float64, contiguous rows, d = C / groups * kh * kw; only the lower triangle is read or written.
         total: [d] float64, contiguous.
-        x: [B, C, H, W] float64, float32, bfloat16 or float16; any strides; may be empty. Not differentiated.
+        x: [B, C, H, W] float64, float32, bfloat16 or float16; any strides; B or C may be 0. Not differentiated.
+        convolution: `Convolution.of(kernel_size, stride, padding, dilation, groups)`.
         shift: [C / groups] float64, subtracted from a channel in all its taps (padding is 0 - shift), or None.
         mode, impl: as of `gram_accumulate_`.
 
@@ -118,12 +119,18 @@ def gram_accumulate_many_(
     """`gram_accumulate_` of each of many problems of any shapes, in one call: all layers of a network.
 
     Small ones are spread over the threads whole, large ones are shared among them. Every result has the bits of a call
-    of its own. Lists of equal length, all on one device; `shift` None means none for all.
+    of its own. Lists of equal length, all on one device; each `G` and `total` has memory of its own; `shift` None means
+    none for all.
     """
     shift = [None] * len(X) if shift is None else shift
     check_many({"X": X, "G": G, "total": total, "shift": shift}, mode)
-    for problem in zip(G, total, X, shift, strict=True):
-        check_accumulate(*problem, mode)
+    for index, problem in enumerate(zip(G, total, X, shift, strict=True)):
+        try:
+            check_accumulate(*problem, mode)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{error} (at {index})") from None
+    check_apart("G", G)
+    check_apart("total", total)
     torch.ops.fastrank.gram_accumulate_many_(G, total, [x.detach() for x in X], shift, mode, impl)
 
 

@@ -34,5 +34,5 @@ CLAIMS = {
     "patch_reduce": Claim(40, 8),
     "patch_sums": Claim(56, 4),
     "patch_outside": Claim(40, 6),
-    "patch_combine": Claim(48, 5),
+    "patch_combine": Claim(64, 4),
 }

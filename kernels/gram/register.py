@@ -8,6 +8,7 @@ from fastrank.kernels.gram import reference
 from fastrank.kernels.gram.convolution import Convolution
 from fastrank.kernels.gram.validate import DTYPES
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 # The mode is called `precision` in the schemas: torch's functionalisation passes an op's arguments by name and has a
 # parameter `mode` of its own.
@@ -38,6 +39,7 @@ def accumulate_(
     if shift is not None:
         shift = shift.contiguous()
     _native(_matrix(X), X, shift, G, total, precision)
+    _written(G, total)
 
 
 def _dual(X: Tensor, precision: str = "exact", impl: str | None = None) -> Tensor:
@@ -70,6 +72,7 @@ def _patches(
         x.data_ptr(), DTYPES[x.dtype], tuple(x.shape), x.stride(), groups, *convolution[:4],
         0 if shift is None else shift.data_ptr(), G.data_ptr(), G.stride(0), total.data_ptr(), fast,
     )  # fmt: skip
+    _written(G, total)
     if not x.is_cuda:
         core.gram_patches_cpu(*arguments, backend.threads())
         return
@@ -96,6 +99,7 @@ def _accumulate_many(
         if x.numel()
     ]
     _native_many(items, X[0].device, mirrored=False)
+    _written(*G, *total)
 
 
 def _dual_many(X: list[Tensor], precision: str = "exact", impl: str | None = None) -> list[Tensor]:
@@ -157,6 +161,11 @@ def _native(
         # The caching allocator keeps it for this stream until the kernels that read it are queued.
         workspace = torch.empty(size, dtype=torch.float64, device=X.device)
         core.gram_accumulate_cuda(*arguments, workspace.data_ptr(), torch.cuda.current_stream().cuda_stream)
+
+
+def _written(*tensors: Tensor) -> None:
+    """Tells autograd that the kernels have written to what it may have saved."""
+    increment_version([x for x in tensors if not x.is_inference()])
 
 
 def _arguments(

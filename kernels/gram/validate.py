@@ -25,7 +25,9 @@ def check_accumulate(G: Tensor, total: Tensor, X: Tensor, shift: Tensor | None, 
 def _usual(G: Tensor, total: Tensor, X: Tensor, shift: Tensor | None, mode: str) -> bool:
     """Whether this is the call of most steps, known to be right; the questions one by one take as long as a small
     product."""
-    if not (X.dtype in DTYPES and X.ndim == 2 and mode in MODES):
+    if not all(isinstance(x, Tensor) for x in (X, G, total)):
+        return False
+    if not (X.dtype in DTYPES and X.ndim == 2 and X.layout is torch.strided and mode in MODES):
         return False
     d, device = X.shape[1], X.device
     fits = (
@@ -37,6 +39,8 @@ def _usual(G: Tensor, total: Tensor, X: Tensor, shift: Tensor | None, mode: str)
         and total.is_contiguous()
         and G.device == device
         and total.device == device
+        and not G.requires_grad
+        and not total.requires_grad
     )
     return fits and (shift is None or (shift.dtype is torch.float64 and shift.shape == (d,) and shift.device == device))
 
@@ -45,11 +49,16 @@ def check_patches(
     G: Tensor, total: Tensor, x: Tensor, convolution: Convolution, shift: Tensor | None, mode: str
 ) -> None:
     _check_data(x, mode, "x")
+    if not isinstance(convolution, Convolution):
+        raise TypeError(f"convolution: expected a Convolution, as Convolution.of(3), got {type(convolution).__name__}")
+    Convolution.of(*convolution)
     if x.ndim != 4:
         raise ValueError(f"x: expected [images, channels, height, width], got shape {tuple(x.shape)}")
     channels, height, width = x.shape[1:]
     if channels % convolution.groups:
         raise ValueError(f"groups: expected a positive divisor of the {channels} channels, got {convolution.groups}")
+    if min(height, width) < 1:
+        raise ValueError(f"x: expected images of at least 1 x 1, got {height} x {width}")
     if min(convolution.outputs(height, width)) < 1:
         reach = [d * (k - 1) + 1 for k, d in zip(convolution.kernel_size, convolution.dilation, strict=True)]
         padded = [size + 2 * pad for size, pad in zip((height, width), convolution.padding, strict=True)]
@@ -73,8 +82,21 @@ def check_many(tensors: dict[str, list], mode: str) -> None:
     if mode not in MODES:
         raise ValueError(f"mode: expected 'exact' or 'fast', got {mode!r}")
     for index, x in enumerate(X):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"X: expected a list of tensors, got {type(x).__name__} at {index}")
         if x.device != X[0].device:
             raise ValueError(f"X: expected tensors on one device, {X[0].device}, got {x.device} at {index}")
+
+
+def check_apart(name: str, tensors: list[Tensor]) -> None:
+    """Problems of one call are solved side by side, so none may write where another does."""
+    first: dict[int, int] = {}
+    for index, x in enumerate(tensors):
+        other = first.setdefault(x.data_ptr(), index)
+        if x.numel() and other != index:
+            raise ValueError(
+                f"{name}: expected memory of its own for each problem, got the same at {other} and {index}"
+            )
 
 
 def _check_state(G: Tensor, total: Tensor, X: Tensor, d: int, name: str = "X") -> None:
@@ -95,6 +117,10 @@ def check_dual(X: Tensor, mode: str) -> None:
 
 
 def _check_data(X: Tensor, mode: str, name: str = "X") -> None:
+    if not isinstance(X, Tensor):
+        raise TypeError(f"{name}: expected a torch tensor, got {type(X).__name__}")
+    if X.layout != torch.strided or X.is_nested:
+        raise TypeError(f"{name}: expected a dense tensor, got {'a nested one' if X.is_nested else X.layout}")
     if X.dtype not in DTYPES:
         raise TypeError(f"{name}: expected float64, float32, bfloat16 or float16, got {X.dtype}")
     if mode not in MODES:
@@ -102,6 +128,10 @@ def _check_data(X: Tensor, mode: str, name: str = "X") -> None:
 
 
 def _check_float64(name: str, x: Tensor, shape: tuple[int, ...], device: torch.device, data: str = "X") -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a torch tensor, got {type(x).__name__}")
+    if x.requires_grad and name != "shift":
+        raise ValueError(f"{name}: expected a tensor that is not differentiated, got one that requires grad")
     if x.dtype != torch.float64:
         raise TypeError(f"{name}: expected float64, got {x.dtype}")
     if tuple(x.shape) != shape:

@@ -147,7 +147,8 @@ def test_small_calls_of_every_op_run_and_every_kernel_is_predicted():
     from device_calls import CALLS, main
 
     main("cpu")
-    assert {call.name.split()[0] for call in CALLS} == {"tempered_ce", "tempered_mse", "gram_accumulate_", "gram_dual"}
+    ops = {"tempered_ce", "tempered_mse", "gram_accumulate_", "gram_dual", "gram_dual_many", "gram_patches_"}
+    assert {call.name.split()[0] for call in CALLS} == ops
     model, why = predict.model_of("cpu")
     assert why.startswith("measured peaks")
     rows = predict.compare("cpu", model)

@@ -10,7 +10,7 @@ import torch
 from emulate import toolchain
 from emulate.ptx.run import Emulator
 from emulate.ptx.triton_driver import EmulatedDriver, emulated
-from fastrank.kernels import tempered_loss
+from fastrank.kernels import backend
 
 #: What each kernel may write; all else is read-only to it.
 OUTPUTS = {
@@ -23,7 +23,7 @@ OUTPUTS = {
 def triton_on_cpu(driver: EmulatedDriver) -> Iterator[EmulatedDriver]:
     """Inside, `tempered_cross_entropy(..., impl="triton")` takes CPU tensors and runs compiled PTX. Memory that torch
     leaves uninitialised is NaN, so that whatever a kernel fails to write, or reads too early, shows."""
-    choose, tempered_loss._choose = tempered_loss._choose, lambda op, device, impl: impl or "native"
+    chosen, backend.chosen = backend.chosen, lambda op, device, impl: impl or "native"
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     assert torch.utils.deterministic.fill_uninitialized_memory
@@ -32,13 +32,13 @@ def triton_on_cpu(driver: EmulatedDriver) -> Iterator[EmulatedDriver]:
             yield driver
     finally:
         torch.use_deterministic_algorithms(deterministic)
-        tempered_loss._choose = choose
+        backend.chosen = chosen
 
 
 def record(calls: Iterable[Callable[[], object]]) -> list[gpu_builds.TritonBuild]:
     """What the calls will launch, each specialisation once; nothing is compiled or run."""
     found: dict[str, gpu_builds.TritonBuild] = {}
-    choose, tempered_loss._choose = tempered_loss._choose, lambda op, device, impl: impl or "native"
+    chosen, backend.chosen = backend.chosen, lambda op, device, impl: impl or "native"
     try:
         for call in calls:
             with gpu_builds.launches() as launched:
@@ -47,7 +47,7 @@ def record(calls: Iterable[Callable[[], object]]) -> list[gpu_builds.TritonBuild
                 build = gpu_builds.TritonBuild("tempered_ce", facts["kernel"].__name__, **facts)
                 found.setdefault(repr(vars(build)), build)
     finally:
-        tempered_loss._choose = choose
+        backend.chosen = chosen
     return list(found.values())
 
 

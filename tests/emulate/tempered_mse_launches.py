@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import gpu_builds
 import torch
 from emulate.ptx.triton_driver import EmulatedDriver, emulated
-from fastrank.kernels import tempered_loss
+from fastrank.kernels import backend
 
 #: What each kernel may write; all else is read-only to it.
 OUTPUTS = {
@@ -20,11 +20,11 @@ OUTPUTS = {
 
 @contextmanager
 def _triton_chosen() -> Iterator[None]:
-    choose, tempered_loss._choose = tempered_loss._choose, lambda op, device, impl: impl or "native"
+    chosen, backend.chosen = backend.chosen, lambda op, device, impl: impl or "native"
     try:
         yield
     finally:
-        tempered_loss._choose = choose
+        backend.chosen = chosen
 
 
 @contextmanager

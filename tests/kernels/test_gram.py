@@ -385,3 +385,23 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(run.stdout) < 16 << 10  # KiB
+
+
+@native
+def test_autograd_sees_what_is_written():
+    G, total, weight = torch.zeros(3, 3).double(), torch.zeros(3).double(), torch.randn(3, 3).double().requires_grad_()
+    for write in (
+        lambda: gram_accumulate_(G, total, torch.randn(5, 3)),
+        lambda: gram_accumulate_many_([G], [total], [torch.randn(5, 3)]),
+        lambda: gram_patches_(G, total, torch.randn(1, 3, 4, 4), Convolution.of(1)),
+    ):
+        loss = (G * weight).sum()
+        write()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+    with torch.inference_mode():
+        inner = torch.zeros(3, 3).double()
+        gram_accumulate_(inner, torch.zeros(3).double(), torch.ones(5, 3))
+    assert (inner.tril() == torch.full((3, 3), 5.0).double().tril()).all()
+    with pytest.raises(ValueError, match="G: expected a tensor that is not differentiated"):
+        gram_accumulate_(G.requires_grad_(), total, torch.randn(5, 3))

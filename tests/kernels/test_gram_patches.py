@@ -117,21 +117,29 @@ def test_a_bad_pixel_stays_in_its_channel(impl):
 
 
 @native
-@pytest.mark.parametrize(("stride", "shape"), [(1, (32, 64, 56, 56)), (2, (32, 64, 56, 56)), (1, (8, 512, 7, 7))])
-def test_memory_is_that_of_the_state(stride, shape):
+@pytest.mark.parametrize(
+    ("kernel", "stride", "shape"),
+    [
+        (3, 1, (32, 64, 56, 56)),
+        (3, 2, (32, 64, 56, 56)),
+        (3, 1, (8, 512, 7, 7)),
+        ((1, 3), 1, (1, 64, 1, 200_000)),  # one line is more than fits
+    ],
+)
+def test_memory_is_that_of_the_state(kernel, stride, shape):
     """The patches of the first are 231 MB; extra memory is at most 32 MiB."""
     code = f"""
 import resource, torch
 from fastrank.kernels.gram import Convolution, gram_patches_
 torch.set_num_threads(2)
 x = torch.randn({shape})
-d = 9 * x.shape[1]
+convolution = Convolution.of({kernel}, {stride}, {0 if shape[2] == 1 else 1})
+d = convolution.features(x.shape[1])
 G, total = torch.zeros(d, d, dtype=torch.float64), torch.zeros(d, dtype=torch.float64)
-small = Convolution.of(3, {stride}, 1)
-gram_patches_(G, total, x[:1, :, :7, :7], small, None, "exact")
+gram_patches_(G, total, x[:1, :, :7, :7], convolution, None, "exact")
 G.fill_(0)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-gram_patches_(G, total, x, small, None, "exact")
+gram_patches_(G, total, x, convolution, None, "exact")
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -157,6 +165,10 @@ def test_mistakes_are_named():
         ((G, total[:3], x, convolution), ValueError, r"total: expected shape \(36,\) to fit x"),
         ((G, total, x, Convolution.of(7)), ValueError, "kernel_size: expected patches within the padded input 5 x 5"),
         ((G, total, x, Convolution.of(3, groups=3)), ValueError, "groups: expected a positive divisor of the 4"),
+        ((G, total, x.numpy(), convolution), TypeError, "x: expected a torch tensor, got ndarray"),
+        ((G, total, x, 3), TypeError, r"convolution: expected a Convolution, as Convolution.of\(3\), got int"),
+        ((G, total, x, Convolution((3, 3), (0, 0))), ValueError, "stride: expected an integer >= 1"),
+        ((G, total, x[:, :, :0], Convolution.of(1, padding=1)), ValueError, "x: expected images of at least 1 x 1"),
         ((G, total, x, convolution, total), ValueError, r"shift: expected shape \(4,\) to fit x"),
         ((G, total, x, convolution, None, "tf32"), ValueError, "mode: expected 'exact' or 'fast', got 'tf32'"),
     ]  # fmt: skip
