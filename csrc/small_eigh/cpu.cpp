@@ -3,6 +3,8 @@
 
 #include <math.h>
 
+#include "small_eigh/jacobi.h"
+#include "small_eigh/ldlt.h"
 #include "small_eigh/sturm.h"
 #include "small_eigh/tridiagonal.h"
 #include "small_eigh/vectors.h"
@@ -80,9 +82,67 @@ double values(const double* g, int64_t ld, int64_t m, double* out, double* works
   return ldexp(1.01 * (reduced + found), exponent) + static_cast<double>(m) * 0x1p-1022;
 }
 
+double inertia(const double* g, int64_t ld, int64_t m, double shift, int64_t* count, double* workspace) {
+  double most = largest(g, ld, m);
+  *count = -1;
+  if (most != most || shift - shift != 0) return INFINITY;
+  most = fabs(shift) > most ? fabs(shift) : most;
+  *count = 0;
+  if (!(most > 0)) return 0;
+  int exponent;
+  frexp(most, &exponent);
+  ++exponent;  // the diagonal of G - shift I can be twice as large
+  const int half = exponent / 2;
+  const double once = ldexp(1.0, -half), twice = ldexp(1.0, half - exponent);
+  const int64_t step = leading(m), rows = ceil_div(m, 8) * 8;
+  double* const a = workspace;
+  for (int64_t j = 0; j < rows * step; ++j) a[j] = 0;
+  // Transposed in tiles whose rows stay in L1.
+  constexpr int64_t kTile = 16;
+  for (int64_t i0 = 0; i0 < m; i0 += kTile)
+    for (int64_t j0 = 0; j0 <= i0; j0 += kTile)
+      for (int64_t i = i0; i < i0 + kTile && i < m; ++i)
+        for (int64_t j = j0; j < j0 + kTile && j <= i; ++j) a[j * step + i] = g[i * ld + j] * once * twice;
+  const double scaled = shift * once * twice;
+  for (int64_t i = 0; i < m; ++i) a[i * step + i] -= scaled;
+  const double slack = count_positive(a, step, m, count, a + rows * step);
+  return ldexp(slack, exponent) + static_cast<double>(m) * 0x1p-1022;
+}
+
+void vectors(const double* g, int64_t ld, int64_t m, double* out, double* q, double* workspace) {
+  const double most = largest(g, ld, m);
+  if (most != most) {
+    for (int64_t i = 0; i < m; ++i) out[i] = NAN;
+    for (int64_t i = 0; i < m * m; ++i) q[i] = NAN;
+    return;
+  }
+  int exponent = 0;
+  if (most > 0) frexp(most, &exponent);
+  const int half = exponent / 2;
+  const double once = ldexp(1.0, -half), twice = ldexp(1.0, half - exponent);
+  const int64_t step = leading(m);
+  double *const a = workspace, *const rows = a + m * step;
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t j = m; j < step; ++j) a[i * step + j] = 0;
+    for (int64_t j = 0; j <= i; ++j) a[i * step + j] = a[j * step + i] = g[i * ld + j] * once * twice;
+  }
+  jacobi(a, rows, step, m);
+  int64_t order[kMostVectors];
+  for (int64_t i = 0; i < m; ++i) {
+    int64_t at = i;
+    const double value = a[i * step + i];
+    for (; at > 0 && a[order[at - 1] * step + order[at - 1]] > value; --at) order[at] = order[at - 1];
+    order[at] = i;
+  }
+  for (int64_t j = 0; j < m; ++j) {
+    out[j] = ldexp(a[order[j] * step + order[j]], exponent);
+    for (int64_t i = 0; i < m; ++i) q[i * m + j] = rows[order[j] * step + i];
+  }
+}
+
 }  // namespace
 
-extern const Kernels kKernels = {values};
+extern const Kernels kKernels = {values, inertia, vectors};
 
 }  // namespace FASTRANK_ISA_NAMESPACE
 }  // namespace small_eigh

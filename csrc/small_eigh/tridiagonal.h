@@ -32,6 +32,13 @@ inline double pass_roundings(int64_t r) {
 template <bool kUpdate, bool kDiagonal>
 inline void group(double* const (&row)[kGroup], int64_t i, int64_t j, int64_t end, const double* v, const double* w,
                   const double* x, double* part, V (&acc)[kGroup]) {
+  V vi[kGroup], wi[kGroup], xi[kGroup];  // here, or each store would make the compiler read them again
+#pragma GCC unroll 4
+  for (int t = 0; t < kGroup; ++t) {
+    vi[t] = V{} + v[i + t];
+    wi[t] = V{} + w[i + t];
+    xi[t] = V{} + x[i + t];
+  }
   for (; j < end; j += kLanes) {
     const V vj = load(v + j), wj = load(w + j), xj = load(x + j);
     V column = {};
@@ -39,7 +46,7 @@ inline void group(double* const (&row)[kGroup], int64_t i, int64_t j, int64_t en
     for (int t = 0; t < kGroup; ++t) {
       V a = load(row[t] + j);
       if (kUpdate) {
-        a = a - w[i + t] * vj - v[i + t] * wj;
+        a = a - wi[t] * vj - vi[t] * wj;
         store(row[t] + j, a);
       }
       if (kDiagonal) {
@@ -49,7 +56,7 @@ inline void group(double* const (&row)[kGroup], int64_t i, int64_t j, int64_t en
       } else {
         acc[t] += a * xj;
       }
-      column = t ? column + a * x[i + t] : a * x[i];
+      column = t ? column + a * xi[t] : a * xi[0];
     }
     store(part + j, load(part + j) + column);
   }
