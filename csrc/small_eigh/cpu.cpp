@@ -22,7 +22,7 @@ inline double largest(const double* g, int64_t ld, int64_t m) {
     V high = {}, off = {};
     int64_t j = 0;
     for (; j + kLanes <= i + 1; j += kLanes) {
-      const V x = load(row + j), size = keep(x, M{} + INT64_MAX);
+      const V x = load(row + j), size = magnitude(x);
       high = size > high ? size : high;
       off += x - x;  // NaN of Inf and NaN
     }

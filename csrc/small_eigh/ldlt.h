@@ -7,13 +7,15 @@
 
 #include <math.h>
 
+#include "small_eigh/small_eigh.h"
 #include "small_eigh/vectors.h"
 
 namespace fastrank {
 namespace small_eigh {
 namespace FASTRANK_ISA_NAMESPACE {
 
-constexpr int64_t kPanel = 16;  // rows of U that update the rest at once; also part of the bound
+// Rows of U that update the rest at once, which is part of the bound too. Where the matrix leaves L2 its traffic counts.
+inline int64_t panel_of(int64_t m) { return m <= 512 ? 16 : kMostPanel; }
 #if defined(__AVX512F__)
 constexpr int kTileRows = 8, kTileVectors = 3;
 #elif defined(__AVX2__)
@@ -71,27 +73,44 @@ inline void swap_numbers(double& a, double& b) {
   b = old;
 }
 
+// The largest |x[i]| for j <= i < m, and the first i that has it. From m to the next vector's end x is 0.
+inline double largest_at(const double* x, int64_t j, int64_t m, int64_t* at) {
+  V high = V{} - 1.0;
+  M where = {};
+  for (int64_t i = j / kLanes * kLanes; i < m; i += kLanes) {
+    const M index = lane_numbers() + i;
+    V size = magnitude(load(x + i));
+    size = index >= j ? size : V{} - 1.0;
+    where = size > high ? index : where;
+    high = size > high ? size : high;
+  }
+  double most = -1;
+  for (int l = 0; l < kLanes; ++l)
+    if (high[l] > most || (high[l] == most && where[l] < *at)) most = high[l], *at = where[l];
+  return most;
+}
+
 // Of A (the upper triangle of G - shift I in rows of stride ld, destroyed; rows and columns from m to the next multiple
 // of 8 are 0): #{D > 0}, and by how much in the 2-norm P^T L D L^T P may differ from A. Numbers of A are at most 1.
-// scratch: (kPanel + 4) ld.
+// scratch: (kMostPanel + 4) ld.
 inline double count_positive(double* a, int64_t ld, int64_t m, int64_t* positive, double* scratch) {
-  double *const w = scratch, *const diagonal = w + kPanel * ld, *const x = diagonal + ld, *const y = x + ld,
+  const int64_t panel = panel_of(m);
+  double *const w = scratch, *const diagonal = w + panel * ld, *const x = diagonal + ld, *const y = x + ld,
                *const pivots = y + ld;
   const int64_t rows = ceil_div(m, 8) * 8;
   for (int64_t i = 0; i < m; ++i) diagonal[i] = a[i * ld + i];
-  for (int64_t j = 0; j < kPanel * ld; ++j) w[j] = 0;
+  for (int64_t i = m; i < rows; ++i) diagonal[i] = 0;
+  for (int64_t j = 0; j < panel * ld; ++j) w[j] = 0;
   *positive = 0;
   double dropped = 0;
   int64_t done = 0;
   bool noise = false;
   while (done < m && !noise) {
-    const int64_t first = done, end = first + kPanel < m ? first + kPanel : m;
+    const int64_t first = done, end = first + panel < m ? first + panel : m;
     int64_t j = first;
     for (; j < end; ++j) {
-      int64_t q = j;
-      double most = fabs(diagonal[j]);
-      for (int64_t i = j + 1; i < m; ++i)
-        if (fabs(diagonal[i]) > most) most = fabs(diagonal[i]), q = i;
+      int64_t q = 0;
+      const double most = largest_at(diagonal, j, m, &q);
       if (!(most > kNoise)) {
         noise = true;
         break;
@@ -108,15 +127,16 @@ inline double count_positive(double* a, int64_t ld, int64_t m, int64_t* positive
       const double pivot = diagonal[j];
       pivots[j] = pivot;
       *positive += pivot > 0;
+      const double inverse = 1 / pivot;
       const int64_t from = (j + 1) / kLanes * kLanes;
       double* const weighted = w + (j - first) * ld;
       for (int64_t c = from; c < rows; c += kLanes) {
         V s = {};
         for (int64_t p = first; p < j; ++p) s += w[(p - first) * ld + j] * load(a + p * ld + c);
-        const V top = load(row + c) - s, u = top / pivot;
+        const V top = load(row + c) - s, u = top * inverse, back = pivot * u;
         store(row + c, u);
-        store(weighted + c, pivot * u);
-        store(diagonal + c, load(diagonal + c) - pivot * u * u);
+        store(weighted + c, back);
+        store(diagonal + c, load(diagonal + c) - back * u);
       }
       for (int64_t c = from; c <= j; ++c) weighted[c] = 0;
       row[j] = 1;
@@ -145,15 +165,19 @@ inline double count_positive(double* a, int64_t ld, int64_t m, int64_t* positive
   // The spectral radius of M = |L| |D| |L^T| is at most max (M x)_i / x_i for every positive x (Collatz); x after a few
   // products with M is close to the best.
   double radius = 0;
-  for (int64_t i = 0; i < m; ++i) x[i] = 1;
+  for (int64_t i = 0; i < rows; ++i) x[i] = i < m;
   for (int round = 0; round < 3; ++round) {
-    for (int64_t i = 0; i < m; ++i) y[i] = 0;
+    for (int64_t i = 0; i < rows; ++i) y[i] = 0;
     for (int64_t p = 0; p < done; ++p) {
       const double* const row = a + p * ld;
+      const int64_t whole = ceil_div(p + 1, kLanes) * kLanes, edge = whole < m ? whole : m;
       double s = 0;
-      for (int64_t c = p; c < m; ++c) s += fabs(row[c]) * x[c];
-      s *= fabs(pivots[p]);
-      for (int64_t c = p; c < m; ++c) y[c] += fabs(row[c]) * s;
+      for (int64_t c = p; c < edge; ++c) s += fabs(row[c]) * x[c];
+      V some = {};
+      for (int64_t c = whole; c < m; c += kLanes) some += magnitude(load(row + c)) * load(x + c);
+      s = (s + sum(some)) * fabs(pivots[p]);
+      for (int64_t c = p; c < edge; ++c) y[c] += fabs(row[c]) * s;
+      for (int64_t c = whole; c < m; c += kLanes) store(y + c, load(y + c) + magnitude(load(row + c)) * s);
     }
     double most = 0, largest = 0;
     for (int64_t i = 0; i < m; ++i) {
@@ -167,7 +191,7 @@ inline double count_positive(double* a, int64_t ld, int64_t m, int64_t* positive
     if (!(largest > 0)) break;
   }
   // DevNotes.md, "inertia": the roundings of one number of A.
-  const double k = static_cast<double>(2 * kPanel + ceil_div(m, kPanel) + 10);
+  const double k = static_cast<double>(2 * panel + ceil_div(m, panel) + 10);
   const double slack = 1.01 * (k * kU * radius + dropped + kU) + 0x1p-500;
   return slack == slack ? slack : INFINITY;
 }

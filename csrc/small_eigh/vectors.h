@@ -54,6 +54,8 @@ inline V keep(V v, M mask) {
   return v;
 }
 
+inline V magnitude(V v) { return keep(v, M{} + INT64_MAX); }
+
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // a^T b over [0, n), both zero from n to the next vector's end; four running sums, dot_roundings(n) roundings.

@@ -59,8 +59,8 @@ def _eigh_many(G: list[Tensor], impl: str | None = None) -> list[Tensor]:
 
 
 def _rows(g: Tensor) -> Tensor:
-    """Contiguous rows; of the transpose of a symmetric matrix in columns' order only the wrong triangle would be read."""
-    return g if g.stride(1) == 1 and g.stride(0) >= len(g) or len(g) < 2 else g.contiguous()
+    """The matrix with contiguous rows, of which the kernels read the lower triangle."""
+    return g if (g.stride(1) == 1 and g.stride(0) >= len(g)) or len(g) < 2 else g.contiguous()
 
 
 for _key in ("CPU", "CUDA", "CompositeExplicitAutograd"):  # the last: every other device, through the reference
