@@ -17,7 +17,8 @@ def eigh(G: Tensor) -> tuple[Tensor, Tensor]:
     G = _symmetric(G)
     if not bool(G.isfinite().all()):
         return G.new_full((len(G),), math.nan), torch.full_like(G, math.nan)
-    return torch.linalg.eigh(G)
+    values, vectors = torch.linalg.eigh(G)
+    return values, vectors.contiguous()
 
 
 def eigvalsh(G: Tensor) -> tuple[Tensor, Tensor]:
