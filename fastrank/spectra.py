@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -233,41 +234,29 @@ def estimate_rank(s: Spectrum, rtol: float | None = None, atol: float | None = N
     """The RankEstimate that a spectrum supports, however wide; `matrix_rank` is the one that insists."""
     rtol = default_rtol(s.n, s.d, s.dtype) if rtol is None else float(rtol)
     atol = float(atol or 0.0)
-    rank, lo, hi = (float(c) for c in rank_counts(s, rtol, atol))
     definition = _definition(s, rtol, atol)
     if s.reason:
-        return RankEstimate(
-            math.nan,
-            int(lo),
-            int(hi),
-            math.nan,
-            rtol,
-            (math.nan, math.nan),
-            math.nan,
-            False,
-            False,
-            definition,
-            s.reason,
-        )
-    top = float(s.sigma[0]) if len(s.sigma) else 0.0
-    tol = max(atol, rtol * top)
-    # The bound of a singular value that sits at the tolerance; a Gram spectrum's shrinks as the value grows.
-    delta = float(s.zero_bound)
-    if s.method == "gram64":
-        delta = tol - math.sqrt(max(tol * tol - delta * delta, 0.0))
-    noise = _storage_noise(s, float(s.sigma.square().sum().sqrt())) if top else 0.0
+        nan = math.nan
+        return RankEstimate(nan, 0, len(s.sigma), nan, rtol, (nan, nan), nan, False, False, definition, s.reason)
+    # In NumPy: of small spectra torch would spend most of the time on calling its own functions.
+    sigma, bound, zero_bound = s.sigma.cpu().numpy(), s.bound.cpu().numpy(), float(s.zero_bound)
+    top = float(sigma[0]) if len(sigma) else 0.0
+    tol, (low, high) = max(atol, rtol * top), _tolerances(rtol, atol, top, float(bound[0]) if len(bound) else 0.0)
     reach = _torch_reach(s.dtype) * top
-    near = int((s.sigma > tol - reach).sum() - (s.sigma > tol + reach).sum())
+    near = (sigma > tol - reach).sum() - (sigma > tol + reach).sum()
+    noise = _storage_noise(s, float(np.sqrt(np.square(sigma).sum()))) if top else 0.0
+    # The bound of a singular value that sits at the tolerance; a Gram spectrum's shrinks as the value grows.
+    delta = _error_at(tol, zero_bound) if s.method == "gram64" else zero_bound
     return RankEstimate(
-        rank=int(rank),
-        lo=int(lo),
-        hi=int(hi),
+        rank=int((sigma > tol).sum()),
+        lo=int((sigma - bound > high).sum()),
+        hi=int((sigma + bound > low).sum()),
         tol=tol,
         rtol=rtol,
         band=(tol - delta, tol + delta),
-        floor=s.floor,
-        dtype_limited=bool(noise >= tol / 3) and top > 0,
-        torch_ambiguous=near > 0,
+        floor=zero_bound / top if top > 0 else 0.0,
+        dtype_limited=noise >= tol / 3 and top > 0,
+        torch_ambiguous=bool(near > 0),
         definition=definition,
         method=s.method,
     )
@@ -287,7 +276,10 @@ def _ranks_of_grams(grams: list[SmallGram], rtol: float | None, atol: float | No
     if method == "spectrum":
         return estimates
     unsure = [i for i, r in enumerate(estimates) if not r.exact and not r.reason]
-    ranges = [_tolerances(estimates[i].rtol, atol, spectra[i]) for i in unsure]
+    ranges = [
+        _tolerances(estimates[i].rtol, float(atol or 0.0), float(spectra[i].sigma[0]), float(spectra[i].bound[0]))
+        for i in unsure
+    ]
     for i, (lo, hi) in zip(unsure, count_above([grams[i] for i in unsure], ranges), strict=True):
         r = estimates[i]
         lo, hi = max(lo, r.lo), min(hi, r.hi)
@@ -320,22 +312,28 @@ def _ranks_by_inertia(grams: list[SmallGram], rtol: float | None, atol: float | 
     final = dict(zip(near, closer, strict=True))
     for at, i in enumerate(rest):
         g, (low, high), (lo, hi) = grams[i], ranges[at], final.get(at, counts[at])
-        top, delta = sum(tops[i]) / 2, math.sqrt(float(g.error))
+        top, zero_bound = sum(tops[i]) / 2, math.sqrt(float(g.error))
         tol = (low + high) / 2
-        width = (high - low) / 2 + tol - math.sqrt(max(tol * tol - delta * delta, 0.0))
+        width = (high - low) / 2 + _error_at(tol, zero_bound)
         noise = _storage_noise(g, math.sqrt(float(g.G.diagonal().sum()))) if top else 0.0
         results[i] = RankEstimate(
             rank=(lo + hi) // 2, lo=lo, hi=hi, tol=tol, rtol=relative[i], band=(tol - width, tol + width),
-            floor=delta / top if top else 0.0, dtype_limited=bool(noise >= tol / 3) and top > 0,
+            floor=zero_bound / top if top else 0.0, dtype_limited=bool(noise >= tol / 3) and top > 0,
             torch_ambiguous=at in final and top > 0, definition=_definition(g, relative[i], absolute), method="inertia",
         )  # fmt: skip
     return results
 
 
-def _tolerances(rtol: float, atol: float | None, s: Spectrum) -> tuple[float, float]:
+def _tolerances(rtol: float, atol: float, top: float, error: float) -> tuple[float, float]:
     """The smallest and largest tolerance that sigma_1's own error leaves open."""
-    top, error = float(s.sigma[0]), float(s.bound[0])
-    return max(float(atol or 0.0), rtol * max(top - error, 0.0)), max(float(atol or 0.0), rtol * (top + error))
+    return max(atol, rtol * max(top - error, 0.0)), max(atol, rtol * (top + error))
+
+
+def _error_at(sigma: float, zero_bound: float) -> float:
+    """How far from a Gram matrix's `sigma` the truth can be, above or below: that of lambda is zero_bound^2."""
+    error = zero_bound * zero_bound
+    below = sigma - math.sqrt(max(sigma * sigma - error, 0.0))
+    return max(below, math.sqrt(sigma * sigma + error) - sigma)
 
 
 def _definition(of: Spectrum | SmallGram, rtol: float, atol: float) -> str:
