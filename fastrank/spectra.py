@@ -380,11 +380,10 @@ def _of_eigenvalues(g: SmallGram, eigenvalues: Tensor, eigen_error: Tensor) -> S
         reason = _where_not_finite(g.G, "features" if k == g.d else "samples")
         return _nan_spectrum(g.n, g.d, g.dtype, g.centered, g.G.device, reason)
     eigenvalues = eigenvalues.flip(0)[:size].clamp_min(0)
-    error = g.error + eigen_error
+    error = (g.error + eigen_error) * (1 + 8 * U64)  # and the roundings of these very lines
     sigma = eigenvalues.sqrt()
     down = sigma - (eigenvalues - error).clamp_min(0).sqrt()
     up = (eigenvalues + error).sqrt() - sigma
-    # The last term: roundings of these very lines.
     bound = torch.maximum(down, up) + 8 * U64 * sigma
     return Spectrum(sigma, bound, error.sqrt(), g.n, g.d, g.dtype, g.centered, "gram64")
 
