@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastrank import InputError, matrix_rank, spectrum
-from fastrank.spectra import default_rtol, estimate_rank
+from fastrank.ranks import default_rtol, estimate_rank
 
 EPS32 = torch.finfo(torch.float32).eps
 
