@@ -79,9 +79,9 @@ def matrix_rank(A, rtol: float | None = None, atol: float | None = None, method:
 
     Args:
         method: "auto": eigenvalues of the Gram matrix, then counts of its inertia, whose bound is sharper, then a
-            direct SVD in float64. "spectrum": without the counts. "inertia": without the eigenvalues (sigma_1 comes
-            from a bracket); the largest saving is with `rtol=0`, when sigma_1 is not needed. float64 matrices go to
-            the SVD at once.
+            direct SVD in float64. "spectrum": without the counts. "inertia": without the eigenvalues, sigma_1 from a
+            bracket; an answer by an independent way, at about the cost of "auto". float64 matrices go to the SVD at
+            once.
 
     Returns:
         RankEstimate (`int()` works); a list for a list.

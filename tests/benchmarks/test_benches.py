@@ -26,7 +26,7 @@ TINY = {
         {"images": 2, "channels": 3, "side": 5, "stride": 2},
         {"count": 2, "n": 3, "d": 8},
     ],
-    "rank": [{"shapes": ((20, 30),), "kind": kind} for kind in ("spectrum", "rank", "top")],
+    "rank": [{"shapes": ((20, 30),), "kind": kind} for kind in ("spectrum", "rank", "stream", "top")],
     "tracking": [{"batch": 4, "every": 2}],
 }
 SPREAD = {"median", "low", "high", "samples"}
