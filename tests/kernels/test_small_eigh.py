@@ -161,6 +161,23 @@ def test_inertia_is_exact_where_eigenvalues_are_far_and_its_slack_small(impl):
         assert slack.max() < (1e-7 if impl == "reference" else 1e-9)
 
 
+@native
+@pytest.mark.parametrize("family", ["indefinite", "rank deficient", "graded", "one large"])
+def test_larger_matrices_hold_too(family):
+    """Wider panels of the factorisation, several runs of a row's sums."""
+    for m in (513, 600):
+        G = FAMILIES[family](m, m)
+        truth = torch.linalg.eigvalsh(G)
+        own = 16 * m * U * truth.abs().max()
+        (values,), error = eigvalsh_many([lower(G)])
+        assert torch.all((values - truth).abs() <= error + own)
+        shifts = torch.cat([truth[[0, m // 3, m // 2, m - 2]], truth[m // 2 :][:1] * 0.5])
+        count, slack = inertia_many([lower(G)] * len(shifts), shifts)
+        for shift, c, s in zip(shifts, count, slack, strict=True):
+            assert (truth > shift + s + own).sum() <= c <= (truth > shift - s - own).sum()
+            assert s < 1e-6 * truth.abs().max()
+
+
 @pytest.mark.parametrize("impl", IMPLS)
 def test_a_pivot_of_zero_is_told_by_the_slack(impl):
     """[[0, 1], [1, 0]] has no L D L^T with 1 x 1 pivots: its eigenvalues are -1 and 1."""
