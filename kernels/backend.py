@@ -23,6 +23,10 @@ OPS = {
     "gram_accumulate_": {"cpu": ("native",), "cuda": ("native",)},
     "gram_dual": {"cpu": ("native",), "cuda": ("native",)},
     "gram_patches_": {"cpu": ("native",), "cuda": ("native",)},
+    "test_matrix": {"cpu": ("native",)},
+    "sketch": {"cpu": ("native",)},
+    "subspace_step_many": {"cpu": ("native",)},
+    "orthonormal_many": {"cpu": ("native",)},
 }
 
 
