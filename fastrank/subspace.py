@@ -146,8 +146,11 @@ def _run(jobs: list[_Job], k: int) -> None:
     taken = 0
     while jobs:
         taken += 1
-        for job, step in zip(jobs, subspace_step_many([j.A for j in jobs], [j.V for j in jobs], k), strict=True):
-            job.step, job.V = step, step.V
+        # Of the steps of a range finder only the last one's triplets and residuals are wanted.
+        for wanted in (0, k):
+            now = [job for job in jobs if (taken < job.rounds) == (wanted == 0)]
+            for job, step in zip(now, subspace_step_many([j.A for j in now], [j.V for j in now], wanted), strict=True):
+                job.step, job.V = step, step.V
         undecided = [job for job in jobs if job.rounds <= taken < job.most]
         again = {job for job in jobs if taken < job.rounds}
         if undecided:  # one wait for a device, not one a matrix

@@ -283,16 +283,15 @@ void product(const void* block, int64_t rows, int64_t width, const double* m, in
 template <class T>
 void difference(const void* z, const void* v, int64_t rows, int64_t width, const double* x, const double* y,
                 double* sums) {
-  double space[kTall * kMaxWidth], first[kTall * kMaxWidth], second[kTall * kMaxWidth];
+  T found[kTall * kMaxWidth], first[kMaxWidth * kMaxWidth], second[kMaxWidth * kMaxWidth];
+  for (int64_t i = 0; i < width * width; ++i) first[i] = static_cast<T>(x[i]), second[i] = static_cast<T>(-y[i]);
   for (int64_t i = 0; i < rows; i += kTall) {
     const int64_t count = rows - i < kTall ? rows - i : kTall;
-    times<double>(as_double(static_cast<const T*>(z) + i * width, count * width, space), width, count, width, x, width,
-                  first, false);
-    times<double>(as_double(static_cast<const T*>(v) + i * width, count * width, space), width, count, width, y, width,
-                  second, false);
+    times<T>(static_cast<const T*>(z) + i * width, width, count, width, first, width, found, false);
+    times<T>(static_cast<const T*>(v) + i * width, width, count, width, second, width, found, true);
     for (int64_t r = 0; r < count; ++r)
       for (int64_t j = 0; j < width; ++j) {
-        const double error = first[r * width + j] - second[r * width + j];
+        const double error = static_cast<double>(found[r * width + j]);
         sums[j] += error * error;
       }
   }
@@ -326,35 +325,42 @@ void sum(const void* from, int64_t parts, int64_t stride, int64_t count, void* t
 template <class T>
 void normal_or_sign(int64_t first, int64_t rows, int64_t columns, uint64_t seed, uint32_t stream, bool normal, T* to,
                     int64_t ld) {
-  // Eight quarters of a row at a time, each step a loop over all of them, which vectorises.
+  // Counters, row after row, sixteen at a time: each step is a loop over them, which vectorises.
   constexpr int64_t kRun = 16;
-  for (int64_t row = 0; row < rows; ++row)
-    for (int64_t column = 0; column < columns; column += 4 * kRun) {
-      float found[4 * kRun];
-      uint32_t w[4][kRun];
-      const int64_t left = columns - column < 4 * kRun ? columns - column : 4 * kRun, count = (left + 3) / 4;
-      for (int64_t i = 0; i < kRun; ++i) {
-        const philox::Words x = philox::words(seed, stream, static_cast<uint64_t>(first + row),
-                                              static_cast<uint32_t>(column / 4 + i));
-        w[0][i] = x.w[0], w[1][i] = x.w[1], w[2][i] = x.w[2], w[3][i] = x.w[3];
-      }
-      for (int64_t half = 0; half < 2; ++half)
-        if (normal)
-          for (int64_t i = 0; i < kRun; ++i) {
-            const philox::Pair pair = philox::normal_pair(w[2 * half][i], w[2 * half + 1][i]);
-            found[4 * i + 2 * half] = pair.first, found[4 * i + 2 * half + 1] = pair.second;
-          }
-        else
-          for (int64_t i = 0; i < count; ++i)
-            for (int64_t s = 0; s < 2; ++s) found[4 * i + 2 * half + s] = philox::sign(w[2 * half + s][i]);
-      for (int64_t j = 0; j < left; ++j) to[row * ld + column + j] = static_cast<T>(found[j]);
+  const int64_t quarters = (columns + 3) / 4;
+  int64_t row = 0, quarter = 0;
+  while (row < rows) {
+    int64_t place[kRun], left[kRun], count = 0;
+    uint64_t rows_of[kRun] = {};
+    uint32_t quarters_of[kRun] = {}, w[4][kRun];
+    for (; count < kRun && row < rows; ++count) {
+      place[count] = row * ld + 4 * quarter, left[count] = columns - 4 * quarter;
+      rows_of[count] = static_cast<uint64_t>(first + row), quarters_of[count] = static_cast<uint32_t>(quarter);
+      if (++quarter == quarters) quarter = 0, ++row;
     }
+    for (int64_t i = 0; i < kRun; ++i) {
+      const philox::Words x = philox::words(seed, stream, rows_of[i], quarters_of[i]);
+      w[0][i] = x.w[0], w[1][i] = x.w[1], w[2][i] = x.w[2], w[3][i] = x.w[3];
+    }
+    float found[4][kRun];
+    for (int64_t half = 0; half < 4; half += 2)
+      for (int64_t i = 0; i < kRun; ++i)
+        if (normal) {
+          const philox::Pair pair = philox::normal_pair(w[half][i], w[half + 1][i]);
+          found[half][i] = pair.first, found[half + 1][i] = pair.second;
+        } else {
+          found[half][i] = philox::sign(w[half][i]), found[half + 1][i] = philox::sign(w[half + 1][i]);
+        }
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t j = 0; j < 4 && j < left[i]; ++j) to[place[i] + j] = static_cast<T>(found[j][i]);
+  }
 }
 
 template <class T>
 void test_matrix(int64_t first, int64_t rows, int64_t columns, uint64_t seed, uint32_t stream, Kind kind, void* to,
                  int64_t ld) {
   T* const out = static_cast<T*>(to);
+  if (columns == 0) return;
   if (kind != Kind::sparse_sign) {
     normal_or_sign(first, rows, columns, seed, stream, kind == Kind::gaussian, out, ld);
     return;

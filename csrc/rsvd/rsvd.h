@@ -44,7 +44,7 @@ struct Kernels {
   // y[rows, :columns] (row stride ldy) = x[rows, width] m[width, ld], rounded to T once
   void (*product)(const void* x, int64_t rows, int64_t width, const double* m, int64_t ld, int64_t columns, void* y,
                   int64_t ldy);
-  // sums[j] += sum over rows of ((z x - v y)_j)^2, for x and y [width, width]
+  // sums[j] += sum over rows of ((z x - v y)_j)^2, for x and y [width, width]; products in T
   void (*difference)(const void* z, const void* v, int64_t rows, int64_t width, const double* x, const double* y,
                      double* sums);
   // sums[j] += sum over rows of (r - u s)_j^2, for j < k; r [rows, width], u [rows, k]

@@ -71,6 +71,18 @@ class Arena {
   int64_t size_ = 0;
 };
 
+// How far the columns of X M can be from orthonormal, where M [q, q] (row stride width) was computed from G = X^T X to
+// make them so: the rounding of M's making, q 2^-52 times what cancels in M^T G M. Storing X M rounds once more.
+inline double departure(const double* m, const double* g, int64_t q, int64_t width) {
+  double worst = 0;
+  for (int64_t j = 0; j < q; ++j) {
+    double sum = 0;
+    for (int64_t i = 0; i < q; ++i) sum += fabs(m[i * width + j]) * sqrt(g[i * width + i]);
+    worst = std::max(worst, sum);
+  }
+  return static_cast<double>(q) * 0x1p-52 * worst * worst;
+}
+
 // An orthonormal basis in place of x [d, width], whose first q columns count: see orthonormal() of kernels/rsvd/steps.py.
 template <class T>
 void orthonormalise(const Kernels& kernels, T* x, int64_t d, int64_t q, int64_t width) {
@@ -83,7 +95,7 @@ void orthonormalise(const Kernels& kernels, T* x, int64_t d, int64_t q, int64_t 
   double* const m = turned + area;
   double* const rest = m + area;
   int64_t order[kMaxColumns];
-  bool lost[kMaxColumns] = {}, any = false;
+  bool lost[kMaxColumns] = {};
   for (int64_t j = 0; j < q; ++j) order[j] = j;
   for (int pass = 0; pass < kPasses; ++pass) {
     std::fill(g, g + area, 0.0);
@@ -108,10 +120,12 @@ void orthonormalise(const Kernels& kernels, T* x, int64_t d, int64_t q, int64_t 
     std::fill(m, m + area, 0.0);
     for (int64_t i = 0; i < q; ++i)
       for (int64_t j = 0; j < q; ++j) m[i * width + j] = turned[j * width + i];
+    const double left = departure(m, g, q, width);
     kernels.product(x, d, width, m, width, width, x, width);
     bool now = false;
     for (int64_t j = 0; j < q; ++j)
-      if (m[j * width + j] == 0) lost[j] = now = any = true;
+      if (m[j * width + j] == 0) lost[j] = now = true;
+    if (!now && left <= limits.orthonormal) return;
     if (!now) continue;
     std::vector<T> fill(static_cast<size_t>(kBlockRows * q));
     for (int64_t i = 0; i < d; i += kBlockRows) {
@@ -153,9 +167,11 @@ class Steps {
       parallel(todo_, [&](size_t i) { find_scale(i); });
       pass();
     }
-    todo_ = all;
+    todo_.clear();
+    for (const size_t i : all)
+      if (problems_[i].k > 0) todo_.push_back(i);
     ranges([&](size_t i, int64_t range) { is_double(i) ? residual<double>(i, range) : residual<float>(i, range); });
-    parallel(todo_, [&](size_t i) { is_double(i) ? finish<double>(i) : finish<float>(i); });
+    parallel(all, [&](size_t i) { is_double(i) ? finish<double>(i) : finish<float>(i); });
   }
 
  private:
@@ -349,7 +365,8 @@ class Steps {
     for (int64_t a = 0; a < q; ++a)
       for (int64_t b = 0; b < q; ++b) right[a * w + b] = s[b] > 0 ? right[a * w + b] / s[b] : 0;
     kernels.product(z, d, w, right, w, w, z, w);
-    orthonormalise(kernels, z, d, q, w);
+    // Orthonormal by construction, but for columns without a value and where much cancelled.
+    if (!(s[q - 1] > 0 && departure(right, gz, q, w) <= limits.orthonormal)) orthonormalise(kernels, z, d, q, w);
     T* const v = static_cast<T*>(p.v_out);
     T* const top = at<T>(m.top);
     const T scale = static_cast<T>(m.scale);

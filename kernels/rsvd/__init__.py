@@ -95,7 +95,7 @@ def subspace_step_many(A: list[Tensor], V: list[Tensor], k: int, impl: str | Non
         A: [n, d], float64, float32, bfloat16 or float16. Read in place where the numbers of a row lie side by side,
             copied once otherwise. Not differentiated.
         V: [d, q] orthonormal, q <= min(d, 128); float64 for float64 A, else float32.
-        k: pairs whose U and residual are wanted.
+        k: pairs whose U and residual are wanted; 0: none, which saves the second read.
 
     Raises:
         TypeError, ValueError: an argument that does not fit.

@@ -30,7 +30,7 @@ def check_steps(A: list[Tensor], V: list[Tensor], k: int) -> None:
             raise TypeError(f"{name}: expected a list of tensors, got {type(items).__name__}")
     if len(V) != len(A):
         raise ValueError(f"V: expected {len(A)} blocks, as many as A, got {len(V)}")
-    check_whole("k", k, 1, MAX_COLUMNS)
+    check_whole("k", k, 0, MAX_COLUMNS)
     for index, (a, v) in enumerate(zip(A, V, strict=True)):
         check_matrix("A", a, f" at {index}")
         check_block("V", v, a.shape[1], f" at {index}")
