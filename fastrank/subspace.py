@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
+from itertools import islice
 
 import torch
-from fastrank.kernels.gram import gram_dual_many
-from fastrank.kernels.rsvd import Step, orthonormal_many, subspace_step_many, test_matrix
 from torch import Tensor
 
 from fastrank.arrays import as_matrix
 from fastrank.errors import InputError
+from fastrank.kernels.gram import gram_dual_many
+from fastrank.kernels.rsvd import Step, orthonormal_many, subspace_step_many, test_matrix
 from fastrank.precision import full_precision, one_thread
 
 #: Columns of the iterated block beyond k. A block without them stalls at sin 0.04-0.2 on drifting weights.
@@ -22,8 +24,11 @@ EXACT_SIDE = 256
 #: Steps of a cold range finder: the first is the sketch, then two power iterations (Halko, Martinsson & Tropp 2011,
 #: section 4.5).
 COLD_PASSES = 3
-#: A warm call repeats itself when the largest residual exceeds both that of the last call times JUMP and
-#: JUMP_FLOOR * sigma_1: something changed, and it must be seen in the call in which it happens.
+#: A warm call repeats itself when something changed, which must be seen in the call in which it happens: when the
+#: largest residual exceeds both that of the last call times JUMP and JUMP_FLOOR * sigma_1; or when A's squared
+#: Frobenius norm outside the block grew, as a share of the whole, by more than both sigma_k^2 and
+#: (JUMP_FLOOR sigma_1)^2. A new direction that belongs among the top k and was missed leaves so much there, however
+#: little of it the draws have.
 JUMP, JUMP_FLOOR, MAX_REPEATS = 3.0, 1e-3, 2
 
 
@@ -38,7 +43,9 @@ class SubspaceState:
         vector_error: [k], sin of the angle between v_i and a true singular vector, at most (Wedin): residual over the
             gap to the neighbouring values; 1 where the gap is below the residual.
         cluster: [k] bool, the gap is below the residual: v_i is any vector of a cluster's space.
-        block: [d, q] orthonormal, what the next call iterates. calls: number of calls so far, which numbers the draws.
+        block: [d, q] orthonormal, what the next call iterates.
+        outside: [], the share of A's squared Frobenius norm that the block does not have.
+        calls: number of calls so far, which numbers the draws.
         seed: of the draws; same seed, same numbers on every machine.
         reason: why everything is NaN; empty otherwise.
     """
@@ -50,6 +57,7 @@ class SubspaceState:
     vector_error: Tensor
     cluster: Tensor
     block: Tensor
+    outside: Tensor
     calls: int
     seed: int
     reason: str = ""
@@ -116,8 +124,16 @@ class _Job:
         self.rounds = 1 if self.warm or self.exact else COLD_PASSES
         self.most = 1 + MAX_REPEATS if self.warm else self.rounds
 
-    def jumped(self, residual: float, sigma: float) -> bool:
-        return residual > max(JUMP_FLOOR * sigma, JUMP * float(self.state.residual.max()))
+    def signs(self) -> tuple[Tensor, ...]:
+        """What tells whether something changed, and what it is held against."""
+        step, state = self.step, self.state
+        return step.residual, step.S, step.norm[None], state.residual, state.outside[None]
+
+    def jumped(self, signs: Iterator[float]) -> bool:
+        residual, S, norm, before, outside = (list(islice(signs, len(x))) for x in self.signs())
+        floor = JUMP_FLOOR * S[0]
+        grown = norm[0] ** 2 * (1 - outside[0]) - sum(s * s for s in S)
+        return max(residual) > max(floor, JUMP * max(before)) or grown > max(S[self.k - 1], floor) ** 2
 
 
 def _many(A, k: int, states, seed: int) -> list[SubspaceState]:
@@ -154,8 +170,8 @@ def _run(jobs: list[_Job], k: int) -> None:
         undecided = [job for job in jobs if job.rounds <= taken < job.most]
         again = {job for job in jobs if taken < job.rounds}
         if undecided:  # one wait for a device, not one a matrix
-            top = torch.stack([torch.stack([j.step.residual.max(), j.step.S[0]]).double() for j in undecided])
-            again |= {job for job, (r, s) in zip(undecided, top.tolist(), strict=True) if job.jumped(r, s)}
+            signs = iter(torch.cat([sign.double() for job in undecided for sign in job.signs()]).tolist())
+            again |= {job for job in undecided if job.jumped(signs)}
         jobs = [job for job in jobs if job in again]
 
 
@@ -234,10 +250,24 @@ def _finished(jobs: list[_Job]) -> list[SubspaceState]:
         _nan_state(job, "non-finite values in the matrix")
         if broken[i]
         else SubspaceState(
-            job.step.U, S[i], job.step.V[:, :k].T, residual[i], error[i], cluster[i], job.step.V, job.calls, job.seed
+            job.step.U,
+            S[i],
+            job.step.V[:, :k].T,
+            residual[i],
+            error[i],
+            cluster[i],
+            job.step.V,
+            _outside(job.step),
+            job.calls,
+            job.seed,
         )
         for i, job in enumerate(jobs)
     ]
+
+
+def _outside(step: Step) -> Tensor:
+    total = step.norm.double() ** 2
+    return ((total - step.S.double().square().sum()) / total).nan_to_num(nan=0.0).clamp_min(0)
 
 
 def _vector_error(S: Tensor, residual: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
@@ -262,6 +292,7 @@ def _nan_state(job: _Job, reason: str) -> SubspaceState:
         vector_error=nan,
         cluster=torch.ones(job.k, dtype=torch.bool, device=job.A.device),
         block=like.new_zeros(job.A.shape[1], 0),
+        outside=torch.full((), torch.nan, dtype=torch.float64, device=job.A.device),
         calls=job.calls,
         seed=job.seed,
         reason=reason,

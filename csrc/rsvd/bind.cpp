@@ -52,7 +52,7 @@ void sketch(uintptr_t data, int dtype, int64_t rows, int64_t columns, int64_t st
                                                            threads);
 }
 
-// Each of `items`: data, dtype, rows, columns, stride, v, q, k, u, s, v_out, residual, entering.
+// Each of `items`: data, dtype, rows, columns, stride, v, q, k, u, s, v_out, residual, entering, norm.
 void steps(py::list items, int threads) {
   std::vector<rsvd::Problem> problems;
   for (py::handle each : items) {
@@ -61,7 +61,7 @@ void steps(py::list items, int threads) {
     const auto address = [&](size_t i) { return reinterpret_cast<void*>(item[i].cast<uintptr_t>()); };
     const rsvd::Matrix a = matrix(item[0].cast<uintptr_t>(), item[1].cast<int>(), integer(2), integer(3), integer(4));
     problems.push_back({&kernels_of(a.dtype == DType::f64), a, address(5), integer(6), integer(7), address(8),
-                        address(9), address(10), address(11), address(12)});
+                        address(9), address(10), address(11), address(12), address(13)});
   }
   const py::gil_scoped_release released;
   rsvd::Steps(std::move(problems), threads).run();

@@ -310,6 +310,29 @@ void residual(const void* block, int64_t width, const void* left, const double* 
 }
 
 template <class T>
+double squares(const void* data, int64_t lda, int64_t rows, int64_t columns, double scale) {
+  constexpr int64_t L = kLanes<double>, kChains = 4;
+  using V = Vector<double, L>;
+  using In = Vector<T, L>;
+  V sums[kChains] = {};
+  double rest = 0;
+  for (int64_t i = 0; i < rows; ++i) {
+    const T* const a = static_cast<const T*>(data) + i * lda;
+    int64_t j = 0;
+    for (; j + kChains * L <= columns; j += kChains * L)
+#pragma GCC unroll 4
+      for (int64_t c = 0; c < kChains; ++c) {
+        const V x = __builtin_convertvector(load<In>(a + j + c * L), V) * (V{} + scale);
+        sums[c] = fma(x, x, sums[c]);
+      }
+    for (; j < columns; ++j) rest += static_cast<double>(a[j]) * scale * (static_cast<double>(a[j]) * scale);
+  }
+  for (int64_t c = 0; c < kChains; ++c)
+    for (int64_t l = 0; l < L; ++l) rest += sums[c][l];
+  return rest;
+}
+
+template <class T>
 void sum(const void* from, int64_t parts, int64_t stride, int64_t count, void* to) {
   const T* const x = static_cast<const T*>(from);
   T* const y = static_cast<T*>(to);
@@ -383,7 +406,7 @@ void test_matrix(int64_t first, int64_t rows, int64_t columns, uint64_t seed, ui
 
 template <class T>
 constexpr Kernels kKernels = {kLanes<T>, sizeof(T), widen<T>, times<T>, turned<T>, gram<T>, product<T>, difference<T>,
-                              residual<T>, sum<T>, largest, test_matrix<T>, orthonormaliser, eigen, congruence,
+                              residual<T>, squares<T>, sum<T>, largest, test_matrix<T>, orthonormaliser, eigen, congruence,
                               multiply};
 
 }  // namespace

@@ -4,7 +4,7 @@
 //   pack       V of each matrix, padded to whole vectors
 //   multiply   row ranges of all matrices, largest first: Y = A V, Z += A^T Y and Y's Gram matrix, one read of A
 //   turn       each matrix: sums of the ranges, the algebra of q x q, the new V and U
-//   residual   row ranges again: || A v - s u ||, the second read of A
+//   residual   row ranges again: || A v - s u ||, the second read of A (|| A ||_F comes with the first)
 //
 // Products are tried as they are. Where they leave T's range (overflow, or A^T A V too small to be told from nothing),
 // the largest |A_ij| is looked for and the matrix is done again, scaled by a power of two; what is not finite then has
@@ -50,7 +50,7 @@ struct Problem {
   Matrix a;
   const void* v;  // [d, q] in T, as all that follows
   int64_t q, k;
-  void *u, *s, *v_out, *residual, *entering;  // [n, k], [q], [d, q], [k], [q]
+  void *u, *s, *v_out, *residual, *entering, *norm;  // [n, k], [q], [d, q], [k], [q], [1]
 };
 
 class Arena {
@@ -190,9 +190,10 @@ class Steps {
       top = arena.take(d * top_width * size);
       sums = arena.take(parts * top_width * 8);
       s = arena.take(width * 8);
+      squares = arena.take(parts * 8);
     }
     int64_t width, top_width, rows, parts;
-    int64_t packed, y, z, g, top, sums, s;  // offsets
+    int64_t packed, y, z, g, top, sums, s, squares;  // offsets
     double scale = 1;
     bool scaled = false, out_of_range = false, bad = false;
   };
@@ -282,11 +283,14 @@ class Steps {
     memset(z, 0, static_cast<size_t>(d * m.width) * sizeof(T));
     std::fill(g, g + area, 0.0);
     const T scale = static_cast<T>(m.scale);
+    double& squares = at<double>(m.squares)[range];
+    squares = 0;
     T scaled[kBlockRows * kMaxWidth];
     blocks<T>(i, range, [&](const T* a, int64_t lda, int64_t row, int64_t count) {
       T* const y = at<T>(m.y) + row * m.width;
       p.kernels->times(a, lda, count, d, at<T>(m.packed), m.width, y, false);
       p.kernels->gram(y, count, m.width, g);
+      squares += p.kernels->squares(a, lda, count, d, m.scale);
       const T* right = y;
       if (scale != 1) {
         for (int64_t e = 0; e < count * m.width; ++e) scaled[e] = y[e] * scale;
@@ -402,9 +406,13 @@ class Steps {
       std::fill_n(static_cast<T*>(p.s), p.q, nan);
       std::fill_n(out, p.k, nan);
       std::fill_n(static_cast<T*>(p.entering), p.q, nan);
+      *static_cast<T*>(p.norm) = nan;
       std::copy_n(static_cast<const T*>(p.v), p.a.columns * p.q, static_cast<T*>(p.v_out));
       return;
     }
+    double squares = 0;
+    for (int64_t part = 0; part < m.parts; ++part) squares += at<double>(m.squares)[part];
+    *static_cast<T*>(p.norm) = static_cast<T>(sqrt(squares) / m.scale);
     const double* const sums = at<double>(m.sums);
     for (int64_t j = 0; j < p.k; ++j) {
       double total = 0;

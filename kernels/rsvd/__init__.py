@@ -39,8 +39,9 @@ class Step(NamedTuple):
         residual: [k], ||A v_i - s_i u_i||, measured; A^T u_i = s_i v_i up to rounding, so that a singular value of A
             lies within the two of s_i.
         entering: [q], ||A^T A v - theta^2 v|| / theta of the Ritz pairs of the V that came in, descending theta.
+        norm: [], the Frobenius norm of A: what of it S does not have lies outside the block.
 
-    NaN or Inf in A: U, S, residual and entering are NaN, V is the one that came in.
+    NaN or Inf in A: U, S, residual, entering and norm are NaN, V is the one that came in.
     """
 
     U: Tensor
@@ -48,6 +49,7 @@ class Step(NamedTuple):
     V: Tensor
     residual: Tensor
     entering: Tensor
+    norm: Tensor
 
 
 def test_matrix(

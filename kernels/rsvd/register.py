@@ -17,12 +17,12 @@ _library.define(
 _library.define("sketch(Tensor A, int q, int seed, int stream, str kind, str? impl=None) -> Tensor")
 _library.define(
     "subspace_step_many(Tensor[] A, Tensor[] V, int k, str? impl=None) -> "
-    "(Tensor[] U, Tensor[] S, Tensor[] V_next, Tensor[] residual, Tensor[] entering)"
+    "(Tensor[] U, Tensor[] S, Tensor[] V_next, Tensor[] residual, Tensor[] entering, Tensor[] norm)"
 )
 _library.define("orthonormal_many(Tensor[] X, str? impl=None) -> Tensor[]")
 
 _MASK = 0xFFFFFFFFFFFFFFFF
-Steps = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
+Steps = tuple[list[Tensor], ...]  # the members of `Step`, each a list
 
 
 def test_matrix(
@@ -53,7 +53,7 @@ def sketch(A: Tensor, q: int, seed: int, stream: int, kind: str, impl: str | Non
 
 def step_many(A: list[Tensor], V: list[Tensor], k: int, impl: str | None = None) -> Steps:
     if not A:
-        return [], [], [], [], []
+        return ([],) * 6
     if backend.chosen("subspace_step_many", A[0].device.type, impl) == "reference":
         found = [steps.subspace_step(a, v, k) for a, v in zip(A, V, strict=True)]
         return tuple(map(list, zip(*found, strict=True)))
@@ -82,7 +82,7 @@ def orthonormal_many(X: list[Tensor], impl: str | None = None) -> list[Tensor]:
 def _outputs(A: Tensor, V: Tensor, k: int) -> tuple[Tensor, ...]:
     q = V.shape[1]
     k = min(k, q)
-    return V.new_empty(len(A), k), V.new_empty(q), V.new_empty(V.shape), V.new_empty(k), V.new_empty(q)
+    return tuple(V.new_empty(shape) for shape in ((len(A), k), (q,), V.shape, (k,), (q,), ()))
 
 
 def _by_rows(A: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ def _(A, q, seed, stream, kind, impl=None):
 @torch.library.register_fake("fastrank::subspace_step_many", lib=_library)
 def _(A, V, k, impl=None):
     found = [_outputs(a, v, k) for a, v in zip(A, V, strict=True)]
-    return tuple(map(list, zip(*found, strict=True))) if found else ([], [], [], [], [])
+    return tuple(map(list, zip(*found, strict=True))) if found else ([],) * 6
 
 
 @torch.library.register_fake("fastrank::orthonormal_many", lib=_library)

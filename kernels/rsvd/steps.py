@@ -12,7 +12,7 @@ from fastrank.kernels.rsvd.config import DEPENDENT, FILL_SEED, NEGLIGIBLE, NOISE
 from fastrank.kernels.rsvd.reference import test_matrix
 from torch import Tensor
 
-Step = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # U, S, V, residual, entering
+Step = tuple[Tensor, ...]  # the members of fastrank.kernels.rsvd.Step
 
 
 def subspace_step(A: Tensor, V: Tensor, k: int) -> Step:
@@ -48,11 +48,12 @@ def subspace_step(A: Tensor, V: Tensor, k: int) -> Step:
     top = after[:, :k]
     residual = (A @ (top * scale) - U * S[:k].to(V.dtype)).double().norm(dim=0)
     nan = torch.full((), torch.nan, dtype=torch.float64, device=A.device)
-    U, S, residual, entering = (
+    norm = (A * scale).double().norm()
+    U, S, residual, entering, norm = (
         torch.where(finite, x.double() / unit, nan).to(V.dtype)
-        for x, unit in ((U, 1.0), (S, scale), (residual, scale), (entering, scale))
+        for x, unit in ((U, 1.0), (S, scale), (residual, scale), (entering, scale), (norm, scale))
     )
-    return U, S, torch.where(finite, after, V), residual, entering
+    return U, S, torch.where(finite, after, V), residual, entering, norm
 
 
 def orthonormal(X: Tensor) -> Tensor:
