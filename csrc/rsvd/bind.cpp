@@ -94,6 +94,14 @@ void bind_rsvd(py::module_& m) {
   m.def("subspace_step_many_cpu", &steps, "one warm step for each of a list of its arguments; see rsvd.h");
   m.def("orthonormal_many_cpu", &orthonormal_many, "an orthonormal basis for each of a list of blocks");
   m.attr("rsvd_max_columns") = rsvd::kMaxColumns;
+  m.attr("rsvd_fill_seed") = rsvd::kFillSeed;
+  m.def(
+      "rsvd_precision",
+      [](bool is_double) {
+        const rsvd::Precision p = rsvd::precision(is_double);
+        return py::make_tuple(p.dependent, p.noise, p.negligible);
+      },
+      "the constants DEPENDENT, NOISE and NEGLIGIBLE of products in double or float");
 }
 
 }  // namespace fastrank

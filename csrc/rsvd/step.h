@@ -39,7 +39,7 @@ struct Precision {
   int exponent;
 };
 inline Precision precision(bool is_double) {
-  if (is_double) return {0x1p-20, 0x1p-50, 0x1p-53, 0x1p-46, 0x1p-50, 1e-200, 900};
+  if (is_double) return {0x1p-10, 0x1p-50, 0x1p-53, 0x1p-46, 0x1p-50, 1e-200, 900};
   return {0x1p-10, 0x1p-21, 0x1p-24, 0x1p-22, 0x1p-40, 1e-40, 110};
 }
 

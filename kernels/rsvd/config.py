@@ -14,10 +14,10 @@ SKETCH_ROWS = 1024
 #: Rows of A whose products are added up in the data's own precision before they join the rest (the CPU's kBlockRows).
 STEP_ROWS = 32
 
-#: A column of A V that is this small beside what it was before the others were taken out of it counts as dependent on
-#: them. A^T A V then says nothing of it: its error is eps * sigma_1 / DEPENDENT, relative to the values sought. By
-#: dtype of the products.
-DEPENDENT = {torch.float32: 2.0**-10, torch.float64: 2.0**-20}
+#: A column of A V of which the others leave less than this share counts as dependent on them. A^T A V then says nothing
+#: of it: its error there is eps * sigma_1 / DEPENDENT. And Q is made from a Gram matrix in float64, so its columns are
+#: orthonormal to about 2^-52 / DEPENDENT^2 = 2e-10, whatever the dtype.
+DEPENDENT = 2.0**-10
 
 # --- the normal distribution (Box-Muller), as polynomials that every device evaluates with the same roundings ---
 # Least squares on 400 Chebyshev nodes, coefficients rounded to float32, lowest power first; so close that what is left

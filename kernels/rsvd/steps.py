@@ -38,7 +38,7 @@ def subspace_step(A: Tensor, V: Tensor, k: int) -> Step:
 
     length2 = G.diagonal()
     measured = length2 > NOISE[V.dtype] ** 2 * length2.amax()
-    T = orthonormaliser(torch.where(measured[:, None] & measured, G, torch.zeros_like(G)), DEPENDENT[V.dtype])
+    T = orthonormaliser(torch.where(measured[:, None] & measured, G, torch.zeros_like(G)))
     s2, W = torch.linalg.eigh(T.T @ (Z.T @ Z) @ T)
     S, M = s2.flip(0).clamp_min(0).sqrt(), T @ W.flip(1)
     S = torch.where(NEGLIGIBLE[V.dtype] * S[:1] < S, S, torch.zeros_like(S))
@@ -68,7 +68,7 @@ def orthonormal(X: Tensor) -> Tensor:
     filled = torch.zeros(q, dtype=torch.long, device=X.device)
     for last in range(PASSES - 1, -1, -1):
         order = torch.argsort(filled, stable=True)
-        T = orthonormaliser(X.double().T @ X.double(), DEPENDENT[X.dtype], order)
+        T = orthonormaliser(X.double().T @ X.double(), order)
         X = (X.double() @ T).to(X.dtype)
         if last:
             lost = T.diagonal() == 0
@@ -76,11 +76,11 @@ def orthonormal(X: Tensor) -> Tensor:
     return X
 
 
-def orthonormaliser(G: Tensor, dependent: float, order: Tensor | None = None) -> Tensor:
+def orthonormaliser(G: Tensor, order: Tensor | None = None) -> Tensor:
     """T [q, q] such that T^T G T is the identity, but for columns that depend on others, whose column of T is zero.
 
     Cholesky of G with a unit diagonal. A column is dependent where what the ones before leave of it is at most
-    `dependent` of its own norm. Without an `order`, the largest remainder comes first.
+    DEPENDENT of its own norm. Without an `order`, the largest remainder comes first.
     """
     q = len(G)
     inverse = _inverse(G.diagonal().clamp_min(0).sqrt())
@@ -90,7 +90,7 @@ def orthonormaliser(G: Tensor, dependent: float, order: Tensor | None = None) ->
     for j in range(q):
         left = torch.where(done, -1.0, rest.diagonal())
         p = left.argmax(keepdim=True) if order is None else order[j : j + 1]
-        factor = torch.where(left[p] > dependent**2, left[p].clamp_min(1e-300).rsqrt(), 0.0)
+        factor = torch.where(left[p] > DEPENDENT**2, left[p].clamp_min(1e-300).rsqrt(), 0.0)
         column = T[:, p] * factor
         row = rest[p] * factor
         result.index_copy_(1, p, column)
