@@ -8,6 +8,7 @@ Gram matrices of Y and Z and everything of size q x q are in float64, whatever A
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from fastrank.kernels.rsvd.config import DEPENDENT, FILL_SEED, NEGLIGIBLE, NOISE, PASSES
 from fastrank.kernels.rsvd.reference import test_matrix
 from torch import Tensor
@@ -18,7 +19,8 @@ Step = tuple[Tensor, ...]  # the members of fastrank.kernels.rsvd.Step
 def subspace_step(A: Tensor, V: Tensor, k: int) -> Step:
     """As `fastrank.kernels.rsvd.subspace_step_many`, of one matrix; V has the dtype of the products."""
     A = A.to(V.dtype)
-    k = min(k, V.shape[1])
+    q = V.shape[1]
+    k = min(k, q)
     # Powers of two, so that neither A V nor A^T A V leaves the range of the dtype.
     scale = _power_of_two(A)
     Y = A @ (V * scale)
@@ -29,9 +31,9 @@ def subspace_step(A: Tensor, V: Tensor, k: int) -> Step:
     G, Z = (torch.where(finite, X, torch.zeros_like(X)) for X in (G, Z))
     Y = torch.where(finite, Y, torch.zeros_like(Y))
 
-    theta2, X = torch.linalg.eigh(G)
-    theta = theta2.flip(0).clamp_min(0).sqrt()
-    X = X.flip(1)
+    _, theta, Xh = torch.linalg.svd(Y, full_matrices=False)
+    # Fewer rows than columns have fewer values.
+    X, theta = F.pad(Xh.T, (0, q - len(theta))), F.pad(theta, (0, q - len(theta)))
     entering = (Z @ X - V64 @ X * theta**2).norm(dim=0) * _inverse(
         torch.where(theta > NOISE[V.dtype] * theta[:1], theta, 0.0)
     )
@@ -39,9 +41,9 @@ def subspace_step(A: Tensor, V: Tensor, k: int) -> Step:
     length2 = G.diagonal()
     measured = length2 > NOISE[V.dtype] ** 2 * length2.amax()
     T = orthonormaliser(torch.where(measured[:, None] & measured, G, torch.zeros_like(G)))
-    s2, W = torch.linalg.eigh(T.T @ (Z.T @ Z) @ T)
-    S, M = s2.flip(0).clamp_min(0).sqrt(), T @ W.flip(1)
-    S = torch.where(NEGLIGIBLE[V.dtype] * S[:1] < S, S, torch.zeros_like(S))
+    _, S, Wh = torch.linalg.svd(Z @ T, full_matrices=False)
+    M = T @ Wh.T
+    S = torch.where(NEGLIGIBLE[V.dtype] * S[:1] < S, S, 0.0)
     after = orthonormal((Z @ M * _inverse(S)).to(V.dtype))
     U = (Y @ M * (S > 0)).to(V.dtype)[:, :k]
 
