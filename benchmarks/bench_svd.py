@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import peers
 import torch
 from bench_rank import TRUTH, decaying
+from fastrank.kernels.rsvd.cost_step import steps
 from harness import Benchmark, Case, Contender, Problem, run_alone
 from torch import Tensor
 
@@ -121,7 +122,9 @@ def ours(A: list[Tensor], start, values: Callable, truths: list) -> Contender:
             return math.inf  # the call is wrong, whatever its values
         return values([state.S for state in found])
 
-    return Contender(lambda: fastrank.top_svd(A, TOP, start), error, budget, True)
+    # A cold start has more, and eigenproblems besides.
+    launches = steps([a.shape for a in A], TOP + OVERSAMPLE, TOP, torch.float32) if start is not None else ()
+    return Contender(lambda: fastrank.top_svd(A, TOP, start), error, budget, True, launches)
 
 
 def sine(state, truth: tuple[Tensor, Tensor]) -> float:
