@@ -1,7 +1,6 @@
-"""Spectra, ranks and top singular vectors, against torch.linalg, SciPy and scikit-learn.
+"""Spectra and ranks, against torch.linalg and SciPy.
 
-A spectrum is held to the float64 singular values within its own bound, a rank to its own interval, the top 15 triplets
-to their residuals. Randomised peers promise nothing: their error is shown and not judged.
+A spectrum is held to the float64 singular values within its own bound, a rank to its own interval.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from torch import Tensor
 
 import fastrank
 
-TOP = 15
 BATCH = 1024
 #: sigma / sigma_1 that a fast Gram matrix resolves (GramState.floor); torch's tolerance is above it from 35,000 rows.
 FAST_FLOOR = 4e-3
@@ -29,7 +27,7 @@ TRUTH = 1e-12
 class Matrix(Case):
     """What is asked (`kind`) of the matrices of one call, whose singular values fall as i^-decay.
 
-    kind: spectrum, rank, `stream` (the rank of rows that come in batches of BATCH) or top.
+    kind: spectrum, rank, or `stream` (the rank of rows that come in batches of BATCH).
     """
 
     kind: str
@@ -39,7 +37,7 @@ class Matrix(Case):
     @property
     def title(self) -> str:
         sizes = " x ".join(map(str, self.shapes[0])) if len(self.shapes) == 1 else f"{len(self.shapes)} matrices"
-        return f"{f'top {TOP}' if self.kind == 'top' else self.kind} of {sizes}"
+        return f"{self.kind} of {sizes}"
 
 
 #: Weights [out, in * kh * kw] of a CIFAR ResNet-18: its convolutions and its head.
@@ -68,9 +66,6 @@ CASES = (
     Matrix(kind="rank", shapes=RESNET50, where="all weight gradients of ResNet-50"),
     Matrix(kind="rank", shapes=((100_000, 1000),), decay=2.0, where="logits of 100,000 ImageNet samples"),
     Matrix(kind="stream", shapes=((100_000, 1000),), decay=2.0, where="the same in batches of 1024"),
-    Matrix(kind="top", shapes=((128, 8192),), where="activations of a CIFAR ResNet-18", quick=True),
-    Matrix(kind="top", shapes=((512, 4608),), where="weight of a 3x3 convolution, 512 -> 512"),
-    Matrix(kind="top", shapes=((21841, 2048),), where="ImageNet-21k head"),
 )
 
 
@@ -87,8 +82,7 @@ def prepare(case: Matrix, device: str) -> Problem:
         pairs = zip(sigmas, truths, strict=True)
         return max(float((s.double().to(t.device) - t[: len(s)]).abs().max() / t[0]) for s, t in pairs)
 
-    contenders = (top if case.kind == "top" else spectra)(case, matrices, distance, kind)
-    return Problem(contenders, f"largest |sigma - truth| / sigma_1{f' of the top {TOP}' if case.kind == 'top' else ''}")
+    return Problem(spectra(case, matrices, distance, kind), "largest |sigma - truth| / sigma_1")
 
 
 def decaying(n: int, d: int, decay: float, generator: torch.Generator) -> Tensor:
@@ -179,34 +173,6 @@ def outside(found: list, counts: list[int]) -> int:
     return max(max(r.hi - r.lo, r.lo - count, count - r.hi) for r, count in zip(found, counts, strict=True))
 
 
-def top(case: Matrix, matrices: list[Tensor], distance: Callable, device: str) -> dict[str, Contender]:
-    (A,) = matrices
-    values = lambda S: distance([S[:TOP]])  # noqa: E731
-    stable = max(A.shape) * torch.finfo(torch.float32).eps
-    contenders = {
-        "torch.linalg.svd": Contender(lambda: torch.linalg.svd(A, full_matrices=False)[1], values, stable),
-        "torch.svd_lowrank": Contender(lambda: torch.svd_lowrank(A, TOP, niter=2)[1], values),
-    }
-    if peers.load("scipy", device):
-        from scipy.sparse.linalg import svds
-
-        run = lambda: torch.from_numpy(svds(A.numpy(), TOP)[1].copy()).sort(descending=True)[0]  # noqa: E731
-        contenders["scipy svds"] = Contender(run, values)
-    if peers.load("scikit-learn", device):
-        from sklearn.utils.extmath import randomized_svd
-
-        run = lambda: torch.from_numpy(randomized_svd(A.numpy(), TOP, random_state=0)[1])  # noqa: E731
-        contenders["sklearn randomized_svd"] = Contender(run, values)
-    # A step of training moves a weight by about a hundredth of itself; the warm call starts from before it.
-    moved = A - 1e-2 * A.std() * torch.randn(A.shape, generator=torch.Generator().manual_seed(1)).to(A)
-    for name, state in (("cold", None), ("warm", fastrank.top_svd(moved, TOP))):
-        first = fastrank.top_svd(A, TOP, state)
-        budget = float((first.residual / first.S[0]).max()) + TRUTH
-        run = lambda state=state: fastrank.top_svd(A, TOP, state).S  # noqa: E731
-        contenders[f"fastrank, {name}"] = Contender(run, values, budget, True)
-    return contenders
-
-
 def each(function: Callable, matrices: list[Tensor], error: Callable, budget=None, slow: bool = False) -> Contender:
     return Contender(lambda: [function(A) for A in matrices], error, budget, slow=slow)
 
@@ -223,7 +189,7 @@ def account(case: Matrix) -> tuple[Launch, ...]:
     return (Launch("spectrum", read, 8 * sum(min(shape) for shape in case.shapes), {"fp64": work}),)
 
 
-BENCHMARK = Benchmark("rank", __doc__, CASES, prepare, peers=("scipy", "scikit-learn", "CuPy"))
+BENCHMARK = Benchmark("rank", __doc__, CASES, prepare, peers=("scipy", "CuPy"))
 
 if __name__ == "__main__":
     run_alone("rank")

@@ -106,7 +106,7 @@ def _spectrum(n: int, d: int, dtype: torch.dtype) -> tuple[tuple[Launch, ...], t
 
 
 def _subspace(n: int, d: int, dtype: torch.dtype) -> tuple[tuple[Launch, ...], tuple[Call, ...], int, int]:
-    """As `subspace._iterate` with one pass, which is a warm call without a jump."""
+    """A warm call without a jump, as products and factorisations of torch: one step of block subspace iteration."""
     q, k, size = min(TOP + OVERSAMPLE, n, d), min(TOP, n, d), 4
 
     def product(m: int, inner: int, columns: int) -> Launch:

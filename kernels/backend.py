@@ -26,6 +26,10 @@ OPS = {
     "eigvalsh_many": {"cpu": ("native",)},
     "inertia_many": {"cpu": ("native",)},
     "eigh_many": {"cpu": ("native",)},
+    "test_matrix": {"cpu": ("native",)},
+    "sketch": {"cpu": ("native",)},
+    "subspace_step_many": {"cpu": ("native",)},
+    "orthonormal_many": {"cpu": ("native",)},
 }
 
 
