@@ -1,0 +1,60 @@
+"""Tiles of the Triton kernels for small eigenproblems. Choices by arithmetic; none has been timed on a device yet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastrank.kernels.occupancy import Claim
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How a matrix of order up to `size` (a power of two) is walked through: `rows` x `columns` numbers at a time."""
+
+    size: int
+    rows: int
+    columns: int
+    warps: int
+
+
+#: Of a rank-two update: 16 numbers a thread, as many 8-byte loads in flight as cover the latency of L2 (some 700 clocks
+#: at 64 bytes a clock and multiprocessor: 45 kB), where the matrix has that many.
+TILES = (
+    Tile(64, 64, 64, 8),
+    Tile(128, 64, 128, 16),
+    Tile(256, 32, 256, 16),
+    Tile(512, 32, 256, 16),
+    Tile(1024, 32, 256, 16),
+)
+#: Of orders of two-sided Jacobi: four tiles of a quarter of the matrix in registers, 16 numbers a thread.
+JACOBI = (Tile(16, 8, 8, 1), Tile(32, 16, 16, 2), Tile(64, 32, 32, 8))
+#: Sweeps at most. Convergence is quadratic from about the fourth on; matrices of order 64 take 7 to 9.
+SWEEPS = 16
+
+#: Eigenvalues that one program bisects for: two warps, so that an order of 256 spreads over four multiprocessors.
+LANES = 64
+#: Halvings of an interval as wide as the spectrum's bound: to two units in the last place of it.
+HALVINGS = 52
+#: Matrices whose shifts one program counts at.
+COUNTED = 32
+#: Terms of the inner one of two sums; see `_sum` of triton.py.
+INNER = 16
+
+CLAIMS: dict[str, Claim] = {}
+
+
+def tile(size: int, tiles: tuple[Tile, ...] = TILES) -> Tile:
+    return next(t for t in tiles if size <= t.size)
+
+
+def depth(terms: int) -> int:
+    """Additions that a term of `_sum` passes at most, and the rounding of its product: gamma_depth bounds the sum's
+    error, whatever the order within either level."""
+    inner = min(INNER, terms)
+    return inner - 1 + terms // inner - 1 + 1
+
+
+def budget(size: int, columns: int) -> tuple[float, float]:
+    """(c, f): a Householder step errs by at most u (c ||y|| + f ||T||_F) in the 2-norm; see DevNotes.md."""
+    sums, products = depth(size), depth(columns) + -(-size // columns) - 1
+    return 2 * sums + 17, 14 * sums + 4 * products + 137
