@@ -1,0 +1,32 @@
+"""Constants of the randomized SVD ops."""
+
+KINDS = ("gaussian", "rademacher", "sparse_sign")
+
+#: Nonzeros in a row of a sparse sign matrix. Eight are what sparse sign sketches are commonly run with: as good as
+#: Gaussian ones in practice (Martinsson & Tropp, Randomized numerical linear algebra, Acta Numerica 2020, section 9.2).
+ZETA = 8
+
+#: What multiplies the test matrix in blocks of as many rows: it is never in memory as a whole.
+SKETCH_ROWS = 1024
+
+#: Rows of A whose products are added up in the data's own precision before they join the rest (the CPU's kBlockRows).
+STEP_ROWS = 32
+
+#: A column of A V that is this small beside what it was before the others were taken out of it counts as dependent on
+#: them. A^T A V then says nothing of it: its error is eps * sigma_1 / DEPENDENT, relative to the values sought. By
+#: dtype of the products, float32 or float64.
+DEPENDENT = {"float32": 2.0**-10, "float64": 2.0**-20}
+
+# --- the normal distribution (Box-Muller), as polynomials that every device evaluates with the same roundings ---
+# Least squares on 400 Chebyshev nodes, coefficients rounded to float32, lowest power first; so close that what is left
+# is the rounding of the evaluation.
+#: ln(1 + f) = f - f^2 / 2 + f^3 P(f) on [sqrt(1/2) - 1, sqrt(2) - 1], to 2.6e-8 of itself.
+LOG = tuple(map(float.fromhex, (
+    "0x1.555552p-2", "-0x1.0000c8p-2", "0x1.99a14cp-3", "-0x1.54d54ep-3", "0x1.22dc4cp-3", "-0x1.09abe4p-3",
+    "0x1.04591ap-3", "-0x1.4bd700p-4",
+)))  # fmt: skip
+#: ln 2 in two parts; the first has 13 bits, so that its product with an exponent of up to 24 is exact.
+LN2_HIGH, LN2_LOW = float.fromhex("0x1.62ep-1"), float.fromhex("0x1.0bfbe8p-15")
+#: sin(pi y / 4) = y S(y^2) and cos(pi y / 4) = C(y^2) on [-1, 1], to 3.5e-8 and 9.5e-9.
+SIN = tuple(map(float.fromhex, ("0x1.921fb6p-1", "-0x1.4abbbap-4", "0x1.465ec4p-9", "-0x1.2d9b7cp-15")))
+COS = tuple(map(float.fromhex, ("1", "-0x1.3bd3ccp-2", "0x1.03c1dcp-6", "-0x1.55c57ap-12", "0x1.d9c326p-19")))
