@@ -17,14 +17,13 @@ class Tile:
     warps: int
 
 
-#: Of a rank-two update: 16 numbers a thread, as many 8-byte loads in flight as cover the latency of L2 (some 700 clocks
-#: at 64 bytes a clock and multiprocessor: 45 kB), where the matrix has that many.
+#: Of a rank-two update: 8 numbers a thread of as many threads as have registers for it, 32 kB in flight (L2 at some 700
+#: clocks and 64 bytes a clock takes 45 kB; 16 numbers a thread spill).
 TILES = (
-    Tile(64, 64, 64, 8),
-    Tile(128, 64, 128, 16),
-    Tile(256, 32, 256, 16),
-    Tile(512, 32, 256, 16),
-    Tile(1024, 32, 256, 16),
+    Tile(64, 64, 64, 16),
+    Tile(128, 32, 128, 16),
+    Tile(256, 16, 256, 16),
+    Tile(512, 16, 256, 16),
 )
 #: Of orders of two-sided Jacobi: four tiles of a quarter of the matrix in registers, 16 numbers a thread.
 JACOBI = (Tile(16, 8, 8, 1), Tile(32, 16, 16, 2), Tile(64, 32, 32, 8))

@@ -148,21 +148,21 @@ def tridiagonal_kernel(
         squares = tl.full((), 0.0, tl.float64)
         for row in range((k + 1) // ROWS * ROWS, m, ROWS):
             i = row + tl.arange(0, ROWS)
-            v_i = tl.load(v_ptr + i, mask=i < m, other=0.0)[:, None]
-            w_i = tl.load(w_ptr + i, mask=i < m, other=0.0)[:, None]
+            row_there = ((i > k) & (i < m))[:, None]
+            v_i, w_i = tl.load(v_ptr + i)[:, None], tl.load(w_ptr + i)[:, None]
             product = tl.zeros((ROWS, COLUMNS), tl.float64)
             square = tl.zeros((ROWS, COLUMNS), tl.float64)
             for column in range((k + 1) // COLUMNS * COLUMNS, m, COLUMNS):
                 j = column + tl.arange(0, COLUMNS)
                 at = work_ptr + i[:, None] * N + j[None, :]
-                inside = ((i > k) & (i < m))[:, None] & ((j > k) & (j < m))[None, :]
-                v_j = tl.load(v_ptr + j, mask=j < m, other=0.0)[None, :]
-                w_j = tl.load(w_ptr + j, mask=j < m, other=0.0)[None, :]
-                t = tl.load(at, mask=inside, other=0.0)
+                v_j, w_j = tl.load(v_ptr + j)[None, :], tl.load(w_ptr + j)[None, :]
+                # Whole rows, for wide accesses; nobody reads again what lies beside the block.
+                t = tl.load(at, mask=row_there, other=0.0)
                 # Products rounded one by one: the sum is the same for [i, j] and [j, i], the matrix stays symmetric.
-                t -= tl.where(inside, _product(v_i, w_j) + _product(w_i, v_j), 0.0)
-                tl.store(at, t, mask=inside)
-                product += t * tl.load(next_ptr + j, mask=j < m, other=0.0)[None, :]
+                t -= _product(v_i, w_j) + _product(w_i, v_j)
+                t = tl.where(((j > k) & (j < m))[None, :], t, 0.0)
+                tl.store(at, t, mask=row_there)
+                product += t * tl.load(next_ptr + j)[None, :]
                 square += t * t
             tl.store(product_ptr + i, _row_sums(product, ROWS, COLUMNS, INNER), mask=i < m)
             squares += tl.sum(tl.sum(square, 1), 0)
@@ -191,7 +191,8 @@ def _count(diagonal_ptr, square_ptr, m, most, x):
     tiny = 2.0**-100
     last = tl.full(x.shape, 0.0, tl.float64)
     now = tl.full(x.shape, 1.0, tl.float64)
-    squared = tl.full(x.shape, 0.0, tl.float64)
+    nothing = last
+    squared = nothing
     found = tl.zeros(x.shape, tl.int32)
     for k in range(0, most):
         inside = k < m
@@ -200,7 +201,7 @@ def _count(diagonal_ptr, square_ptr, m, most, x):
         after = a * now - squared * last
         after = tl.where(after == 0, a * now * tiny, after)
         found += (inside & ((after < 0) != (now < 0))).to(tl.int32)
-        squared = tl.load(square_ptr + k, mask=inside, other=0.0)
+        squared = tl.load(square_ptr + k, mask=inside, other=0.0) + nothing
         size = tl.abs(after)
         scale = tl.where(size > 2.0**300, 2.0**-300, tl.where(size < 2.0**-300, 2.0**300, 1.0))
         last, now = now * scale, after * scale
@@ -236,7 +237,7 @@ def bisect_kernel(
     tl.store(values_ptr + first + wanted, values * undo, mask=wanted < m)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["matrices", "most"])
 def count_kernel(
     table_ptr, result_ptr, shift_ptr, count_ptr, slack_ptr, matrices, most,
     N: tl.constexpr, COUNTED: tl.constexpr,
@@ -295,6 +296,7 @@ def jacobi_kernel(
             t = tl.where(apq == 0, 0.0, tl.where(theta < 0, -t, t))
             c = 1 / tl.sqrt(t * t + 1)
             s = t * c
+            # Below, a number is read by the one thread that writes it: a tile has no fewer numbers than threads.
             tl.debug_barrier()
             # All 2 x 2 blocks of the matrix, rotated from both sides.
             row, column = p[:, None] * N, q[:, None] * N
@@ -304,8 +306,6 @@ def jacobi_kernel(
             qp_there, qplays = plays[:, None] & p_there[None, :], plays[:, None] & plays[None, :]
             x, y = tl.load(pp, mask=pp_there, other=0.0), tl.load(pq, mask=pplays, other=0.0)
             z, w = tl.load(qp, mask=qp_there, other=0.0), tl.load(qq, mask=qplays, other=0.0)
-            # A tile smaller than the threads lies in several of them; all have read before one writes.
-            tl.debug_barrier()
             c_i, s_i, c_j, s_j = c[:, None], s[:, None], c[None, :], s[None, :]
             x, z = c_i * x - s_i * z, s_i * x + c_i * z
             y, w = c_i * y - s_i * w, s_i * y + c_i * w
@@ -319,7 +319,6 @@ def jacobi_kernel(
             at_p, at_q = vector_ptr + row + lane[None, :], vector_ptr + column + lane[None, :]
             x = tl.load(at_p, mask=plays[:, None], other=0.0)
             y = tl.load(at_q, mask=plays[:, None], other=0.0)
-            tl.debug_barrier()
             tl.store(at_p, c_i * x - s_i * y, mask=plays[:, None])
             tl.store(at_q, s_i * x + c_i * y, mask=plays[:, None])
             tl.debug_barrier()
