@@ -1,5 +1,11 @@
 """Constants of the randomized SVD ops."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
 KINDS = ("gaussian", "rademacher", "sparse_sign")
 
 #: Nonzeros in a row of a sparse sign matrix. Eight are what sparse sign sketches are commonly run with: as good as
@@ -14,8 +20,8 @@ STEP_ROWS = 32
 
 #: A column of A V that is this small beside what it was before the others were taken out of it counts as dependent on
 #: them. A^T A V then says nothing of it: its error is eps * sigma_1 / DEPENDENT, relative to the values sought. By
-#: dtype of the products, float32 or float64.
-DEPENDENT = {"float32": 2.0**-10, "float64": 2.0**-20}
+#: dtype of the products.
+DEPENDENT = {torch.float32: 2.0**-10, torch.float64: 2.0**-20}
 
 # --- the normal distribution (Box-Muller), as polynomials that every device evaluates with the same roundings ---
 # Least squares on 400 Chebyshev nodes, coefficients rounded to float32, lowest power first; so close that what is left
@@ -30,3 +36,34 @@ LN2_HIGH, LN2_LOW = float.fromhex("0x1.62ep-1"), float.fromhex("0x1.0bfbe8p-15")
 #: sin(pi y / 4) = y S(y^2) and cos(pi y / 4) = C(y^2) on [-1, 1], to 3.5e-8 and 9.5e-9.
 SIN = tuple(map(float.fromhex, ("0x1.921fb6p-1", "-0x1.4abbbap-4", "0x1.465ec4p-9", "-0x1.2d9b7cp-15")))
 COS = tuple(map(float.fromhex, ("1", "-0x1.3bd3ccp-2", "0x1.03c1dcp-6", "-0x1.55c57ap-12", "0x1.d9c326p-19")))
+
+#: A column of A V that is this small beside the longest is rounding alone: four units of it.
+NOISE = {torch.float32: 2.0**-21, torch.float64: 2.0**-50}
+#: Columns of a block, at most (kMaxColumns of csrc/rsvd/limits.h).
+MAX_COLUMNS = 128
+#: Singular values below this share of the largest are rounding of A^T A V alone and count as 0.
+NEGLIGIBLE = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
+#: Times that the reference orthonormalises a block: one pass may replace columns, one makes what is then there
+#: orthonormal, and one takes away what rounding left. (The native kernel looks, and stops when it is.)
+PASSES = 3
+#: The seed of the columns that replace dependent ones; any would do.
+FILL_SEED = 0x5EED
+
+
+@dataclass(frozen=True)
+class SketchTile:
+    """What one Triton program makes of the result, `depth` columns of A at a time. None has been timed on a device."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+
+
+#: As wide as the sketch, up to 64 columns: each number drawn serves `rows` products, which is to be more than the about
+#: 60 instructions that drawing it takes.
+SKETCH_TILE = (SketchTile(64, 16, 16, 4), SketchTile(64, 32, 16, 4), SketchTile(64, 64, 16, 8))
+#: Of float64, where a number takes two registers.
+SKETCH_TILE_64 = (SketchTile(32, 16, 16, 4), SketchTile(32, 32, 16, 4), SketchTile(32, 64, 16, 8))
+#: Of the test matrix alone: 16 numbers a thread.
+TEST_TILE = SketchTile(64, 32, 0, 4)
