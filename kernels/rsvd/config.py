@@ -67,3 +67,5 @@ SKETCH_TILE = (SketchTile(64, 16, 16, 4), SketchTile(64, 32, 16, 4), SketchTile(
 SKETCH_TILE_64 = (SketchTile(32, 16, 16, 4), SketchTile(32, 32, 16, 4), SketchTile(32, 64, 16, 8))
 #: Of the test matrix alone: 16 numbers a thread.
 TEST_TILE = SketchTile(64, 32, 0, 4)
+#: Of the subspace step: rows (or columns) of A that a program turns into as many of Y (or Z), `depth` at a time.
+STEP_TILE = SketchTile(64, 0, 16, 8)

@@ -262,12 +262,15 @@ def count_kernel(
 
 @triton.jit
 def jacobi_kernel(
-    table_ptr, work_ptr, values_ptr, vectors_ptr, first_ptr, first_vector_ptr,
-    N: tl.constexpr, HALF: tl.constexpr, SWEEPS: tl.constexpr,
+    table_ptr, flat_ptr, work_ptr, values_ptr, vectors_ptr, first_ptr, first_vector_ptr,
+    FLAT: tl.constexpr, N: tl.constexpr, HALF: tl.constexpr, SWEEPS: tl.constexpr,
 ):  # fmt: skip
-    """Eigenvalues and vectors of one matrix. `work`: the matrix and the vectors' transpose, [N, N] each."""
+    """Eigenvalues and vectors of one matrix, of an address or, if FLAT, a place in `flat`. `work`: the matrix and the
+    vectors' transpose, [N, N] each."""
     b = tl.program_id(0)
     matrix, m, stride_row, stride_column = _matrix(table_ptr, b)
+    if FLAT:
+        matrix = flat_ptr + tl.load(table_ptr + b * _FIELDS)
     work_ptr += b.to(tl.int64) * (2 * N * N)
     vector_ptr = work_ptr + N * N
     _, undo = _scaled_copy(matrix, m, stride_row, stride_column, work_ptr, N, HALF, HALF)
@@ -405,8 +408,8 @@ def eigh_many(matrices: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         work = torch.empty(len(group) * 2 * shape.size**2, dtype=torch.float64, device=device)
         with torch.cuda.device_of(flat):
             jacobi_kernel[(len(group),)](
-                table, work, flat, flat_vectors, first, first_vector,
-                N=shape.size, HALF=shape.rows, SWEEPS=SWEEPS, num_warps=shape.warps,
+                table, None, work, flat, flat_vectors, first, first_vector,
+                FLAT=False, N=shape.size, HALF=shape.rows, SWEEPS=SWEEPS, num_warps=shape.warps,
             )  # fmt: skip
         own = zip(members, flat.split(sizes), flat_vectors.split(squares), sizes, strict=True)
         for i, one, many, m in own:
