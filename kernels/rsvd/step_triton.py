@@ -52,15 +52,28 @@ def _put(ptr, x, rows, first, i, j, Q: tl.constexpr):
 
 
 @triton.jit
-def _gram(ptr, x, block, j, Q: tl.constexpr):
-    """x^T x of a block, in float64, as the block's part."""
-    x = x.to(tl.float64)
-    tl.store(ptr + block * Q * Q + j[:, None] * Q + j[None, :], tl.dot(tl.trans(x), x, input_precision="ieee"))
+def _gram(ptr, x_ptr, rows, first, start, block, j, ROWS: tl.constexpr, Q: tl.constexpr):
+    """X^T X of the rows that this program has stored, in float64, as the block's part. By 16 rows: without tensor cores
+    for float64 a product of more is more than the registers hold."""
+    tl.debug_barrier()
+    total = tl.zeros((Q, Q), tl.float64)
+    for at in range(start, start + ROWS, 16):
+        x = _block(x_ptr, rows, first, at + tl.arange(0, 16), j, Q).to(tl.float64)
+        total = tl.dot(tl.trans(x), x, total, input_precision="ieee", out_dtype=tl.float64)
+    tl.store(ptr + block * Q * Q + j[:, None] * Q + j[None, :], total)
 
 
 @triton.jit
-def _small(ptr, b, j, Q: tl.constexpr):
-    return tl.load(ptr + b.to(tl.int64) * Q * Q + j[:, None] * Q + j[None, :])
+def _times(x_ptr, stride_row, stride_column, rows, i, columns, m_ptr, j, SIZE: tl.constexpr, Q: tl.constexpr):
+    """Rows i of X, as many columns as there are, times M [Q, Q], in float64; SIZE of i."""
+    total = tl.zeros((SIZE, Q), tl.float64)
+    for start in range(0, Q, 16):
+        c = start + tl.arange(0, 16)
+        at = x_ptr + i[:, None] * stride_row + c[None, :] * stride_column
+        x = tl.load(at, mask=(i < rows)[:, None] & (c < columns)[None, :], other=0.0).to(tl.float64)
+        m = tl.load(m_ptr + c[:, None] * Q + j[None, :])
+        total = tl.dot(x, m, total, input_precision="ieee", out_dtype=tl.float64)
+    return total
 
 
 @triton.jit
@@ -130,8 +143,9 @@ def rows_kernel(
     n, i, j = tl.load(t + _N), block * ROWS + tl.arange(0, ROWS), tl.arange(0, Q)
     y = _spans(part_ptr, t, n, i, j, ACC, ROWS, Q)
     _put(y_ptr, y, n, tl.load(t + _ROW), i, j, Q)
+    start = block * ROWS
     block += tl.load(t + _ROW_BLOCK)
-    _gram(gram_ptr, y, block, j, Q)
+    _gram(gram_ptr, y_ptr, n, tl.load(t + _ROW), start, block, j, ROWS, Q)
     size = tl.abs(y)
     size = tl.where(size < float("inf"), size, float("inf"))  # NaN too
     tl.store(largest_ptr + block, tl.max(tl.max(size, 1), 0).to(tl.float64))
@@ -175,7 +189,9 @@ def columns_kernel(
         y = _block(y_ptr, n, row, k, j, Q) * power.to(ACC)
         acc = tl.dot(tl.trans(a), y, acc, input_precision="ieee", out_dtype=ACC)
     _put(z_ptr, acc, d, tl.load(t + _COLUMN), i, j, Q)
-    _gram(gram_ptr, acc, block + tl.load(t + _COLUMN_BLOCK), j, Q)
+    _gram(
+        gram_ptr, z_ptr, d, tl.load(t + _COLUMN), block * ROWS, block + tl.load(t + _COLUMN_BLOCK), j, ROWS, Q
+    )  # fmt: skip
 
 
 @triton.jit
@@ -226,10 +242,20 @@ def small_kernel(
     finite = finite & (tl.sum(tl.sum(((tl.abs(G) < float("inf")) & (tl.abs(H) < float("inf"))).to(tl.int32), 1), 0) == Q * Q)
     G, H = tl.where(finite, G, 0.0), tl.where(finite, H, 0.0)
     T = _orthonormaliser(G, j, tl.load(t + _Q), least, True, Q)
-    C = tl.dot(tl.trans(T), tl.dot(H, T, input_precision="ieee"), input_precision="ieee")
     _put_small(gram_ptr, G, b, j, Q)
-    _put_small(gram_ptr, C, b + matrices, j, Q)
     _put_small(t_ptr, T, b, j, Q)
+    # H, then H T, where C will be.
+    there = gram_ptr + (b + matrices).to(tl.int64) * Q * Q
+    t_ptr += b.to(tl.int64) * Q * Q
+    _put_small(gram_ptr, H, b + matrices, j, Q)
+    tl.debug_barrier()
+    product = _times(there, Q, 1, Q, j, Q, t_ptr, j, Q, Q)
+    tl.debug_barrier()
+    _put_small(gram_ptr, product, b + matrices, j, Q)
+    tl.debug_barrier()
+    C = _times(t_ptr, 1, Q, Q, j, Q, there, j, Q, Q)
+    tl.debug_barrier()
+    _put_small(gram_ptr, C, b + matrices, j, Q)
     tl.store(facts_ptr + 2 * b, power)
     tl.store(facts_ptr + 2 * b + 1, finite.to(tl.float64))
 
@@ -254,9 +280,14 @@ def rotations_kernel(
     q, j = tl.load(table_ptr + b * _FIELDS + _Q), tl.arange(0, Q)
     theta2, X = _eigen(values_ptr, vectors_ptr, b, q, j, Q)
     s2, W = _eigen(values_ptr, vectors_ptr, b + matrices, q, j, Q)
+    _put_small(m_ptr, W, b, j, Q)  # until it is multiplied by T
     s = tl.sqrt(s2) / tl.load(facts_ptr + 2 * b)
     s = tl.where(s > negligible * tl.max(s, 0), s, 0.0)
-    _put_small(m_ptr, tl.dot(_small(t_ptr, b, j, Q), W, input_precision="ieee"), b, j, Q)
+    tl.debug_barrier()
+    there = b.to(tl.int64) * Q * Q
+    M = _times(t_ptr + there, Q, 1, Q, j, Q, m_ptr + there, j, Q, Q)
+    tl.debug_barrier()
+    _put_small(m_ptr, M, b, j, Q)
     _put_small(x_ptr, X, b, j, Q)
     tl.store(s_ptr + b * Q + j, s)
     tl.store(theta_ptr + b * Q + j, tl.sqrt(theta2))
@@ -270,10 +301,9 @@ def left_kernel(
     b, block = tl.load(item), tl.load(item + 1)
     t = table_ptr + b * _FIELDS
     n, k, i, j = tl.load(t + _N), tl.load(t + _K), block * ROWS + tl.arange(0, ROWS), tl.arange(0, Q)
-    y = _block(y_ptr, n, tl.load(t + _ROW), i, j, Q).to(tl.float64)
     finite = tl.load(facts_ptr + 2 * b + 1) != 0
-    M = tl.where((tl.load(s_ptr + b * Q + j) > 0)[None, :], _small(m_ptr, b, j, Q), 0.0)
-    u = tl.dot(tl.where(finite, y, 0.0), M, input_precision="ieee")
+    u = _times(y_ptr + tl.load(t + _ROW) * Q, Q, 1, n, i, Q, m_ptr + b.to(tl.int64) * Q * Q, j, ROWS, Q)
+    u = tl.where((tl.load(s_ptr + b * Q + j) > 0)[None, :], u, 0.0)
     u = tl.where(finite, u, float("nan"))
     at = u_ptr + tl.load(first_ptr + b) + i[:, None] * k + j[None, :]
     tl.store(at, u.to(u_ptr.dtype.element_ty), mask=(i < n)[:, None] & (j < k)[None, :])
@@ -290,19 +320,19 @@ def right_kernel(
     t = table_ptr + b * _FIELDS
     d, q, i, j = tl.load(t + _D), tl.load(t + _Q), block * ROWS + tl.arange(0, ROWS), tl.arange(0, Q)
     power, finite = tl.load(facts_ptr + 2 * b), tl.load(facts_ptr + 2 * b + 1) != 0
-    z = _block(z_ptr, d, tl.load(t + _COLUMN), i, j, Q).to(tl.float64)
-    z = tl.where(finite, z / power, 0.0)
-    s = tl.load(s_ptr + b * Q + j)
-    M = _small(m_ptr, b, j, Q) * tl.where(s > 0, 1 / tl.where(s > 0, s, 1.0), 0.0)[None, :]
-    new = tl.dot(z, M, input_precision="ieee").to(ACC)
+    z_ptr += tl.load(t + _COLUMN) * Q
+    there = b.to(tl.int64) * Q * Q
+    s, theta = tl.load(s_ptr + b * Q + j), tl.load(theta_ptr + b * Q + j)
+    new = _times(z_ptr, Q, 1, d, i, Q, m_ptr + there, j, ROWS, Q) / power
+    new *= tl.where(s > 0, 1 / tl.where(s > 0, s, 1.0), 0.0)[None, :]
+    new = tl.where(finite, new, 0.0)
     _put(basis_ptr, new, d, tl.load(t + _COLUMN), i, j, Q)
-    at = tl.load(t + _V).to(tl.pointer_type(ACC)) + i[:, None] * tl.load(t + _VD) + j[None, :] * tl.load(t + _VQ)
-    v = tl.load(at, mask=(i < d)[:, None] & (j < q)[None, :], other=0.0).to(tl.float64)
-    X = _small(x_ptr, b, j, Q)
-    theta = tl.load(theta_ptr + b * Q + j)[None, :]
-    change = tl.dot(z, X, input_precision="ieee") - tl.dot(v, X * theta * theta, input_precision="ieee")
+    v_ptr = tl.load(t + _V).to(tl.pointer_type(ACC))
+    change = _times(v_ptr, tl.load(t + _VD), tl.load(t + _VQ), d, i, q, x_ptr + there, j, ROWS, Q)
+    change = _times(z_ptr, Q, 1, d, i, Q, x_ptr + there, j, ROWS, Q) / power - change * (theta * theta)[None, :]
+    start = block * ROWS
     block += tl.load(t + _COLUMN_BLOCK)
-    _gram(gram_ptr, new, block, j, Q)
+    _gram(gram_ptr, basis_ptr, d, tl.load(t + _COLUMN), start, block, j, ROWS, Q)
     tl.store(entering_ptr + block * Q + j, tl.sum(change * change, 0))
 
 
@@ -339,8 +369,7 @@ def apply_kernel(
     t = table_ptr + b * _FIELDS
     d, q, i, j = tl.load(t + _D), tl.load(t + _Q), block * ROWS + tl.arange(0, ROWS), tl.arange(0, Q)
     column = tl.load(t + _COLUMN)
-    x = _block(old_ptr, d, column, i, j, Q).to(tl.float64)
-    x = tl.dot(x, _small(t_ptr, b, j, Q), input_precision="ieee").to(ACC)
+    x = _times(old_ptr + column * Q, Q, 1, d, i, Q, t_ptr + b.to(tl.int64) * Q * Q, j, ROWS, Q).to(ACC)
     if STAGE == "fill":
         lost = (tl.load(lost_ptr + b * Q + j) != 0) & (j < q)
         if tl.sum(lost.to(tl.int32), 0) > 0:
@@ -354,7 +383,7 @@ def apply_kernel(
         x = tl.where(tl.load(facts_ptr + 2 * b + 1) != 0, x, v)
         tl.store(out_ptr + tl.load(first_ptr + b) + i[:, None] * q + j[None, :], x, mask=inside)
     else:
-        _gram(gram_ptr, x, block + tl.load(t + _COLUMN_BLOCK), j, Q)
+        _gram(gram_ptr, new_ptr, d, column, block * ROWS, block + tl.load(t + _COLUMN_BLOCK), j, ROWS, Q)
 
 
 @triton.jit
@@ -475,7 +504,7 @@ def _steps(kind: _Kind, A: list[Tensor], V: list[Tensor], k: int) -> list[tuple[
     numbers, shape = tl.float64 if acc == torch.float64 else tl.float32, jacobi_tile(Q, JACOBI)
     tall = {"ROWS": rows, "Q": Q, "num_warps": warps}
     read = {"TYPE": _TYPES[kind.dtype], "ACC": numbers, "VECTOR": kind.vector, "DEPTH": STEP_TILE.depth, **tall}
-    alone = {"Q": Q, "num_warps": 8 if Q == 64 else 4}
+    alone = {"Q": Q, "num_warps": 4 if Q == 16 else 8}
     least, row_programs, column_programs = max(DEPENDENT[acc], 1e-7) ** 2, (row_block[-1],), (column_block[-1],)
     span_programs = (len(by_span) // 3,)
     with torch.cuda.device_of(y):
