@@ -23,6 +23,9 @@ OPS = {
     "gram_accumulate_": {"cpu": ("native",), "cuda": ("native",)},
     "gram_dual": {"cpu": ("native",), "cuda": ("native",)},
     "gram_patches_": {"cpu": ("native",), "cuda": ("native",)},
+    "eigvalsh_many": {"cpu": ("native",)},
+    "inertia_many": {"cpu": ("native",)},
+    "eigh_many": {"cpu": ("native",)},
 }
 
 

@@ -1,10 +1,14 @@
-"""Tiles of the Triton kernels for small eigenproblems. Choices by arithmetic; none has been timed on a device yet."""
+"""Constants of the symmetric eigenproblems (those of the native kernels stand beside them, in csrc/small_eigh), and tiles
+of the Triton kernels: choices by arithmetic, none of which has been timed on a device yet."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from fastrank.kernels.occupancy import Claim
+
+#: Rows of the largest matrix that `eigh_many` takes: Jacobi's sweeps, 6 m^3 flops each, are for matrices in L1.
+MOST_VECTORS = 64
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,8 @@ TILES = (
     Tile(256, 16, 256, 16),
     Tile(512, 16, 256, 16),
 )
+#: The largest order that Triton's `eigvalsh_many` and `inertia_many` take; larger ones go to torch.
+MOST_VALUES = TILES[-1].size
 #: Of orders of two-sided Jacobi: four tiles of a quarter of the matrix in registers, 16 numbers a thread.
 JACOBI = (Tile(16, 8, 8, 1), Tile(32, 16, 16, 2), Tile(64, 32, 32, 8))
 #: Sweeps at most. Convergence is quadratic from about the fourth on; matrices of order 64 take 7 to 9.
