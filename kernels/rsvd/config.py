@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from fastrank.kernels.occupancy import Claim
 
 KINDS = ("gaussian", "rademacher", "sparse_sign")
 

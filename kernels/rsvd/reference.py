@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from fastrank.kernels.rsvd.config import COS, LN2_HIGH, LN2_LOW, LOG, SIN, SKETCH_ROWS, ZETA
@@ -88,6 +87,16 @@ def _horner(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
         p = p * x
         p = p + c
     return p
+
+
+def sketch(A: Tensor, q: int, seed: int, stream: int = 0, kind: str = "gaussian") -> Tensor:
+    """A [n, d] times the test matrix [d, q], of which SKETCH_ROWS rows are in memory at a time."""
+    A = A if A.dtype == torch.float64 else A.float()
+    Y = A.new_zeros(len(A), q)
+    for first in range(0, A.shape[1], SKETCH_ROWS):
+        columns = A[:, first : first + SKETCH_ROWS]
+        Y += columns @ test_matrix(columns.shape[1], q, seed, stream, kind, A.dtype, A.device, first)
+    return Y
 
 
 def _sparse_sign(first: int, rows: int, columns: int, seed: int, stream: int, device) -> Tensor:
