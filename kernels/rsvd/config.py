@@ -70,3 +70,7 @@ SKETCH_TILE_64 = (SketchTile(32, 16, 16, 4), SketchTile(32, 32, 16, 4), SketchTi
 TEST_TILE = SketchTile(64, 32, 0, 4)
 #: Of the subspace step: rows (or columns) of A that a program turns into as many of Y (or Z), `depth` at a time.
 STEP_TILE = SketchTile(64, 0, 16, 8)
+#: Columns that a block is padded to; wider blocks go to torch.
+STEP_WIDTHS = (16, 32, 64)
+
+CLAIMS: dict[str, Claim] = {}

@@ -1,9 +1,9 @@
-"""One step of block subspace iteration for many matrices on CUDA: reference.py's `subspace_step`, in 19 launches for
-all matrices of a kind; no host sync, no atomics.
+"""One step of block subspace iteration for many matrices on CUDA: reference.py's `subspace_step`, in 17 launches for
+all matrices of a kind (three fewer without U and residuals); no host sync, no atomics.
 
 | launch | program | what it does |
 |---|---|---|
-| project | 64 rows, a span of columns | Y = A V, by spans of A's columns |
+| project | 64 rows, a span of columns | Y = A V, by spans of A's columns; squares of A |
 | rows | 64 rows | adds the spans up; Gram of Y, largest number of Y |
 | columns | 64 columns | Z = A^T Y (the second read of A); Gram of Z |
 | small | matrix | T makes Y T orthonormal; C = T^T Z^T Z T |
@@ -11,7 +11,7 @@ all matrices of a kind; no host sync, no atomics.
 | rotations | matrix | S, and what takes Y to U and Z to V |
 | left | 64 rows | U |
 | right | 64 columns | Z M, its Gram; what A^T A V and the block's Ritz vectors differ by |
-| basis, apply (four times) | matrix; 64 columns | Cholesky QR; lost columns become random ones, which come last |
+| basis, apply (three times) | matrix; 64 columns | Cholesky QR; lost columns become random ones, which come last |
 | project, residual | as above | ||A v - s u|| by 64 rows |
 | finish | matrix | sums of the last two; NaN where A is not finite |
 
@@ -26,7 +26,9 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
-from fastrank.kernels.rsvd.config import DEPENDENT, FILL_SEED, NEGLIGIBLE, PASSES, SKETCH_ROWS, STEP_TILE, ZETA
+from fastrank.kernels.rsvd.config import (
+    DEPENDENT, FILL_SEED, NEGLIGIBLE, NOISE, PASSES, SKETCH_ROWS, STEP_TILE, STEP_WIDTHS, ZETA,
+)  # fmt: skip
 from fastrank.kernels.rsvd.random import random_tile
 from fastrank.kernels.small_eigh.config import JACOBI, SWEEPS
 from fastrank.kernels.small_eigh.config import tile as jacobi_tile
@@ -34,10 +36,12 @@ from fastrank.kernels.small_eigh.triton import jacobi_kernel
 from torch import Tensor
 
 #: A matrix's line of the table: addresses, sizes and strides of A and V, columns wanted; where its rows and columns
-#: begin among all rows and columns; where its blocks of either begin and how many there are; spans; its parts.
+#: begin among all rows and columns; where its blocks of either begin and how many there are; spans; its parts; its items of `project`.
 _A, _N, _D, _SN, _SD, _V, _VD, _VQ, _Q, _K = map(tl.constexpr, range(10))
-_ROW, _COLUMN, _ROW_BLOCK, _ROW_BLOCKS, _COLUMN_BLOCK, _COLUMN_BLOCKS, _SPANS, _PART = map(tl.constexpr, range(10, 18))
-_FIELDS = tl.constexpr(18)
+_ROW, _COLUMN, _ROW_BLOCK, _ROW_BLOCKS, _COLUMN_BLOCK, _COLUMN_BLOCKS, _SPANS, _PART, _ITEM = map(
+    tl.constexpr, range(10, 19)
+)
+_FIELDS = tl.constexpr(19)
 
 
 @triton.jit
@@ -92,7 +96,7 @@ def _added(ptr, first, count, j, Q: tl.constexpr):
 
 @triton.jit
 def project_kernel(
-    item_ptr, table_ptr, basis_ptr, part_ptr,
+    item_ptr, table_ptr, basis_ptr, part_ptr, square_ptr,
     TYPE: tl.constexpr, ACC: tl.constexpr, VECTOR: tl.constexpr, FIRST: tl.constexpr, SPAN: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, Q: tl.constexpr,
 ):  # fmt: skip
@@ -110,17 +114,21 @@ def project_kernel(
         a_ptr, stride_n, stride_d, d = tl.multiple_of(a_ptr, 16), stride_n // VECTOR * VECTOR, 1, d // VECTOR * VECTOR
     i, j = block * ROWS + tl.arange(0, ROWS), tl.arange(0, Q)
     acc = tl.zeros((ROWS, Q), ACC)
+    squares = tl.zeros((ROWS,), tl.float64)
     for start in range(span * SPAN, tl.minimum((span + 1) * SPAN, d), DEPTH):
         k = start + tl.arange(0, DEPTH)
         at = a_ptr + i[:, None] * stride_n + k[None, :] * stride_d
         a = tl.load(at, mask=(i < n)[:, None] & (k < d)[None, :], other=0.0).to(ACC)
         if FIRST:
+            squares += tl.sum(a.to(tl.float64) * a.to(tl.float64), 1)
             at = v_ptr + k[:, None] * v_stride_d + j[None, :] * v_stride_q
             v = tl.load(at, mask=(k < d)[:, None] & (j < q)[None, :], other=0.0)
         else:
             v = _block(basis_ptr, d, column, k, j, Q)
         acc = tl.dot(a, v, acc, input_precision="ieee", out_dtype=ACC)
     _put(part_ptr, acc, n, tl.load(t + _PART) + span * n, i, j, Q)
+    if FIRST:
+        tl.store(square_ptr + tl.program_id(0), tl.sum(squares, 0))
 
 
 @triton.jit
@@ -229,7 +237,8 @@ def _orthonormaliser(G, order, q, least, PIVOT: tl.constexpr, Q: tl.constexpr):
 
 @triton.jit
 def small_kernel(
-    table_ptr, row_gram_ptr, column_gram_ptr, largest_ptr, gram_ptr, t_ptr, facts_ptr, matrices, least, Q: tl.constexpr
+    table_ptr, row_gram_ptr, column_gram_ptr, largest_ptr, gram_ptr, t_ptr, facts_ptr, matrices, least, noise,
+    Q: tl.constexpr,
 ):  # fmt: skip
     """T of Y's Gram matrix; `gram` takes that and, behind those of all matrices, C = T^T Z^T Z T; `facts` the power
     that Z was scaled by and whether all is finite."""
@@ -239,9 +248,16 @@ def small_kernel(
     power, finite = _power(largest_ptr, t)
     G = _added(row_gram_ptr, tl.load(t + _ROW_BLOCK), tl.load(t + _ROW_BLOCKS), j, Q)
     H = _added(column_gram_ptr, tl.load(t + _COLUMN_BLOCK), tl.load(t + _COLUMN_BLOCKS), j, Q)
-    finite = finite & (tl.sum(tl.sum(((tl.abs(G) < float("inf")) & (tl.abs(H) < float("inf"))).to(tl.int32), 1), 0) == Q * Q)
+    finite = finite & (
+        tl.sum(tl.sum(((tl.abs(G) < float("inf")) & (tl.abs(H) < float("inf"))).to(tl.int32), 1), 0) == Q * Q
+    )
     G, H = tl.where(finite, G, 0.0), tl.where(finite, H, 0.0)
-    T = _orthonormaliser(G, j, tl.load(t + _Q), least, True, Q)
+    # Columns of Y that are rounding alone take no part.
+    eye = j[:, None] == j[None, :]
+    row, column = tl.sum(tl.where(eye, G, 0.0), 1), tl.sum(tl.where(eye, G, 0.0), 0)
+    noise = noise * tl.max(row, 0)
+    measured = tl.where((row > noise)[:, None] & (column > noise)[None, :], G, 0.0)
+    T = _orthonormaliser(measured, j, tl.load(t + _Q), least, True, Q)
     _put_small(gram_ptr, G, b, j, Q)
     _put_small(t_ptr, T, b, j, Q)
     # H, then H T, where C will be.
@@ -272,7 +288,7 @@ def _eigen(values_ptr, vectors_ptr, b, q, j, Q: tl.constexpr):
 
 @triton.jit
 def rotations_kernel(
-    table_ptr, values_ptr, vectors_ptr, t_ptr, facts_ptr, m_ptr, x_ptr, s_ptr, theta_ptr, matrices, negligible,
+    table_ptr, values_ptr, vectors_ptr, t_ptr, facts_ptr, m_ptr, x_ptr, s_ptr, theta_ptr, matrices, negligible, noise,
     Q: tl.constexpr,
 ):  # fmt: skip
     """M = T W, S and the Ritz vectors X and values theta of the block that came in."""
@@ -290,7 +306,7 @@ def rotations_kernel(
     _put_small(m_ptr, M, b, j, Q)
     _put_small(x_ptr, X, b, j, Q)
     tl.store(s_ptr + b * Q + j, s)
-    tl.store(theta_ptr + b * Q + j, tl.sqrt(theta2))
+    tl.store(theta_ptr + b * Q + j, tl.sqrt(tl.where(theta2 > noise * tl.max(theta2, 0), theta2, 0.0)))
 
 
 @triton.jit
@@ -337,25 +353,25 @@ def right_kernel(
 
 
 @triton.jit
-def basis_kernel(table_ptr, gram_ptr, t_ptr, lost_ptr, least, LAST: tl.constexpr, Q: tl.constexpr):
-    """T for a block's columns one after the other; `lost`: those that depend on the ones before. If LAST, `lost` ones,
-    by now random, come after the others, and none is left out."""
+def basis_kernel(table_ptr, gram_ptr, t_ptr, lost_ptr, least, FIRST: tl.constexpr, Q: tl.constexpr):
+    """T for a block's columns one after the other, those that were filled with random numbers last; `lost`: 1 for a
+    column that depends on the ones before, 2 for one that was filled earlier, 3 for both."""
     b = tl.program_id(0)
     t = table_ptr + b * _FIELDS
     q, j = tl.load(t + _Q), tl.arange(0, Q)
     G = _added(gram_ptr, tl.load(t + _COLUMN_BLOCK), tl.load(t + _COLUMN_BLOCKS), j, Q)
-    order = j
-    if LAST:
-        lost = (tl.load(lost_ptr + b * Q + j) != 0) & (j < q)
-        late = lost.to(tl.int32)
-        kept = (j < q).to(tl.int32) - late
-        order = tl.where(lost, tl.sum(kept, 0) + tl.cumsum(late, 0) - late, tl.cumsum(kept, 0) - kept)
-        order = tl.where(j < q, order, Q)
+    late = tl.zeros((Q,), tl.int32)
+    if not FIRST:
+        late = ((tl.load(lost_ptr + b * Q + j) != 0) & (j < q)).to(tl.int32)
+    kept = (j < q).to(tl.int32) - late
+    order = tl.where(late > 0, tl.sum(kept, 0) + tl.cumsum(late, 0) - late, tl.cumsum(kept, 0) - kept)
+    order = tl.where(j < q, order, Q)
     T = _orthonormaliser(G, order, q, least, False, Q)
     _put_small(t_ptr, T, b, j, Q)
-    if not LAST:
-        own = tl.sum(tl.where(j[:, None] == j[None, :], T, 0.0), 1)
-        tl.store(lost_ptr + b * Q + j, (own == 0).to(tl.int32))
+    own = tl.sum(tl.where(j[:, None] == j[None, :], T, 0.0), 1)
+    # Of those that read `late` every thread has, before one writes.
+    tl.debug_barrier()
+    tl.store(lost_ptr + b * Q + j, (own == 0).to(tl.int32) + 2 * late)
 
 
 @triton.jit(do_not_specialize=["seed"])
@@ -363,7 +379,7 @@ def apply_kernel(
     item_ptr, table_ptr, old_ptr, t_ptr, lost_ptr, facts_ptr, new_ptr, gram_ptr, out_ptr, first_ptr, seed: tl.uint64,
     STAGE: tl.constexpr, ACC: tl.constexpr, ZETA: tl.constexpr, ROWS: tl.constexpr, Q: tl.constexpr,
 ):  # fmt: skip
-    """The block times T: with random numbers in lost columns ("fill"), as it is ("keep"), and to the caller ("out")."""
+    """The block times T: with random numbers in lost columns ("fill"), or as it is, to the caller ("out")."""
     item = item_ptr + tl.program_id(0) * 2
     b, block = tl.load(item), tl.load(item + 1)
     t = table_ptr + b * _FIELDS
@@ -371,7 +387,7 @@ def apply_kernel(
     column = tl.load(t + _COLUMN)
     x = _times(old_ptr + column * Q, Q, 1, d, i, Q, t_ptr + b.to(tl.int64) * Q * Q, j, ROWS, Q).to(ACC)
     if STAGE == "fill":
-        lost = (tl.load(lost_ptr + b * Q + j) != 0) & (j < q)
+        lost = ((tl.load(lost_ptr + b * Q + j) & 1) != 0) & (j < q)
         if tl.sum(lost.to(tl.int32), 0) > 0:
             fill = random_tile(seed, 0, block * ROWS, 0, q, "gaussian", ZETA, ROWS, Q)
             x = tl.where(lost[None, :] & (i < d)[:, None], fill.to(ACC), x)
@@ -405,17 +421,22 @@ def residual_kernel(
 
 @triton.jit
 def finish_kernel(
-    table_ptr, s_ptr, theta_ptr, facts_ptr, residual_part_ptr, entering_part_ptr, values_ptr, entering_ptr,
-    residual_ptr, Q: tl.constexpr,
+    table_ptr, s_ptr, theta_ptr, facts_ptr, square_ptr, residual_part_ptr, entering_part_ptr, values_ptr, entering_ptr,
+    norm_ptr, residual_ptr, PAIRS: tl.constexpr, Q: tl.constexpr,
 ):  # fmt: skip
-    """S, the residuals and the entering block's, [Q] each."""
+    """S, the entering block's residuals and, if PAIRS, the residuals, [Q] each; the norm of A."""
     b = tl.program_id(0)
     t = table_ptr + b * _FIELDS
     j = tl.arange(0, Q)
     residual = tl.zeros((Q,), tl.float64)
     first = tl.load(t + _ROW_BLOCK)
-    for block in range(first, first + tl.load(t + _ROW_BLOCKS)):
-        residual += tl.load(residual_part_ptr + block * Q + j)
+    if PAIRS:
+        for block in range(first, first + tl.load(t + _ROW_BLOCKS)):
+            residual += tl.load(residual_part_ptr + block * Q + j)
+    squares = tl.full((), 0.0, tl.float64)
+    item = tl.load(t + _ITEM)
+    for part in range(item, item + tl.load(t + _ROW_BLOCKS) * tl.load(t + _SPANS)):
+        squares += tl.load(square_ptr + part)
     entering = tl.zeros((Q,), tl.float64)
     first = tl.load(t + _COLUMN_BLOCK)
     for block in range(first, first + tl.load(t + _COLUMN_BLOCKS)):
@@ -426,7 +447,9 @@ def finish_kernel(
     kind = values_ptr.dtype.element_ty
     tl.store(values_ptr + b * Q + j, tl.where(finite, tl.load(s_ptr + b * Q + j), float("nan")).to(kind))
     tl.store(entering_ptr + b * Q + j, tl.where(finite, entering, float("nan")).to(kind))
-    tl.store(residual_ptr + b * Q + j, tl.where(finite, tl.sqrt(residual), float("nan")).to(kind))
+    tl.store(norm_ptr + b, tl.where(finite, tl.sqrt(squares), float("nan")).to(kind))
+    if PAIRS:
+        tl.store(residual_ptr + b * Q + j, tl.where(finite, tl.sqrt(residual), float("nan")).to(kind))
 
 
 @dataclass(frozen=True)
@@ -442,7 +465,7 @@ _TYPES = {torch.float64: tl.float64, torch.float32: tl.float32, torch.bfloat16: 
 
 
 def subspace_step_many(A: list[Tensor], V: list[Tensor], k: int) -> list[tuple[Tensor, ...]]:
-    """(U, S, V, residual, entering) of each matrix."""
+    """(U, S, V, residual, entering, norm) of each matrix, as the members of `Step`; V of 64 columns at most."""
     kinds: dict[_Kind, list[int]] = {}
     for i, (a, v) in enumerate(zip(A, V, strict=True)):
         kinds.setdefault(_kind(a, v.shape[1]), []).append(i)
@@ -455,7 +478,7 @@ def subspace_step_many(A: list[Tensor], V: list[Tensor], k: int) -> list[tuple[T
 
 
 def _kind(a: Tensor, q: int) -> _Kind:
-    width = next(width for width in (16, 32, 64) if q <= width)
+    width = next(width for width in STEP_WIDTHS if q <= width)
     vector = 16 // a.element_size()
     wide = a.stride(1) == 1 and a.data_ptr() % 16 == 0 and a.stride(0) % vector == 0 and a.shape[1] % vector == 0
     return _Kind(a.dtype, width, vector if wide else 1)
@@ -466,15 +489,14 @@ def _steps(kind: _Kind, A: list[Tensor], V: list[Tensor], k: int) -> list[tuple[
     rows, warps = STEP_TILE.rows, STEP_TILE.warps
     blocks = [(triton.cdiv(a.shape[0], rows), triton.cdiv(a.shape[1], rows)) for a in A]
     spans = [max(1, triton.cdiv(a.shape[1], SKETCH_ROWS)) for a in A]
-    row, column, row_block, column_block, part, u_first, v_first = [0], [0], [0], [0], [0], [0], [0]
+    sums = row, column, row_block, column_block, part, item, u_first, v_first = tuple([0] for _ in range(8))
     table = []
     for a, v, (high, wide), s in zip(A, V, blocks, spans, strict=True):
         (n, d), q = a.shape, v.shape[1]
         table += [a.data_ptr(), n, d, *a.stride(), v.data_ptr(), *v.stride(), q, min(k, q)]
-        table += [row[-1], column[-1], row_block[-1], high, column_block[-1], wide, s, part[-1]]
-        steps = n, d, high, wide, s * n, n * min(k, q), d * q
-        for sums, size in zip((row, column, row_block, column_block, part, u_first, v_first), steps, strict=True):
-            sums.append(sums[-1] + size)
+        table += [row[-1], column[-1], row_block[-1], high, column_block[-1], wide, s, part[-1], item[-1]]
+        for first, size in zip(sums, (n, d, high, wide, s * n, high * s, n * min(k, q), d * q), strict=True):
+            first.append(first[-1] + size)
     sizes = [v.shape[1] for v in V]
     jacobi = [x for copy in range(2) for b, q in enumerate(sizes) for x in ((copy * count + b) * Q * Q, q, Q, 1)]
     items = [
@@ -501,44 +523,50 @@ def _steps(kind: _Kind, A: list[Tensor], V: list[Tensor], k: int) -> list[tuple[
     facts, S, theta, lost = new(count, 2), new(count, Q), new(count, Q), new(count, Q, dtype=torch.int32)
     U, after = new(u_first[-1], dtype=acc), new(v_first[-1], dtype=acc)
     S_out, entering, residual = (new(count, Q, dtype=acc) for _ in range(3))
+    norm, squares = new(count, dtype=acc), new(item[-1])
     numbers, shape = tl.float64 if acc == torch.float64 else tl.float32, jacobi_tile(Q, JACOBI)
     tall = {"ROWS": rows, "Q": Q, "num_warps": warps}
     read = {"TYPE": _TYPES[kind.dtype], "ACC": numbers, "VECTOR": kind.vector, "DEPTH": STEP_TILE.depth, **tall}
     alone = {"Q": Q, "num_warps": 4 if Q == 16 else 8}
-    least, row_programs, column_programs = max(DEPENDENT[acc], 1e-7) ** 2, (row_block[-1],), (column_block[-1],)
-    span_programs = (len(by_span) // 3,)
+    least, noise = DEPENDENT[acc] ** 2, NOISE[acc] ** 2
+    span_programs, row_programs, column_programs = (item[-1],), (row_block[-1],), (column_block[-1],)
     with torch.cuda.device_of(y):
-        project_kernel[span_programs](by_span, table, None, parts, FIRST=True, SPAN=SKETCH_ROWS, **read)
+        project_kernel[span_programs](by_span, table, None, parts, squares, FIRST=True, SPAN=SKETCH_ROWS, **read)
         rows_kernel[row_programs](by_row, table, parts, y, row_gram, largest, ACC=numbers, **tall)
         columns_kernel[column_programs](by_column, table, y, largest, z, column_gram, **read)
-        small_kernel[(count,)](table, row_gram, column_gram, largest, small, T, facts, count, least, **alone)
+        small_kernel[(count,)](table, row_gram, column_gram, largest, small, T, facts, count, least, noise, **alone)
         jacobi_kernel[(2 * count,)](
             jacobi, small, new(2 * count * 2 * Q * Q), values, vectors, value_at, vector_at,
             FLAT=True, N=Q, HALF=shape.rows, SWEEPS=SWEEPS, num_warps=shape.warps,
         )  # fmt: skip
-        rotations_kernel[(count,)](table, values, vectors, T, facts, M, X, S, theta, count, NEGLIGIBLE[acc], **alone)
-        left_kernel[row_programs](by_row, table, y, M, S, facts, U, u_at, **tall)
+        rotations_kernel[(count,)](
+            table, values, vectors, T, facts, M, X, S, theta, count, NEGLIGIBLE[acc], noise, **alone
+        )
         right_kernel[column_programs](
             by_column, table, z, M, S, X, theta, facts, basis[0], column_gram, entering_part, ACC=numbers, **tall
         )
-        for turn in range(2 * PASSES):
-            last = turn % 2 == 1
-            stage = "out" if turn == 2 * PASSES - 1 else "keep" if last else "fill"
-            basis_kernel[(count,)](table, column_gram, T, lost, 1e-14 if last else least, LAST=last, **alone)
+        for turn in range(PASSES):
+            stage = "fill" if turn < PASSES - 1 else "out"
+            basis_kernel[(count,)](table, column_gram, T, lost, least, FIRST=turn == 0, **alone)
             apply_kernel[column_programs](
                 by_column, table, basis[turn % 2], T, lost, facts, basis[1 - turn % 2], column_gram, after, v_at,
                 FILL_SEED, STAGE=stage, ACC=numbers, ZETA=ZETA, **tall,
             )  # fmt: skip
-        project_kernel[span_programs](by_span, table, basis[0], parts, FIRST=False, SPAN=SKETCH_ROWS, **read)
-        residual_kernel[row_programs](by_row, table, parts, U, S, residual_part, u_at, ACC=numbers, **tall)
+        if k:
+            left_kernel[row_programs](by_row, table, y, M, S, facts, U, u_at, **tall)
+            project_kernel[span_programs](
+                by_span, table, basis[PASSES % 2], parts, None, FIRST=False, SPAN=SKETCH_ROWS, **read
+            )  # fmt: skip
+            residual_kernel[row_programs](by_row, table, parts, U, S, residual_part, u_at, ACC=numbers, **tall)
         finish_kernel[(count,)](
-            table, S, theta, facts, residual_part, entering_part, S_out, entering, residual, **alone
-        )
+            table, S, theta, facts, squares, residual_part, entering_part, S_out, entering, norm, residual,
+            PAIRS=k > 0, **alone,
+        )  # fmt: skip
     found = []
     for b, (a, q) in enumerate(zip(A, sizes, strict=True)):
         (n, d), top = a.shape, min(k, q)
         left, right = U[u_first[b] : u_first[b + 1]].view(n, top), after[v_first[b] : v_first[b + 1]].view(d, q)
-        found.append((left, S_out[b, :q], right, residual[b, :top], entering[b, :q]))
+        found.append((left, S_out[b, :q], right, residual[b, :top], entering[b, :q], norm[b]))
     return found
 
 

@@ -75,9 +75,9 @@ def test_matrix(
 
 
 def sketch(A: Tensor, q: int, seed: int, stream: int, kind: str) -> Tensor:
-    """A [n, d] times the test matrix [d, q], in A's dtype."""
+    """A [n, d] times the test matrix [d, q]; float64 for float64 A, else float32."""
     (n, d), acc = A.shape, torch.float64 if A.dtype == torch.float64 else torch.float32
-    out = torch.empty(n, q, dtype=A.dtype, device=A.device)
+    out = torch.empty(n, q, dtype=acc, device=A.device)
     if not out.numel() or not d:
         return out.zero_()
     shape, spans = sketch_tile(q, acc), triton.cdiv(d, SKETCH_ROWS)
