@@ -91,4 +91,3 @@ def test_a_step_gives_the_same_bits_under_every_schedule(driver, monkeypatch):
                     2 * float(found[3].norm()) + budget
                 )
     driver.behind = []
-
