@@ -27,7 +27,15 @@ import torch
 import triton
 import triton.language as tl
 from fastrank.kernels.rsvd.config import (
-    DEPENDENT, FILL_SEED, NEGLIGIBLE, NOISE, PASSES, SKETCH_ROWS, STEP_TILE, STEP_WIDTHS, ZETA,
+    DEPENDENT,
+    FILL_SEED,
+    NEGLIGIBLE,
+    NOISE,
+    PASSES,
+    SKETCH_ROWS,
+    STEP_TILE,
+    STEP_WIDTHS,
+    ZETA,
 )  # fmt: skip
 from fastrank.kernels.rsvd.random import random_tile
 from fastrank.kernels.small_eigh.config import JACOBI, SWEEPS

@@ -1,5 +1,7 @@
-"""Constants of the symmetric eigenproblems (those of the native kernels stand beside them, in csrc/small_eigh), and tiles
-of the Triton kernels: choices by arithmetic, none of which has been timed on a device yet."""
+"""Constants of the symmetric eigenproblems (those of the native kernels stand beside them, in csrc/small_eigh).
+
+Tiles are choices by arithmetic; none has been timed on a device yet.
+"""
 
 from __future__ import annotations
 

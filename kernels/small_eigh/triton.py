@@ -6,7 +6,7 @@ while it multiplies by this step's reflector, and adds up what it may have erred
 eigenvalue by Sturm counts, a lane an eigenvalue. `inertia_many` takes a single count (`count_kernel`) in its place.
 `eigh_many`: one launch; two-sided Jacobi in round-robin order, order / 2 rotations at once.
 
-Matrices are scaled by a power of two, so that squares neither overflow nor vanish. Bounds: DevNotes.md.
+Matrices are scaled by a power of two, so that squares neither overflow nor vanish. Bounds: DevNotes.md here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,16 @@ import triton
 import triton.language as tl
 from fastrank.kernels import backend
 from fastrank.kernels.small_eigh.config import (
-    COUNTED, HALVINGS, INNER, JACOBI, LANES, SWEEPS, TILES, Tile, budget, tile,
+    COUNTED,
+    HALVINGS,
+    INNER,
+    JACOBI,
+    LANES,
+    SWEEPS,
+    TILES,
+    Tile,
+    budget,
+    tile,
 )  # fmt: skip
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""The Triton kernels for small eigenproblems from their compiled sm_80 PTX, under every schedule; and mistakes in them."""
+"""The Triton kernels for small eigenproblems from their compiled sm_80 PTX, under every schedule; and mistakes."""
 
 from __future__ import annotations
 
@@ -137,8 +137,8 @@ SOURCE_MUTANTS = [
      "tl.store(next_ptr + lane, u)", values),
     ("the update reaches the next step late", "tl.store(w_ptr + lane, p)\n        tl.debug_barrier()",
      "tl.store(w_ptr + lane, p)", values),
-    ("the upper triangle is read", "tl.maximum(i[:, None], j[None, :]).to(tl.int64), tl.minimum(i[:, None], j[None, :])",
-     "tl.minimum(i[:, None], j[None, :]).to(tl.int64), tl.maximum(i[:, None], j[None, :])", values),
+    ("the upper triangle is read", "row, column = tl.maximum(",
+     "column, row = tl.maximum(", values),
     ("the reflector cancels", "tl.where(alpha < 0, norm, -norm)", "tl.where(alpha < 0, -norm, norm)", values),
     ("half the correction", "0.5 * _sum(p * u", "0.25 * _sum(p * u", values),
     ("a column is left out", "(j > k) & (j < m)", "(j > k + 1) & (j < m)", values),

@@ -52,8 +52,9 @@ def problem(n, d, q, dtype=torch.float32, rank=None):
 def test_steps_of_many_matrices():
     """In one call: several blocks and spans, odd sizes, a transpose, a full rank of columns, 16-bit numbers, float64, a
     deficient rank, zeros, a NaN. Against the reference in float64; every V orthonormal."""
-    cases = [problem(70, SKETCH_ROWS + 8, 13), problem(33, 20, 20), problem(30, 41, 5, torch.float64),
-             problem(50, 64, 9, torch.bfloat16), problem(20, 24, 6, rank=3), problem(10, 24, 8), problem(12, 16, 7)]  # fmt: skip
+    cases = [problem(66, SKETCH_ROWS + 8, 13), problem(33, 20, 20), problem(30, 41, 5, torch.float64),
+             problem(50, 64, 9, torch.bfloat16), problem(20, 24, 6, rank=3), problem(10, 24, 3),
+             problem(12, 16, 7)]  # fmt: skip
     cases[1] = cases[1][0].T.contiguous().T, cases[1][1]
     cases[5][0].zero_()
     cases[6][0][3, 4] = float("nan")
@@ -74,7 +75,7 @@ def test_steps_of_many_matrices():
         assert abs(got.norm - true.norm) <= (2 * u + n * d * EPS[torch.float64]) * scale
         budget = 2 * (n + d) * u * scale
         kept = true.S[:k] > 2e-3 * true.S[0]
-        assert ((got.S.double() - true.S)[true.S > 2e-3 * true.S[0]].abs() <= 500 * budget).all()
+        assert ((got.S.double() - true.S)[2e-3 * true.S[0] < true.S].abs() <= 500 * budget).all()
         errors = a.double() @ got.V[:, :k].double() - got.U.double() * got.S[:k].double()
         assert ((errors.norm(dim=0) - got.residual.double()).abs() <= budget + 2 * u * scale).all()
         back = a.double().T @ got.U.double() - got.V[:, :k].double() * got.S[:k].double()
