@@ -225,10 +225,7 @@ def _orthonormaliser(G, order, q, least, PIVOT: tl.constexpr, Q: tl.constexpr):
     done = j >= q
     for step in range(0, q):
         left = tl.where(done, -1.0, tl.sum(tl.where(eye, rest, 0.0), 1))
-        if PIVOT:
-            p = tl.argmax(left, 0)
-        else:
-            p = tl.sum(tl.where(order == step, j, 0), 0)
+        p = tl.argmax(left, 0) if PIVOT else tl.sum(tl.where(order == step, j, 0), 0)
         best = tl.sum(tl.where(j == p, left, 0.0), 0)
         norm = tl.where(best > least, 1 / tl.sqrt(tl.maximum(best, least)), 0.0)
         here_row, here_column = j[:, None] == p, j[None, :] == p

@@ -47,6 +47,24 @@ COUNTED = 32
 #: Terms of the inner one of two sums; see `_sum` of triton.py.
 INNER = 16
 
+
+def tile(size: int, tiles: tuple[Tile, ...] = TILES) -> Tile:
+    return next(t for t in tiles if size <= t.size)
+
+
+def depth(terms: int) -> int:
+    """Additions that a term of `_sum` passes at most, and the rounding of its product: gamma_depth bounds the sum's
+    error, whatever the order within either level."""
+    inner = min(INNER, terms)
+    return inner - 1 + terms // inner - 1 + 1
+
+
+def budget(size: int, columns: int) -> tuple[float, float]:
+    """(c, f): a Householder step errs by at most u (c ||y|| + f ||T||_F) in the 2-norm: DevNotes.md here."""
+    sums, products = depth(size), depth(columns) + -(-size // columns) - 1
+    return 2 * sums + 17, 14 * sums + 4 * products + 137
+
+
 #: What the tiles count on, as compiled by the triton that constraints.txt names: registers a thread at most, and blocks
 #: at once on a multiprocessor. Where a compiler gives something else, tests/compile says so and this table follows.
 CLAIMS = {
