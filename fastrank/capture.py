@@ -4,7 +4,8 @@ This is the only file that knows hooks. A *source* is a matrix [n, d] with rows 
 
 * `act`: the output of a layer, in a mode (`flatten`, `channels`, `pool`), see `as_matrix`;
 * `weight`: the layer's weight as [out, in], a convolution's as [out, in / groups * kh * kw];
-* `input`: the layer's input in the coordinates of that weight: features of a linear layer, patches of a convolution.
+* `input`: the layer's input in the coordinates of that weight: features of a linear layer, patches of a convolution;
+  of these a seeded sample of rows. `bound` is the input with all its rows, never formed: its spectrum.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from fastrank.errors import InputError
+from fastrank.metrics.gradient_bound import input_spectrum
+from fastrank.spectra import Spectrum
 
 #: At most this many features of a flattened activation enter its spectrum ([U] A.5).
 MAX_FEATURES = 10_000
@@ -27,7 +30,7 @@ MODES = ("flatten", "channels", "pool")
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
-Emit = Callable[[str, str, Callable[[], Tensor]], None]
+Emit = Callable[[str, str, Callable[[], Tensor | Spectrum]], None]
 
 
 def clean_name(name: str) -> str:
@@ -132,7 +135,7 @@ class Capture:
         self._handles = [handle for layer in self._layers for handle in self._hook(layer)]
 
     def _hook(self, layer: Layer):
-        wants_input = layer.weight and self._kinds & {"weight", "input"}
+        wants_input = layer.weight and self._kinds & {"weight", "input", "bound"}
         if not (wants_input or (layer.output and "act" in self._kinds)):
             return
 
@@ -147,6 +150,8 @@ class Capture:
                     self._emit("weight", name, lambda: weight_matrix(weight))
                 if wants_input and "input" in self._kinds and weight is not None and x is not None:
                     self._emit("input", name, lambda: self._input(module, x.detach(), name))
+                if wants_input and "bound" in self._kinds and weight is not None and x is not None:
+                    self._emit("bound", name, lambda: input_spectrum(module, x.detach()))
                 tensor = first_tensor(output)
                 if layer.output and "act" in self._kinds and tensor is not None:
                     self._emit("act", name, lambda: self._features(as_matrix(tensor.detach(), self._mode), name))

@@ -11,6 +11,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -84,13 +85,14 @@ class GramState:
     def __init__(
         self, d: int, mode: str = "exact", device: torch.device | str | None = None, classes: int | None = None
     ) -> None:
-        if not isinstance(d, int) or isinstance(d, bool) or d < 1:
+        if not isinstance(d, Integral) or isinstance(d, bool) or d < 1:
             raise InputError("d", "a positive integer", repr(d))
         if mode not in MODES:
             raise InputError("mode", "'exact' or 'fast'", repr(mode))
-        if classes is not None and (not isinstance(classes, int) or classes < 1):
+        if classes is not None and (not isinstance(classes, Integral) or isinstance(classes, bool) or classes < 1):
             raise InputError("classes", "a positive integer or None", repr(classes))
-        self.d, self.mode, self.classes = d, mode, classes
+        self.d, self.mode, self.classes = int(d), mode, None if classes is None else int(classes)
+        d = self.d
         #: Rows seen.
         self.n = 0
         #: Coarsest storage dtype seen; None before the first row.
@@ -98,7 +100,7 @@ class GramState:
         self._depth = Depth()
         # The shift is the same for so many features from each multiple of it on: for all taps of a channel.
         self._equal_shifts = 1
-        zeros = torch.zeros(d, d, dtype=torch.float64, device=device)
+        zeros = torch.zeros(d, d, dtype=torch.float64, device="cpu" if device is None else device)
         self._gram, self._total, self._shift = zeros, zeros.new_zeros(d), zeros.new_zeros(d)
         self._excess = zeros.new_zeros(())  # see "Error" above
         # A last, extra class collects labels out of range, so that a GPU need not be waited for to refuse them.
@@ -153,7 +155,7 @@ class GramState:
         Features are in the order of `F.unfold`, that of a weight [out, C / groups, kh, kw] flattened; the rows of all
         groups are stacked. Patches are never formed: beside the state this takes some 16 MiB on a CPU, some 64 MiB on
         CUDA (and a few times the state for a moment, where rows or patches of another size came before: they shifted
-        the features of a channel apart). Sizes are integers or pairs.
+        the features of a channel apart). Sizes are integers or pairs; `padding` may also be "valid" or "same".
 
         Raises:
             InputError: also for patches larger than the padded input, and channels that `groups` does not divide.
@@ -162,9 +164,11 @@ class GramState:
         x = self._checked("x", x, ndim=4)
         try:
             convolution = Convolution.of(kernel_size, stride, padding, dilation, groups)
-            if x.shape[1] % groups == 0 and convolution.features(x.shape[1]) != self.d:
+            if x.shape[1] % convolution.groups == 0 and convolution.features(x.shape[1]) != self.d:
                 sizes = " * ".join(map(str, convolution.kernel_size))
-                raise InputError("x", f"C / groups * kh * kw = d = {self.d}", f"{x.shape[1]} / {groups} * {sizes}")
+                raise InputError(
+                    "x", f"C / groups * kh * kw = d = {self.d}", f"{x.shape[1]} / {convolution.groups} * {sizes}"
+                )
             check_patches(self._gram, self._total, x, convolution, None, self.mode)
         except (TypeError, ValueError) as error:
             raise InputError.quoting(error) from None
@@ -173,7 +177,7 @@ class GramState:
             return self
         taps = math.prod(convolution.kernel_size)
         if self.n == 0:
-            self._shift = _round_shift(_pixels(x, groups)).repeat_interleave(taps)
+            self._shift = _round_shift(_pixels(x, convolution.groups)).repeat_interleave(taps)
             self._equal_shifts = taps
         elif self._equal_shifts % taps:  # the kernel knows one shift a channel
             shift = self._shift[::taps].repeat_interleave(taps)
@@ -208,7 +212,8 @@ class GramState:
         if x.ndim != ndim and not (at_least and x.ndim > ndim):
             raise InputError(name, f"{ndim} dimensions{' or more' * at_least}", f"shape {tuple(x.shape)}")
         if x.dtype not in _DTYPES:
-            raise InputError(name, "float64, float32, bfloat16 or float16", x.dtype, f"convert it: {name}.float()")
+            cure = "" if x.is_complex() else f"convert it: {name}.float()"
+            raise InputError(name, "float64, float32, bfloat16 or float16", x.dtype, cure)
         if features is not None and x.shape[features] != self.d:
             raise InputError(name, f"d = {self.d} features in dimension {features}", f"shape {tuple(x.shape)}")
         if x.device != self.device:

@@ -161,6 +161,8 @@ def plan(
     if not 0 < utilisation <= 1:
         raise InputError("utilisation", "a share of the peak in (0, 1]", utilisation)
     kinds, figures = parse_metrics(track)
+    if "bound" in kinds:
+        raise InputError("track", "kinds that are planned: all but bound", repr(track))
     works = []
     for matrix in matrices(model, example, kinds, layers, mode):
         if precision == "bf16" and matrix.source in ("act", "input", "logits"):

@@ -42,7 +42,9 @@ PRESETS: dict[str, tuple[frozenset[str], tuple[str, ...]]] = {
     "default": (frozenset({"act", "logits", "weight", "grad", "align"}), BASIC),
     "full": (frozenset({"act", "logits", "weight", "grad", "align"}), tuple(OF_SPECTRUM)),
 }
-KINDS = PRESETS["default"][0]
+#: What a list of kinds may name: also "bound", [U] eq. 3 of every weight gradient, which no preset has: it takes the
+#: rank of the layer's whole input, all patches of a convolution included.
+KINDS = PRESETS["default"][0] | {"bound"}
 
 
 class Watcher:
@@ -61,7 +63,8 @@ class Watcher:
         layers: shell globs over `named_modules()` names (wrappers' prefixes stripped); see `capture.select_layers`.
         every: track each `every`-th step; the hooks return at once on the others.
         metrics: "light" (activations, logits), "default" (and weights, gradients, alignment), "full" (every figure of
-            a spectrum), or a list of kinds among act, logits, weight, grad, align.
+            a spectrum), or a list of kinds among act, logits, weight, grad, align and bound (the rank of a gradient
+            beside that of the layer's input, which bounds it, over all forwards of the step).
         log: a directory for a new run database, a sink with `log_step(step, scalars, arrays)` (a RunWriter), or None.
         seed: of every subsample and draw; the global generators are not touched.
         T: the loss's temperature, for the rank after the softmax; a 0-d tensor may change from step to step.
@@ -101,7 +104,7 @@ class Watcher:
         self._kinds, self._figures = parse_metrics(metrics)
         self._every, self._T, self._seed = every, T, seed
         self._layers = select_layers(model, layers)
-        sources = {"act", "weight"} & self._kinds | ({"weight", "input"} if "align" in self._kinds else set())
+        sources = {"act", "weight", "bound"} & self._kinds | ({"weight", "input"} if "align" in self._kinds else set())
         self._capture = Capture(self._layers, self._on_source, kinds=frozenset(sources), mode=mode, seed=seed)
         self.config = {
             "layers": [layer.name for layer in self._layers],
@@ -214,6 +217,7 @@ class Watcher:
         self._values: dict[str, Tensor] = {}
         self._arrays: dict[str, Tensor] = {}
         self._output: Tensor | None = None
+        self._bounds: dict[str, list[Tensor]] = {}
         self._now = defaultdict(float, log=log_seconds)
         self._capture.begin_step(self._step)
         self._capture.armed = not self._paused and self._step % self._every == 0
@@ -224,12 +228,16 @@ class Watcher:
             tensor = first_tensor(output)
             self._output = None if tensor is None else tensor.detach()
 
-    def _on_source(self, kind: str, name: str, matrix: Callable[[], Tensor]) -> None:
-        if kind in self._kinds:
+    def _on_source(self, kind: str, name: str, matrix: Callable[[], Tensor | Spectrum]) -> None:
+        if kind == "bound":
+            with self._timed(kind), self._guarded(f"grad/{name} bound") as enabled:
+                if enabled:
+                    self._measure_bound(name.partition("#")[0], matrix())
+        elif kind in self._kinds:
             with self._timed(kind), self._guarded(f"{kind}/{name}") as enabled:
                 if enabled:
                     self._measure_spectrum(f"{kind}/{name}", spectrum(matrix()))
-        if "align" in self._kinds and kind != "act":
+        if "align" in self._kinds and kind in ("weight", "input"):
             with self._timed("align"), self._guarded(f"align/{name}") as enabled:
                 if enabled and kind == "weight":
                     self._weights[name] = self._warm(matrix(), self._weights.get(name))
@@ -263,6 +271,13 @@ class Watcher:
         )
         self._arrays[f"{key}/cosines"] = result.cosines
 
+    def _measure_bound(self, layer: str, s: Spectrum) -> None:
+        """Ranks add up over the forwards whose gradients do, as those of a sum of matrices."""
+        if s.reason:
+            self._explain(f"grad/{layer}/input_rank", s.reason)
+        ranks, before = rank_counts(s), self._bounds.get(layer)
+        self._bounds[layer] = list(ranks) if before is None else [a + b for a, b in zip(before, ranks, strict=True)]
+
     def _warm(self, X: Tensor, state: SubspaceState | None) -> SubspaceState:
         """One call of the layer's own subspace; it starts over where the layer's width or device changed."""
         if state is not None and (state.block.shape[0] != X.shape[1] or state.block.device != X.device):
@@ -280,8 +295,16 @@ class Watcher:
                 with self._guarded(key) as enabled:
                     if enabled:
                         self._measure_spectrum(key, spectrum(weight_matrix(weight.grad)))
+                        self._compare_with_bound(key, self._bounds.get(layer.name))
             elif weight.requires_grad:
                 self._explain(key, "no gradient at step(); call it before zero_grad()")
+
+    def _compare_with_bound(self, key: str, bound: list[Tensor] | None) -> None:
+        if bound is None:
+            return
+        names = ("input_rank", "input_rank_lo", "input_rank_hi")
+        self._values.update({f"{key}/{name}": rank for name, rank in zip(names, bound, strict=True)})
+        self._values[f"{key}/bound_excess"] = (self._values[f"{key}/rank_lo"] - bound[2]).clamp_min(0)
 
     def _measure_logits(self, logits: Tensor, target: Tensor | None) -> None:
         """Rank and norm of the logits [N, C] before the softmax, and rank after it at the loss's temperature."""
@@ -375,7 +398,7 @@ def parse_metrics(metrics: str | Iterable[str]) -> tuple[frozenset[str], tuple[s
     kinds = frozenset(metrics)
     if not kinds or kinds - KINDS:
         raise InputError("metrics", f"some of {', '.join(sorted(KINDS))}", sorted(kinds - KINDS) or "none")
-    return kinds, BASIC
+    return kinds | ({"grad"} if "bound" in kinds else set()), BASIC
 
 
 def _number(name: str, value: Any) -> Tensor:

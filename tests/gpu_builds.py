@@ -79,6 +79,9 @@ class CudaCompiled:
     account: dict[str, str]
 
 
+_CUDA_COMPILED: dict[tuple[CudaBuild, int], CudaCompiled] = {}
+
+
 @dataclass(frozen=True)
 class CudaBuild:
     """One csrc/<op>/<name>.cu."""
@@ -91,7 +94,13 @@ class CudaBuild:
         return ROOT / "csrc" / self.op / f"{self.name}.cu"
 
     def compile(self, arch: int, folder: Path) -> CudaCompiled:
-        """For sm_<arch>, with CMakeLists.txt's options. Spilled registers are an error. `folder` takes the files."""
+        """For sm_<arch>, with CMakeLists.txt's options, once a session: into the first caller's `folder`. Spilled
+        registers are an error."""
+        if (self, arch) not in _CUDA_COMPILED:
+            _CUDA_COMPILED[self, arch] = self._compile(arch, folder)
+        return _CUDA_COMPILED[self, arch]
+
+    def _compile(self, arch: int, folder: Path) -> CudaCompiled:
         keep = folder / f"{self.op}-{self.name}-{arch}"
         keep.mkdir(parents=True, exist_ok=True)
         cubin = keep / f"{self.name}.cubin"

@@ -12,6 +12,9 @@ import gpu_builds
 from fastrank.kernels.occupancy import MULTIPROCESSORS, occupancy
 
 ARCHITECTURES = tuple(MULTIPROCESSORS)
+#: What CMakeLists.txt has nvcc compile for, and whose chips run it.
+CUDA_ARCHITECTURES = {80: (80, 86, 89), 90: (90,), 100: (100,), 120: (120,)}
+assert sorted(chip for chips in CUDA_ARCHITECTURES.values() for chip in chips) == sorted(ARCHITECTURES)
 
 
 def architectures(build) -> tuple[int, ...]:
@@ -61,10 +64,11 @@ def cuda_code(build, arch: int, folder: Path) -> list[Code]:
         assert re.search(r"\b0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads", account), (name, account)
         shared = re.search(r"(\d+) bytes smem", account)
         threads = int(re.search(r"\.maxntid (\d+)", compiled.ptx.partition(f".entry {name}(")[2])[1])
-        found.append(
-            Code(build.op, name, arch, threads // 32, used["REG"], used["STACK"], used["LOCAL"],
+        found += [
+            Code(build.op, name, chip, threads // 32, used["REG"], used["STACK"], used["LOCAL"],
                  int(shared[1]) if shared else 0, compiled.ptx, sass[name])
-        )  # fmt: skip
+            for chip in CUDA_ARCHITECTURES[arch]
+        ]  # fmt: skip
     return found
 
 

@@ -248,6 +248,7 @@ def test_channels_are_read_in_place_whatever_their_strides():
         ((3, 4, 9, 8), {"kernel_size": 3, "groups": 4}),
         ((3, 4, 9, 8), {"kernel_size": 1}),
         ((3, 4, 9, 8), {"kernel_size": 1, "stride": 2, "groups": 2}),
+        ((3, 4, 9, 8), {"kernel_size": np.int64(3), "groups": np.int64(2)}),
         ((2, 2, 3, 3), {"kernel_size": 3}),
         ((2, 2, 3, 3), {"kernel_size": 2, "padding": 4, "stride": 3}),  # patches that see padding only
         ((0, 4, 9, 8), {"kernel_size": 3}),
@@ -306,6 +307,13 @@ def test_patches_of_bfloat16_and_a_convolutions_own_features():
     assert half.dtype == torch.bfloat16
 
 
+def test_a_state_is_on_the_cpu_unless_told():
+    with torch.device("meta"):
+        state = GramState(np.int64(3), classes=np.int64(2))
+    assert state.device == torch.device("cpu") and repr(state).startswith("GramState(d=3,")
+    assert state.update(torch.eye(3), torch.zeros(3, dtype=torch.int64)).n == 3
+
+
 def test_numpy_in_any_layout():
     X = normal(40, 6).numpy()
     whole = GramState(6).update(torch.from_numpy(X))
@@ -349,6 +357,7 @@ def test_mistakes_are_named_and_leave_the_state_alone():
         (lambda: state.update(normal(6, 5)), "X: expected d = 4 features in dimension 1"),
         (lambda: state.update(X[0]), "X: expected 2 dimensions, got shape"),
         (lambda: state.update(X.long()), "X: expected float64, float32, bfloat16 or float16, got torch.int64"),
+        (lambda: state.update(X.to(torch.complex64)), "got torch.complex64$"),
         (lambda: state.update([[1.0]]), "X: expected a torch, NumPy or CuPy array, got list"),
         (lambda: state.update(np.array(["a"])), "X: expected an array of numbers"),
         (lambda: state.update(X.to("meta")), "X: expected data on cpu, where the state is, got meta"),

@@ -230,11 +230,45 @@ inline void pack_run(const In* p, int64_t run, int64_t stride_inner, int64_t str
   }
 }
 
+// Units packed side by side, where the matrix's rows are contiguous: whole cache lines of a row are used up before the
+// next row, on another page as often as not, is touched. Their shifts and sums fit in the registers.
+constexpr int kUnits = kVectorBytes == 64 ? 8 : 4;
+
+template <class T, bool kAffine, class In>
+inline void pack_rows(const In* p, int64_t run, int64_t stride_inner, T* const (&out)[kUnits],
+                      Sink<T, kAffine> (&sinks)[kUnits], int64_t at) {
+  for (int64_t k = 0; k < run; ++k, p += stride_inner) {
+#pragma GCC unroll 8
+    for (int u = 0; u < kUnits; ++u) sinks[u].put(load_wide(p + u * U), out[u] + (at + k) * kLanes<T>);
+  }
+}
+
 template <class T, bool kAffine, class In>
 void pack_typed(const Matrix& a, const double* shift, int64_t row, int64_t count, int64_t first, int64_t last,
                 T* packed, int64_t panel_stride, double* sums) {
   constexpr int64_t L = kLanes<T>;
-  for (int64_t column = first * L; column < last * L; column += U) {
+  int64_t column = first * L;
+  if (a.stride_column == 1) {
+    const int64_t whole = last * L < a.columns ? last * L : a.columns;
+    for (; column + kUnits * U <= whole; column += kUnits * U) {
+      T* out[kUnits];
+      Sink<T, kAffine> sinks[kUnits] = {};
+      for (int u = 0; u < kUnits; ++u) {
+        out[u] = packed + (column + u * U) / L * panel_stride + (column + u * U) % L;
+        if (kAffine && shift) sinks[u].shift = load<Vector<double, U>>(shift + column + u * U);
+      }
+      for (int64_t k = 0; k < count;) {
+        const int64_t outer = (row + k) / a.inner, inner = (row + k) % a.inner;
+        const int64_t run = count - k < a.inner - inner ? count - k : a.inner - inner;
+        const In* p = static_cast<const In*>(a.data) + outer * a.stride_outer + inner * a.stride_inner;
+        pack_rows(p + column, run, a.stride_inner, out, sinks, k);
+        k += run;
+      }
+      if (kAffine && sums)
+        for (int u = 0; u < kUnits; ++u) store(sums + column + u * U, sinks[u].sum);
+    }
+  }
+  for (; column < last * L; column += U) {
     T* const out = packed + column / L * panel_stride + column % L;
     const int64_t left = a.columns - column;
     const int valid = static_cast<int>(left >= U ? U : left > 0 ? left : 0);
@@ -341,6 +375,21 @@ void pack_patches(const Patches& a, const double* shift, int64_t row, int64_t co
 
 // ---- multiplying ----
 
+template <class T, int N>
+inline void add_products(const T* rows, const T* columns, int64_t panel_stride, int64_t k, Vector<T, kLanes<T>> (&acc)[kRows][N]) {
+  constexpr int64_t L = kLanes<T>;
+  using V = Vector<T, L>;
+  V b[N];
+#pragma GCC unroll 4
+  for (int n = 0; n < N; ++n) b[n] = load<V>(columns + n * panel_stride + k * L);
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+    const T a = rows[r / L * panel_stride + k * L + r % L];
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) acc[r][n] += a * b[n];
+  }
+}
+
 // Rows [i, i + kRows) of C times N vectors of columns from j on; rows at or beyond `edge` are not stored.
 template <class T, int N>
 inline void tile(const T* rows, const T* columns, int64_t panel_stride, int64_t count, int64_t i, int64_t j,
@@ -348,17 +397,16 @@ inline void tile(const T* rows, const T* columns, int64_t panel_stride, int64_t 
   constexpr int64_t L = kLanes<T>;
   using V = Vector<T, L>;
   V acc[kRows][N] = {};
-  for (int64_t k = 0; k < count; ++k) {
-    V b[N];
-#pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) b[n] = load<V>(columns + n * panel_stride + k * L);
+  int64_t k = 0;
+  if (add && i + kRows <= edge && count >= kRows) {
+    double* out = c + i * ldc + j;
+    for (; k < kRows; ++k, out += ldc) {
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const T a = rows[r / L * panel_stride + k * L + r % L];
-#pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) acc[r][n] += a * b[n];
+      for (int n = 0; n < N * L / 8; ++n) __builtin_prefetch(out + n * 8, 1);
+      add_products<T, N>(rows, columns, panel_stride, k, acc);
     }
   }
+  for (; k < count; ++k) add_products<T, N>(rows, columns, panel_stride, k, acc);
   T buffer[kRows][N * L];
   __builtin_memcpy(buffer, acc, sizeof(buffer));
   for (int r = 0; r < kRows && i + r < edge; ++r) {

@@ -23,7 +23,7 @@ namespace gram {
 constexpr int64_t kNarrow = 256;               // 256 columns x 256 rows x 8 bytes = 512 KiB, a quarter of a 2 MiB L2
 constexpr int64_t kSplitChunks = 4;            // chunks of a split: enough to pay for adding its triangle up
 constexpr int64_t kMaxSplits = 16;             // at most 16 triangles of 256^2 fp64: 8 MiB
-constexpr int64_t kBlock = 128;                // wide: side of a block of C; a multiple of every ISA's lanes
+constexpr int64_t kBlock = 144;  // wide: side of a block of C; a multiple of each tile's columns (48 fp32 of AVX-512)
 constexpr int64_t kPackPanels = 4;             // wide: panels packed by one task
 constexpr int64_t kSlabBytes = int64_t{8} << 20;
 constexpr int64_t kKeepBytes = int64_t{8} << 20;  // larger workspaces are given back after the call

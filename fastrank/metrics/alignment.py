@@ -33,13 +33,27 @@ class Alignment:
     reason: str = ""
 
 
-def alignment(W: SubspaceState | Tensor, A: SubspaceState | Tensor, k: int = 15) -> Alignment:
+def alignment(W, A, k: int = 15):
     """Alignment of W [out, in] with A [n, in], matrices or their `top_svd` states (conv: flattened kernel, patches).
 
+    Lists of layers give a list; their singular vectors are found in one grouped call.
+
     Raises:
-        InputError: the two have different feature dimensions.
+        InputError: the two have different feature dimensions, or lists different lengths.
     """
-    W, A = (side if isinstance(side, SubspaceState) else top_svd(side, k) for side in (W, A))
+    if not isinstance(W, list | tuple) and not isinstance(A, list | tuple):
+        return alignment([W], [A], k)[0]
+    if not isinstance(W, list | tuple) or not isinstance(A, list | tuple) or len(W) != len(A):
+        lengths = [len(side) if isinstance(side, list | tuple) else "no list" for side in (W, A)]
+        raise InputError("A", f"as many matrices as W, {lengths[0]}", lengths[1])
+    sides = [*W, *A]
+    matrices = [side for side in sides if not isinstance(side, SubspaceState)]
+    found = iter(top_svd(matrices, k))
+    states = [side if isinstance(side, SubspaceState) else next(found) for side in sides]
+    return [_alignment(w, a, k) for w, a in zip(states[: len(W)], states[len(W) :], strict=True)]
+
+
+def _alignment(W: SubspaceState, A: SubspaceState, k: int) -> Alignment:
     d = W.Vh.shape[1]
     if A.Vh.shape[1] != d:
         raise InputError("A", f"{d} features, as W has", f"{A.Vh.shape[1]}")

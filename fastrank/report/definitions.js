@@ -12,6 +12,18 @@ const DEFINITIONS = {
       "rtol = max(n, d)·eps. [lo, hi] counts the same at tol plus and minus the error bound of the σᵢ.",
     source: `${PAPER}, sec. 3.1; tolerance of torch.linalg.matrix_rank`,
   },
+  input_rank: {
+    label: "rank of the input",
+    text:
+      "Numerical rank of all rows that the weight is multiplied with; it bounds the rank of the weight's gradient. " +
+      "Summed over the forwards of a step.",
+    source: `${PAPER}, eq. 3`,
+  },
+  bound_excess: {
+    label: "gradient's rank above its bound",
+    text: "By how much the gradient's rank exceeds its input's for certain: lo of the one minus hi of the other, or 0.",
+    source: `${PAPER}, eq. 3`,
+  },
   effective_rank: {
     label: "effective rank",
     text: "exp of the entropy of p, pᵢ = σᵢ / Σσ: the number of equal singular values with the same entropy.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any, NamedTuple
 
 
@@ -16,17 +17,16 @@ class Convolution(NamedTuple):
 
     @classmethod
     def of(cls, kernel_size: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: Any = 1) -> Convolution:
-        """From integers or pairs.
+        """From integers or pairs; `padding` also as "valid" or "same".
 
         Raises:
-            ValueError: one that is neither, or too small.
+            ValueError: one that is neither, or too small; "same" with a stride, or where it is not symmetric.
         """
-        if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
-            raise ValueError(f"groups: expected a positive integer, got {groups!r}")
-        return cls(
-            _pair("kernel_size", kernel_size, 1), _pair("stride", stride, 1), _pair("padding", padding, 0),
-            _pair("dilation", dilation, 1), groups,
-        )  # fmt: skip
+        kernel_size, stride = _pair("kernel_size", kernel_size, 1), _pair("stride", stride, 1)
+        dilation = _pair("dilation", dilation, 1)
+        if isinstance(padding, str):
+            padding = _named_padding(padding, kernel_size, stride, dilation)
+        return cls(kernel_size, stride, _pair("padding", padding, 0), dilation, _whole("groups", groups))
 
     def features(self, channels: int) -> int:
         """Numbers of a patch of an image of `channels`: columns of the patch matrix."""
@@ -45,9 +45,40 @@ class Convolution(NamedTuple):
         return shape[0] * self.groups * height * width
 
 
+def _named_padding(name: str, kernel_size: tuple, stride: tuple, dilation: tuple) -> tuple[int, int]:
+    """As torch's convolutions know it by name."""
+    if name == "valid":
+        return 0, 0
+    if name != "same":
+        raise ValueError(f"padding: expected numbers, 'valid' or 'same', got {name!r}")
+    if stride != (1, 1):
+        raise ValueError(f"padding: expected numbers where stride is not 1, got 'same' and stride {stride}")
+    reach = [d * (k - 1) for d, k in zip(dilation, kernel_size, strict=True)]
+    if any(r % 2 for r in reach):
+        raise ValueError(
+            f"padding: expected 'same' to be as wide on both sides, got kernel {kernel_size} with dilation {dilation}; "
+            "pad the input by torch.nn.functional.pad"
+        )
+    return reach[0] // 2, reach[1] // 2
+
+
 def _pair(name: str, value: Any, least: int) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else value
-    fits = isinstance(pair, (tuple, list)) and len(pair) == 2
-    if fits and all(isinstance(v, int) and not isinstance(v, bool) and v >= least for v in pair):
-        return tuple(pair)
+    pair = value if isinstance(value, (tuple, list)) else (value, value)
+    numbers = tuple(_integer(v) for v in pair)
+    if len(numbers) == 2 and all(v is not None and v >= least for v in numbers):
+        return numbers
     raise ValueError(f"{name}: expected an integer >= {least} or a pair of them, got {value!r}")
+
+
+def _whole(name: str, value: Any) -> int:
+    if (number := _integer(value)) is None or number < 1:
+        raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+    return number
+
+
+def _integer(value: Any) -> int | None:
+    """NumPy's integers and torch.SymInt count too, truth values do not."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None

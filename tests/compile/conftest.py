@@ -6,7 +6,7 @@ from pathlib import Path
 
 import gpu_builds
 import pytest
-from machine_code import ARCHITECTURES, Code, architectures, compile_all, cuda_code, resource_table, triton_code
+from machine_code import CUDA_ARCHITECTURES, Code, architectures, compile_all, cuda_code, resource_table, triton_code
 
 TABLE: pytest.StashKey[list[Code]] = pytest.StashKey()
 
@@ -35,7 +35,7 @@ def cuda_kernels(request, tmp_path_factory) -> list[Code]:
         pytest.skip("nvcc is not installed")
     if not gpu_builds.cuobjdump():
         pytest.skip("cuobjdump is not installed (it comes with triton)")
-    jobs = [(cuda_code, build, arch) for build in gpu_builds.CUDA for arch in ARCHITECTURES]
+    jobs = [(cuda_code, build, arch) for build in gpu_builds.CUDA for arch in CUDA_ARCHITECTURES]
     return _compiled(jobs, tmp_path_factory.mktemp("cuda"), request.config)
 
 

@@ -2,7 +2,8 @@
 
 import re
 
-from machine_code import ARCHITECTURES, short
+import gpu_builds
+from machine_code import ARCHITECTURES, CUDA_ARCHITECTURES, short
 
 
 def tiles(codes, *ways, kernels="gram_tiles|patch_tiles|patch_pieces"):
@@ -25,6 +26,12 @@ def test_every_kernel_for_every_architecture(cuda_kernels):
     # patch_sums, of 4 dtypes, is one name.
     kernels = len(names) + 3
     assert len([code for code in cuda_kernels if short(code.name) in names]) == kernels * len(ARCHITECTURES)
+
+
+def test_the_core_carries_what_is_looked_at_here():
+    text = (gpu_builds.ROOT / "CMakeLists.txt").read_text()
+    listed = re.findall(r"(?:set\(|APPEND )architectures ([^)]+)\)", text)
+    assert [int(arch.removesuffix("-real")) for arch in " ".join(listed).split()] == list(CUDA_ARCHITECTURES)
 
 
 def test_exact_products_are_on_fp64_tensor_cores(cuda_kernels):

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conformity import check
@@ -154,6 +155,14 @@ def test_registered_for_tracing():
     opcheck(torch.ops.fastrank.gram_patches_, arguments)
 
 
+def test_sizes_as_people_have_them():
+    plain = Convolution.of(3, padding=2, dilation=2, groups=2)
+    assert Convolution.of(np.int64(3), np.int32(1), [2, np.int64(2)], 2, np.int64(2)) == plain
+    assert Convolution.of(3, padding="same", dilation=2, groups=2) == plain
+    assert Convolution.of((5, 1), padding="same").padding == (2, 0)
+    assert Convolution.of(2, 3, "valid") == Convolution.of(2, 3)
+
+
 def test_mistakes_are_named():
     x, convolution = torch.zeros(1, 4, 5, 5), Convolution.of(3)
     G, total = torch.zeros(36, 36, dtype=torch.float64), torch.zeros(36, dtype=torch.float64)
@@ -181,6 +190,9 @@ def test_mistakes_are_named():
         ({"kernel_size": 3, "padding": -1}, "padding: expected an integer >= 0"),
         ({"kernel_size": 3, "stride": True}, "stride: expected an integer >= 1"),
         ({"kernel_size": 3, "groups": 0}, "groups: expected a positive integer, got 0"),
+        ({"kernel_size": 3, "padding": "full"}, "padding: expected numbers, 'valid' or 'same', got 'full'"),
+        ({"kernel_size": 3, "stride": 2, "padding": "same"}, "padding: expected numbers where stride is not 1"),
+        ({"kernel_size": (3, 2), "padding": "same"}, "padding: expected 'same' to be as wide on both sides"),
     ]:
         with pytest.raises(ValueError, match=message):
             Convolution.of(**arguments)
