@@ -18,13 +18,19 @@ from torch import Tensor
 import fastrank
 
 TOP = 15
+BATCH = 1024
+#: sigma / sigma_1 that a fast Gram matrix resolves (GramState.floor); torch's tolerance is above it from 35,000 rows.
+FAST_FLOOR = 4e-3
 #: What the float64 truth itself may err, relative to sigma_1.
 TRUTH = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
 class Matrix(Case):
-    """What is asked (`kind`: spectrum, rank or top) of the matrices of one call; singular values fall as i^-decay."""
+    """What is asked (`kind`) of the matrices of one call, whose singular values fall as i^-decay.
+
+    kind: spectrum, rank, `stream` (the rank of rows that come in batches of BATCH) or top.
+    """
 
     kind: str
     shapes: tuple[tuple[int, int], ...]
@@ -42,6 +48,14 @@ RESNET18 = (
     (512, 2304), *[(512, 4608)] * 3, (512, 256), (94, 512),
 )  # fmt: skip
 
+#: Weights of ResNet-50, [out, in * kh * kw].
+RESNET50 = (
+    (64, 147), (64, 64), (64, 576), (256, 64), (256, 64), *[(64, 256), (64, 576), (256, 64)] * 2,
+    (128, 256), (128, 1152), (512, 128), (512, 256), *[(128, 512), (128, 1152), (512, 128)] * 3,
+    (256, 512), (256, 2304), (1024, 256), (1024, 512), *[(256, 1024), (256, 2304), (1024, 256)] * 5,
+    (512, 1024), (512, 4608), (2048, 512), (2048, 1024), *[(512, 2048), (512, 4608), (2048, 512)] * 2, (1000, 2048),
+)  # fmt: skip
+
 CASES = (
     Matrix(kind="spectrum", shapes=((64, 576),), where="weight of a 3x3 convolution, 64 -> 64", quick=True),
     Matrix(kind="spectrum", shapes=((128, 8192),), where="activations of a CIFAR ResNet-18, batch 128"),
@@ -50,7 +64,10 @@ CASES = (
     Matrix(kind="spectrum", shapes=((1000, 2048),), where="ImageNet ResNet-50's head"),
     Matrix(kind="spectrum", shapes=RESNET18, where="all weights of a CIFAR ResNet-18"),
     Matrix(kind="rank", shapes=((128, 8192),), decay=2.0, where="activations of a CIFAR ResNet-18", quick=True),
+    Matrix(kind="rank", shapes=((256, 8000),) * 50, decay=2.0, where="50 layers' activations, batch 256"),
+    Matrix(kind="rank", shapes=RESNET50, where="all weight gradients of ResNet-50"),
     Matrix(kind="rank", shapes=((100_000, 1000),), decay=2.0, where="logits of 100,000 ImageNet samples"),
+    Matrix(kind="stream", shapes=((100_000, 1000),), decay=2.0, where="the same in batches of 1024"),
     Matrix(kind="top", shapes=((128, 8192),), where="activations of a CIFAR ResNet-18", quick=True),
     Matrix(kind="top", shapes=((512, 4608),), where="weight of a 3x3 convolution, 512 -> 512"),
     Matrix(kind="top", shapes=((21841, 2048),), where="ImageNet-21k head"),
@@ -62,8 +79,9 @@ def prepare(case: Matrix, device: str) -> Problem:
     matrices = [decaying(n, d, case.decay, generator).to(device) for n, d in case.shapes]
     truths = [singular_values(A) for A in matrices]
     kind = torch.device(device).type
-    if case.kind == "rank":
-        return Problem(ranks(case, matrices, truths), "counts outside the interval given")
+    if case.kind in ("rank", "stream"):
+        contenders = (ranks if case.kind == "rank" else streams)(case, matrices, truths)
+        return Problem(contenders, "counts outside the interval given")
 
     def distance(sigmas: list[Tensor]) -> float:
         pairs = zip(sigmas, truths, strict=True)
@@ -113,15 +131,52 @@ def spectra(case: Matrix, matrices: list[Tensor], distance: Callable, device: st
 
 
 def ranks(case: Matrix, matrices: list[Tensor], truths: list[Tensor]) -> dict[str, Contender]:
-    (A,), (truth,) = matrices, truths
-    tolerance = max(A.shape) * torch.finfo(A.dtype).eps * truth[0]
-    count = int((truth > tolerance).sum())
-    return {
-        "torch.linalg.matrix_rank": Contender(lambda: torch.linalg.matrix_rank(A), lambda r: abs(int(r) - count)),
-        "fastrank": Contender(
-            lambda: fastrank.matrix_rank(A), lambda r: max(r.lo - count, count - r.hi, 0), 0.0, True, account(case)
-        ),
+    counts = [true_rank(A, truth) for A, truth in zip(matrices, truths, strict=True)]
+    contenders = {
+        "torch.linalg.matrix_rank": Contender(
+            lambda: [torch.linalg.matrix_rank(A) for A in matrices],
+            lambda found: max(abs(int(r) - count) for r, count in zip(found, counts, strict=True)),
+        )
     }
+    for name, method in (("fastrank", "auto"), ("fastrank, inertia", "inertia")):
+        contenders[name] = Contender(
+            lambda method=method: fastrank.matrix_rank(matrices, method=method),
+            lambda found: outside(found, counts), 0.0, True, account(case),
+        )  # fmt: skip
+    return contenders
+
+
+def streams(case: Matrix, matrices: list[Tensor], truths: list[Tensor]) -> dict[str, Contender]:
+    """Ranks after the last batch; torch has to keep all rows, which it is given as one matrix."""
+    (A,), (truth,) = matrices, truths
+    counts, batches = [true_rank(A, truth)], A.split(BATCH)
+
+    def run(mode: str) -> list:
+        state = fastrank.GramState(d=A.shape[1], mode=mode, device=A.device)
+        for batch in batches:
+            state.update(batch)
+        return [fastrank.matrix_rank(state.spectrum())]
+
+    def stacked() -> list:
+        sigma = torch.linalg.svdvals(A)
+        return [(sigma > max(A.shape) * torch.finfo(A.dtype).eps * sigma[0]).sum()]
+
+    contenders = {"torch.linalg.svdvals, stacked": Contender(stacked, lambda found: abs(int(found[0]) - counts[0]))}
+    resolved = max(A.shape) * torch.finfo(A.dtype).eps > FAST_FLOOR
+    for mode in ("exact", "fast") if resolved else ("exact",):
+        contenders[f"fastrank, {mode}"] = Contender(
+            lambda mode=mode: run(mode), lambda found: outside(found, counts), 0.0, True, account(case)
+        )
+    return contenders
+
+
+def true_rank(A: Tensor, truth: Tensor) -> int:
+    return int((truth > max(A.shape) * torch.finfo(A.dtype).eps * truth[0]).sum())
+
+
+def outside(found: list, counts: list[int]) -> int:
+    """How far the counts lie outside the intervals, and how wide these are: 0 for what is exact and right."""
+    return max(max(r.hi - r.lo, r.lo - count, count - r.hi) for r, count in zip(found, counts, strict=True))
 
 
 def top(case: Matrix, matrices: list[Tensor], distance: Callable, device: str) -> dict[str, Contender]:

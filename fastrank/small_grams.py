@@ -71,10 +71,11 @@ def _small_grams(matrices: list[Tensor], centered: bool) -> list[SmallGram]:
 def centred(X: Tensor) -> tuple[Tensor, float]:
     """X without its column means, in float64, and a bound on the Frobenius norm of its error.
 
-    The mean's error is at most n u mean|x| <= n u ||x|| / sqrt(n) a column, sqrt(n) times that over the column's rows;
-    the subtraction rounds once, relative to |x| + |mean|.
+    A mean of n numbers errs by at most n u times their mean size, so its removal by n u ||X||_F. The second mean is one
+    of what the first has left, mostly far smaller.
     """
     X = X.double()
     if not len(X):
         return X, 0.0
-    return X - X.mean(0), (len(X) + 3) * U64 * float(X.norm())
+    Y = X - X.mean(0)
+    return Y - Y.mean(0), U64 * (4 * float(X.norm()) + (len(X) + 6) * float(Y.norm()))

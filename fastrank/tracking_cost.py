@@ -19,7 +19,8 @@ from fastrank.kernels.gram import cost as gram
 from fastrank.metrics import OF_SPECTRUM
 from fastrank.metrics.alignment import alignment
 from fastrank.precision import one_thread
-from fastrank.spectra import rank_counts, spectrum
+from fastrank.ranks import rank_counts
+from fastrank.spectra import spectrum
 from fastrank.subspace import OVERSAMPLE, top_svd
 from fastrank.watcher import TOP
 

@@ -28,8 +28,9 @@ from fastrank.capture import (
 from fastrank.errors import InputError
 from fastrank.metrics import OF_SPECTRUM
 from fastrank.metrics.alignment import alignment
+from fastrank.ranks import rank_counts
 from fastrank.record import RunWriter
-from fastrank.spectra import Spectrum, rank_counts, spectrum
+from fastrank.spectra import Spectrum, spectrum
 from fastrank.subspace import SubspaceState, top_svd
 
 #: Singular values kept per source and step, and singular vectors compared ([U] Fig. 3 uses 15).

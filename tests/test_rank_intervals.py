@@ -12,7 +12,7 @@ import torch
 from matrix_families import FAMILIES, LADDER
 
 from fastrank import matrix_rank, spectra, spectrum
-from fastrank.spectra import default_rtol
+from fastrank.ranks import default_rtol, estimate_rank
 
 #: Small ones are for numbers; the others reach every path of the kernels. [n, d], how many seeds of each family.
 SMALL = {
@@ -147,15 +147,15 @@ def test_a_thousandth_of_the_bound_is_seen_to_fail(monkeypatch):
                 off, own = np.abs(s.sigma.numpy() - sigma), OWN * sigma[0]
                 singular_values += int((off > s.bound.numpy() + own).sum())
                 # At a singular value itself, where every error counts.
-                r = spectra.estimate_rank(s, 0.0, float(sigma[len(sigma) // 2]))
+                r = estimate_rank(s, 0.0, float(sigma[len(sigma) // 2]))
                 ranks += r.lo > (sigma > r.tol - own).sum() or r.hi < (sigma > r.tol + own).sum()
         return singular_values, ranks
 
     assert broken() == (0, 0)
-    exact = spectra._of_eigenvalues
+    exact = spectra.of_eigenvalues
     # Of the whole error of lambda, the Gram matrix's and the eigensolver's.
     monkeypatch.setattr(
-        spectra, "_of_eigenvalues", lambda g, v, e: exact(dataclasses.replace(g, error=g.error / 1000), v, e / 1000)
+        spectra, "of_eigenvalues", lambda g, v, e: exact(dataclasses.replace(g, error=g.error / 1000), v, e / 1000)
     )
     singular_values, ranks = broken()
     assert singular_values > 0 and ranks > 0

@@ -31,7 +31,7 @@ inline void jacobi(double* a, double* q, int64_t ld, int64_t m) {
       for (int64_t j = i + 1; j < m; ++j) {
         const double off = a[i * ld + j], x = a[i * ld + i], y = a[j * ld + j];
         // Relative to both diagonal numbers, so that small eigenvalues of a graded matrix keep their digits.
-        if (fabs(off) <= kU * sqrt(fabs(x)) * sqrt(fabs(y)) || fabs(off) < 0x1p-500) continue;
+        if (off * off <= kU * kU * fabs(x * y) || fabs(off) < 0x1p-500) continue;
         rotated = true;
         const double theta = (y - x) / (2 * off);
         const double t = (theta < 0 ? -1 : 1) / (fabs(theta) + sqrt(1 + theta * theta));

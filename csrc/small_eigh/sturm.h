@@ -21,9 +21,8 @@ constexpr int kShiftVectors = 4;
 constexpr int kShiftVectors = 3;
 #endif
 constexpr int kShifts = kShiftVectors * kLanes;
-// Numbers of T are at most about m, of which m^2 is a step's growth; with e^2 >= kLeast two steps shrink p at most to
-// kLeast / 2. So p stays in range for kScaled steps (m < 2^20), after which it is brought back to about 1.
-constexpr int64_t kScaled = 8;
+// Between two rescalings p neither overflows nor vanishes (DevNotes.md; m <= 2^14).
+constexpr int64_t kScaled = 6;
 constexpr double kLeast = 0x1p-120;
 
 // count[s] = #{eigenvalues of T below x[s]}. e2[i] couples i - 1 and i; e2[0] is 0.

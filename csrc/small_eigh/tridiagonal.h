@@ -19,13 +19,13 @@ constexpr int64_t kRowRun = 32;      // vectors of one row
 constexpr int64_t kColumnRun = 128;  // rows of one column
 constexpr double kNothing = 0x1p-400;  // a squared norm that counts as 0, of matrices scaled to about 1
 
-// The most roundings of a product in an element of `pass`'s y.
+// The most roundings of a product in an element of `pass`'s y: on its way through its row's sum or its column's, then
+// through y. 4: the product itself, the vectors that the diagonal crosses, y's first value.
 inline double pass_roundings(int64_t r) {
-  const int64_t row = (ceil_div(r, kLanes) < kRowRun ? ceil_div(r, kLanes) : kRowRun) +
-                      ceil_div(r, kRowRun * kLanes) + kSumRoundings;
-  const int64_t column = kGroup + (ceil_div(r, kGroup) < kColumnRun / kGroup ? ceil_div(r, kGroup) : kColumnRun / kGroup) +
-                         ceil_div(r, kColumnRun);
-  return static_cast<double>((row > column ? row : column) + 3);
+  const auto least = [](int64_t x, int64_t y) { return x < y ? x : y; };
+  const int64_t row = least(ceil_div(r, kLanes), kRowRun) + ceil_div(r, kRowRun * kLanes) + kSumRoundings;
+  const int64_t column = kGroup + least(ceil_div(r, kGroup), kColumnRun / kGroup);
+  return static_cast<double>((row > column ? row : column) + ceil_div(r, kColumnRun) + 4);
 }
 
 // One group of rows and the vectors [j, end) of columns; kDiagonal: the lanes right of a row's diagonal are not its own.
@@ -91,7 +91,7 @@ inline void pass(double* a, int64_t ld, int64_t r, const double* v, const double
 
 // Reduces A (destroyed; rows from m to the next multiple of 8 exist, are finite, and so is what lies right of the
 // diagonal up to there) to diagonal d[m] and off-diagonal e[m - 1], e[i] between i and i + 1. norm2: ||A||_F^2, up to a
-// relative 1e-9. Numbers of A are at most 1, the largest at least 1/2. Returns a bound on the 2-norm of T - Q^T A Q for
+// relative 1e-13 m. Numbers of A are at most 1, the largest at least 1/2. Returns a bound on the 2-norm of T - Q^T A Q for
 // some exactly orthogonal Q. scratch: 6 rows of round_up(m, 8) + 8.
 inline double tridiagonalize(double* a, int64_t ld, int64_t m, double norm2, double* d, double* e, double* scratch) {
   const int64_t length = ceil_div(m, 8) * 8 + 8;
@@ -99,7 +99,9 @@ inline double tridiagonalize(double* a, int64_t ld, int64_t m, double norm2, dou
   for (int64_t j = 0; j < 4 * length; ++j) scratch[j] = 0;
   bool pending = false;
   double error = 0;
-  double left2 = norm2 * (1 + 4e-9);  // bounds the square of what is left of the norm
+  // What is left of ||A||_F^2, which reflections keep up to 1e-12 m of it (DevNotes.md).
+  const double floor2 = norm2 * 1e-12 * static_cast<double>(m);
+  double left2 = norm2 + floor2;
   for (int64_t r = m - 1; r >= 0; --r) {
     double* const row = a + r * ld;
     if (pending)
@@ -117,7 +119,7 @@ inline double tridiagonalize(double* a, int64_t ld, int64_t m, double norm2, dou
       pending = false;
       continue;
     }
-    const double f = sqrt(left2 > 0 ? left2 + norm2 * 4e-9 : norm2 * 4e-9);
+    const double f = sqrt(left2 > 0 ? left2 + floor2 : floor2);
     if (squares < kNothing) {
       // Dropped: the row's norm is at most 2^-200, and so is the change in the 2-norm. What is pending is still due.
       e[r - 1] = 0;
@@ -143,8 +145,8 @@ inline double tridiagonalize(double* a, int64_t ld, int64_t m, double norm2, dou
     next = old;
     pending = true;
     // DevNotes.md, "one step": roundings of the product, of a dot product, of tau.
-    const double k = pass_roundings(r), kd = dot_roundings(r), kt = kd + 8;
-    error += kU * (f * (2.4 * (k + kt + 1) + 4.1 * (kd + kt + 3) + 8.1) + norm * (0.75 * kd + 8));
+    const double k = pass_roundings(r), kd = dot_roundings(r), kt = kd / 2 + 6;
+    error += kU * (f * (2 * (k + kt + 1) + 4 * (kd + kt + 3) + 8) + norm * (0.75 * kd + 7));
   }
   return 1.01 * error;
 }
