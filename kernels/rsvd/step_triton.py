@@ -44,7 +44,8 @@ from fastrank.kernels.small_eigh.triton import jacobi_kernel
 from torch import Tensor
 
 #: A matrix's line of the table: addresses, sizes and strides of A and V, columns wanted; where its rows and columns
-#: begin among all rows and columns; where its blocks of either begin and how many there are; spans; its parts; its items of `project`.
+#: begin among all rows and columns; where its blocks of either begin and how many there are; spans; its parts; its
+#: items of `project`.
 _A, _N, _D, _SN, _SD, _V, _VD, _VQ, _Q, _K = map(tl.constexpr, range(10))
 _ROW, _COLUMN, _ROW_BLOCK, _ROW_BLOCKS, _COLUMN_BLOCK, _COLUMN_BLOCKS, _SPANS, _PART, _ITEM = map(
     tl.constexpr, range(10, 19)
