@@ -29,6 +29,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def driver(triton_emulator):
+    from emulate import tempered_mse_launches  # noqa: F401  (records what is compiled, before a test changes tiles)
     from emulate.ptx.triton_driver import EmulatedDriver
 
     return EmulatedDriver(triton_emulator, {name: frozenset(names) for name, names in OUTPUTS.items()})
