@@ -1,6 +1,11 @@
 """Constants of the randomized SVD ops."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+
 import torch
+from fastrank.kernels.occupancy import Claim
 
 KINDS = ("gaussian", "rademacher", "sparse_sign")
 
@@ -44,3 +49,52 @@ NEGLIGIBLE = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 PASSES = 3
 #: The seed of the columns that replace dependent ones; any would do.
 FILL_SEED = 0x5EED
+
+
+@dataclass(frozen=True)
+class SketchTile:
+    """What one Triton program makes of the result, `depth` columns of A at a time. None has been timed on a device."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+
+
+#: As wide as the sketch, up to 64 columns: each number drawn serves `rows` products, which is to be more than the about
+#: 60 instructions that drawing it takes.
+SKETCH_TILE = (SketchTile(64, 16, 16, 4), SketchTile(64, 32, 16, 4), SketchTile(64, 64, 16, 8))
+#: Of float64, where a number takes two registers.
+SKETCH_TILE_64 = (SketchTile(32, 16, 16, 4), SketchTile(32, 32, 16, 4), SketchTile(32, 64, 16, 8))
+#: Of the test matrix alone: 16 numbers a thread.
+TEST_TILE = SketchTile(64, 32, 0, 4)
+#: Of the subspace step: rows (or columns) of A that a program turns into as many of Y (or Z), `depth` at a time.
+STEP_TILE = SketchTile(64, 0, 16, 8)
+#: Columns that a block is padded to; wider blocks go to torch.
+STEP_WIDTHS = (16, 32, 64)
+
+#: What the tiles count on, as compiled by the triton that constraints.txt names: registers a thread at most, and blocks
+#: at once on a multiprocessor. Where a compiler gives something else, tests/compile says so and this table follows.
+CLAIMS = {
+    "add_spans 64 fp64 plain": Claim(40, 16),
+    "add_spans 64 plain": Claim(32, 16),
+    "apply 64 fill": Claim(120, 2),
+    "apply 64 out": Claim(112, 2),
+    "basis 64 first": Claim(224, 1),
+    "basis 64 next": Claim(240, 1),
+    "columns 64 plain": Claim(128, 2),
+    "finish 64 plain": Claim(32, 8),
+    "left 64 plain": Claim(112, 2),
+    "project 64 next plain": Claim(64, 4),
+    "project 64 plain": Claim(80, 3),
+    "residual 64 plain": Claim(72, 3),
+    "right 16 float64": Claim(256, 1),
+    "right 64 float64": Claim(176, 1),
+    "rotations 64 plain": Claim(128, 2),
+    "rows 64 plain": Claim(80, 3),
+    "sketch 16 plain": Claim(128, 4),
+    "sketch 64 fp64 plain": Claim(216, 1),
+    "sketch 64 plain": Claim(128, 2),
+    "small 64 float64": Claim(256, 1),
+    "test_matrix 64 float64": Claim(64, 8),
+}

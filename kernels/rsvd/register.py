@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from fastrank.kernels import backend
 from fastrank.kernels.rsvd import reference, steps
-from fastrank.kernels.rsvd.config import KINDS
+from fastrank.kernels.rsvd.config import KINDS, STEP_WIDTHS
 from fastrank.kernels.rsvd.validate import DTYPES
 from torch import Tensor
 
@@ -29,8 +29,11 @@ def test_matrix(
     rows: int, columns: int, seed: int, stream: int, kind: str, dtype: torch.dtype, device: torch.device,
     impl: str | None = None,
 ) -> Tensor:  # fmt: skip
-    if backend.chosen("test_matrix", device.type, impl) == "reference":
+    chosen = backend.chosen("test_matrix", device.type, impl)
+    if chosen == "reference":
         return reference.test_matrix(rows, columns, seed, stream, kind, dtype, device)
+    if chosen == "triton":
+        return _triton().test_matrix(rows, columns, seed, stream, kind, dtype, device)
     native = dtype if dtype == torch.float64 else torch.float32
     found = torch.empty(rows, columns, dtype=native)
     backend.core().test_matrix_cpu(
@@ -41,8 +44,11 @@ def test_matrix(
 
 
 def sketch(A: Tensor, q: int, seed: int, stream: int, kind: str, impl: str | None = None) -> Tensor:
-    if backend.chosen("sketch", A.device.type, impl) == "reference":
+    chosen = backend.chosen("sketch", A.device.type, impl)
+    if chosen == "reference":
         return reference.sketch(A, q, seed, stream, kind)
+    if chosen == "triton":
+        return _triton().sketch(A, q, seed, stream, kind)
     Y = A.new_empty(len(A), q, dtype=_computed(A.dtype))
     if Y.numel():
         backend.core().sketch_cpu(
@@ -54,9 +60,12 @@ def sketch(A: Tensor, q: int, seed: int, stream: int, kind: str, impl: str | Non
 def step_many(A: list[Tensor], V: list[Tensor], k: int, impl: str | None = None) -> Steps:
     if not A:
         return ([],) * 6
-    if backend.chosen("subspace_step_many", A[0].device.type, impl) == "reference":
+    chosen = backend.chosen("subspace_step_many", A[0].device.type, impl)
+    if chosen == "reference":
         found = [steps.subspace_step(a, v, k) for a, v in zip(A, V, strict=True)]
         return tuple(map(list, zip(*found, strict=True)))
+    if chosen == "triton":
+        return _triton_steps(A, V, k)
     A, V = [_by_rows(a) for a in A], [v.contiguous() for v in V]
     found = tuple(map(list, zip(*(_outputs(a, v, k) for a, v in zip(A, V, strict=True)), strict=True)))
     items = [
@@ -77,6 +86,30 @@ def orthonormal_many(X: list[Tensor], impl: str | None = None) -> list[Tensor]:
     ]
     backend.core().orthonormal_many_cpu(items, backend.threads())
     return found
+
+
+def _triton_steps(A: list[Tensor], V: list[Tensor], k: int) -> Steps:
+    """Grouped; blocks that are too wide for the kernels, and A without numbers, one by one through the reference."""
+    from fastrank.kernels.rsvd import step_triton
+
+    grouped = [
+        i
+        for i, (a, v) in enumerate(zip(A, V, strict=True))
+        if a.numel() and v.shape[1] in range(1, STEP_WIDTHS[-1] + 1)
+    ]
+    found = dict(
+        zip(grouped, step_triton.subspace_step_many([A[i] for i in grouped], [V[i] for i in grouped], k), strict=True)
+    )
+    every = (
+        found[i] if i in found else steps.subspace_step(a, v, k) for i, (a, v) in enumerate(zip(A, V, strict=True))
+    )
+    return tuple(map(list, zip(*every, strict=True)))
+
+
+def _triton():
+    from fastrank.kernels.rsvd import triton
+
+    return triton
 
 
 def _outputs(A: Tensor, V: Tensor, k: int) -> tuple[Tensor, ...]:

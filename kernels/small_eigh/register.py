@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from fastrank.kernels import backend
 from fastrank.kernels.small_eigh import reference
+from fastrank.kernels.small_eigh.config import MOST_VALUES
 from torch import Tensor
 
 _library = torch.library.Library("fastrank", "FRAGMENT")
@@ -17,7 +18,10 @@ _library.define("eigh_many(Tensor[] G, str? impl=None) -> Tensor[]")
 def _eigvalsh_many(G: list[Tensor], impl: str | None = None) -> tuple[list[Tensor], Tensor]:
     if not G:
         return [], torch.empty(0, dtype=torch.float64)
-    if backend.chosen("eigvalsh_many", G[0].device.type, impl) == "reference":
+    chosen = backend.chosen("eigvalsh_many", G[0].device.type, impl)
+    if chosen == "triton" and _fits(G):
+        return _triton().eigvalsh_many(G)
+    if chosen != "native":
         values, errors = zip(*map(reference.eigvalsh, G), strict=True)
         return list(values), torch.stack(errors)
     G = [_rows(g) for g in G]
@@ -31,7 +35,10 @@ def _eigvalsh_many(G: list[Tensor], impl: str | None = None) -> tuple[list[Tenso
 def _inertia_many(G: list[Tensor], shift: Tensor, impl: str | None = None) -> tuple[Tensor, Tensor]:
     if not G:
         return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64)
-    if backend.chosen("inertia_many", G[0].device.type, impl) == "reference":
+    chosen = backend.chosen("inertia_many", G[0].device.type, impl)
+    if chosen == "triton" and _fits(G):
+        return _triton().inertia_many(G, shift)
+    if chosen != "native":
         counts, slacks = zip(*map(reference.inertia, G, shift), strict=True)
         return torch.stack(counts), torch.stack(slacks)
     G, shift = [_rows(g) for g in G], shift.contiguous()
@@ -45,7 +52,11 @@ def _inertia_many(G: list[Tensor], shift: Tensor, impl: str | None = None) -> tu
 def _eigh_many(G: list[Tensor], impl: str | None = None) -> list[Tensor]:
     if not G:
         return []
-    if backend.chosen("eigh_many", G[0].device.type, impl) == "reference":
+    chosen = backend.chosen("eigh_many", G[0].device.type, impl)
+    if chosen == "triton":
+        values, vectors = _triton().eigh_many(G)
+        return [*values, *vectors]
+    if chosen != "native":
         values, vectors = zip(*map(reference.eigh, G), strict=True)
         return [*values, *vectors]
     G = [_rows(g) for g in G]
@@ -56,6 +67,17 @@ def _eigh_many(G: list[Tensor], impl: str | None = None) -> list[Tensor]:
     ]
     backend.core().eigh_many_cpu(items, backend.threads())
     return [*values, *vectors]
+
+
+def _fits(G: list[Tensor]) -> bool:
+    """Whether all are small enough for the Triton kernels; a call with larger ones goes to torch."""
+    return all(len(g) <= MOST_VALUES for g in G)
+
+
+def _triton():
+    from fastrank.kernels.small_eigh import triton
+
+    return triton
 
 
 def _rows(g: Tensor) -> Tensor:
