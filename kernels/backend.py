@@ -29,7 +29,7 @@ OPS = {
     "test_matrix": {"cpu": ("native",), "cuda": ("triton",)},
     "sketch": {"cpu": ("native",), "cuda": ("triton",)},
     "subspace_step_many": {"cpu": ("native",), "cuda": ("triton",)},
-    "orthonormal_many": {"cpu": ("native",)},
+    "orthonormal_many": {"cpu": ("native",), "cuda": ("triton",)},
 }
 
 

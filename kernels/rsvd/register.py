@@ -77,8 +77,17 @@ def step_many(A: list[Tensor], V: list[Tensor], k: int, impl: str | None = None)
 
 
 def orthonormal_many(X: list[Tensor], impl: str | None = None) -> list[Tensor]:
-    if not X or backend.chosen("orthonormal_many", X[0].device.type, impl) == "reference":
+    if not X:
+        return []
+    chosen = backend.chosen("orthonormal_many", X[0].device.type, impl)
+    if chosen == "reference":
         return [steps.orthonormal(x) for x in X]
+    if chosen == "triton":
+        from fastrank.kernels.rsvd import orthonormal_triton
+
+        grouped = [i for i, x in enumerate(X) if x.shape[1] in range(1, STEP_WIDTHS[-1] + 1)]
+        found = dict(zip(grouped, orthonormal_triton.orthonormal_many([X[i] for i in grouped]), strict=True))
+        return [found[i] if i in found else steps.orthonormal(x) for i, x in enumerate(X)]
     X = [x.contiguous() for x in X]
     found = [torch.empty_like(x) for x in X]
     items = [
