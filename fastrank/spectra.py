@@ -18,9 +18,9 @@ from fastrank.arrays import as_matrices
 from fastrank.kernels.small_eigh import MOST_VALUES, eigvalsh_many
 from fastrank.small_grams import U64, SmallGram, centred, small_gram_groups
 
-#: On CUDA the eigenvalues of matrices of order above 512 are cuSOLVER's, whose backward error is taken as EIGH * k * u * lambda_1 for a k x k matrix:
-#: LAPACK's own estimate is p(k) * u * lambda_1 with a modestly growing p; in practice the error stays below sqrt(k) * u
-#: * lambda_1. On the CPU the bound is our solver's own and proven.
+#: On CUDA the eigenvalues of matrices of order k > 512 are cuSOLVER's, whose backward error is taken as EIGH * k * u *
+#: lambda_1: LAPACK's own estimate is p(k) * u * lambda_1 with a modestly growing p; in practice the error stays below
+#: sqrt(k) * u * lambda_1. All other bounds are our solvers' own and proven.
 EIGH = 4.0
 
 

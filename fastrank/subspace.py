@@ -48,6 +48,7 @@ class SubspaceState:
         outside: [], the share of A's squared Frobenius norm that the block does not have.
         calls: number of calls so far, which numbers the draws.
         seed: of the draws; same seed, same numbers on every machine.
+        directions: how many of S exceed 0, a plain number: nobody has to ask the device for it.
         reason: why everything is NaN; empty otherwise.
     """
 
@@ -61,6 +62,7 @@ class SubspaceState:
     outside: Tensor
     calls: int
     seed: int
+    directions: int
     reason: str = ""
 
     @property
@@ -246,10 +248,11 @@ def _finished(jobs: list[_Job]) -> list[SubspaceState]:
     # The iteration's own rounding: a residual smaller than this is not a measurement.
     residual = torch.stack([job.step.residual for job in jobs]) + 8 * torch.finfo(S.dtype).eps * S[:, :1]
     error, cluster = _vector_error(S, residual, rest)
-    broken = S[:, 0].isnan().tolist()
+    # -1: NaN.
+    directions = torch.where(S[:, 0].isnan(), -1, (S > 0).sum(1)).tolist()
     return [
         _nan_state(job, "non-finite values in the matrix")
-        if broken[i]
+        if directions[i] < 0
         else SubspaceState(
             job.step.U,
             S[i],
@@ -261,6 +264,7 @@ def _finished(jobs: list[_Job]) -> list[SubspaceState]:
             _outside(job.step),
             job.calls,
             job.seed,
+            directions[i],
         )
         for i, job in enumerate(jobs)
     ]
@@ -296,5 +300,6 @@ def _nan_state(job: _Job, reason: str) -> SubspaceState:
         outside=torch.full((), torch.nan, dtype=torch.float64, device=job.A.device),
         calls=job.calls,
         seed=job.seed,
+        directions=0,
         reason=reason,
     )

@@ -73,6 +73,9 @@ STEP_TILE = SketchTile(64, 0, 16, 8)
 #: Columns that a block is padded to; wider blocks go to torch.
 STEP_WIDTHS = (16, 32, 64)
 
+#: Of cosines: rows of W and of A, numbers of each at a time. Fifteen leading directions fit one tile.
+COSINE_TILE = SketchTile(16, 16, 64, 4)
+
 #: What the tiles count on, as compiled by the triton that constraints.txt names: registers a thread at most, and blocks
 #: at once on a multiprocessor. Where a compiler gives something else, tests/compile says so and this table follows.
 CLAIMS = {

@@ -1,4 +1,4 @@
-"""Orthonormal bases of many blocks on CUDA, as steps.py's `orthonormal`: 7 launches for all blocks of a dtype and width.
+"""Orthonormal bases of many blocks on CUDA, steps.py's `orthonormal`: 7 launches for all blocks of a dtype and width.
 
 `start` copies the blocks to where the subspace step has its own, with their Gram matrices; then come its `basis` and
 `apply`, three times. No host sync, no atomics.

@@ -1,4 +1,4 @@
-"""`torch.ops.fastrank.{test_matrix,sketch,subspace_step_many,orthonormal_many}`: schema, implementations, shapes."""
+"""The randomized SVD ops as `torch.ops.fastrank.*`: schema, implementations per device, shapes for tracing."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ _library.define(
     "(Tensor[] U, Tensor[] S, Tensor[] V_next, Tensor[] residual, Tensor[] entering, Tensor[] norm)"
 )
 _library.define("orthonormal_many(Tensor[] X, str? impl=None) -> Tensor[]")
+_library.define("cosines_many(Tensor[] W, Tensor[] A, str? impl=None) -> Tensor[]")
 
 _MASK = 0xFFFFFFFFFFFFFFFF
 Steps = tuple[list[Tensor], ...]  # the members of `Step`, each a list
@@ -97,6 +98,14 @@ def orthonormal_many(X: list[Tensor], impl: str | None = None) -> list[Tensor]:
     return found
 
 
+def cosines_many(W: list[Tensor], A: list[Tensor], impl: str | None = None) -> list[Tensor]:
+    if W and backend.chosen("cosines_many", W[0].device.type, impl) == "triton":
+        from fastrank.kernels.rsvd import cosines_triton
+
+        return cosines_triton.cosines_many(W, A)
+    return [reference.cosines(w, a) for w, a in zip(W, A, strict=True)]
+
+
 def _triton_steps(A: list[Tensor], V: list[Tensor], k: int) -> Steps:
     """Grouped; blocks that are too wide for the kernels, and A without numbers, one by one through the reference."""
     from fastrank.kernels.rsvd import step_triton
@@ -144,6 +153,7 @@ for _key in ("CPU", "CUDA", "CompositeExplicitAutograd"):  # the last: every oth
     _library.impl("sketch", sketch, _key)
     _library.impl("subspace_step_many", step_many, _key)
     _library.impl("orthonormal_many", orthonormal_many, _key)
+    _library.impl("cosines_many", cosines_many, _key)
 _library.impl("test_matrix", test_matrix, "CompositeExplicitAutograd")  # no tensor to choose by
 
 
@@ -166,3 +176,8 @@ def _(A, V, k, impl=None):
 @torch.library.register_fake("fastrank::orthonormal_many", lib=_library)
 def _(X, impl=None):
     return [x.new_empty(x.shape) for x in X]
+
+
+@torch.library.register_fake("fastrank::cosines_many", lib=_library)
+def _(W, A, impl=None):
+    return [w.new_empty(len(w), len(a)) for w, a in zip(W, A, strict=True)]

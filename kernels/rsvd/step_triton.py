@@ -387,8 +387,8 @@ def apply_kernel(
     item_ptr, table_ptr, old_ptr, t_ptr, lost_ptr, facts_ptr, new_ptr, gram_ptr, out_ptr, first_ptr, seed: tl.uint64,
     STAGE: tl.constexpr, ACC: tl.constexpr, ZETA: tl.constexpr, ROWS: tl.constexpr, Q: tl.constexpr,
 ):  # fmt: skip
-    """The block times T: with random numbers in lost columns ("fill"), or as it is, to the caller ("out"), where V stays
-    if A is not finite."""
+    """The block times T: with random numbers in lost columns ("fill"), or as it is, to the caller ("out"), where V
+    stays if A is not finite."""
     item = item_ptr + tl.program_id(0) * 2
     b, block = tl.load(item), tl.load(item + 1)
     t = table_ptr + b * _FIELDS
@@ -548,7 +548,9 @@ def _steps(kind: _Kind, A: list[Tensor], V: list[Tensor], k: int) -> list[tuple[
         project_kernel[span_programs](by_span, table, None, parts, squares, FIRST=True, SPAN=SKETCH_ROWS, **read)
         rows_kernel[row_programs](by_row, table, parts, y, row_gram, largest, ACC=numbers, **tall)
         columns_kernel[column_programs](by_column, table, y, largest, z, column_gram, **read)
-        small_kernel[(count,)](table, row_gram, column_gram, largest, small, T, facts, count, DEPENDENT**2, noise, **alone)
+        small_kernel[(count,)](
+            table, row_gram, column_gram, largest, small, T, facts, count, DEPENDENT**2, noise, **alone
+        )
         jacobi_kernel[(2 * count,)](
             jacobi, small, new(2 * count * 2 * Q * Q), values, vectors, value_at, vector_at,
             FLAT=True, N=Q, HALF=shape.rows, SWEEPS=SWEEPS, num_warps=shape.warps,
@@ -582,7 +584,7 @@ def orthonormalise(
     table: Tensor, by_column: Tensor, basis: list[Tensor], gram: Tensor, T: Tensor, lost: Tensor,
     facts: Tensor | None, out: Tensor, first: Tensor, Q: int,
 ) -> None:  # fmt: skip
-    """PASSES of Cholesky QR on the blocks in basis[0], whose Gram matrices are there; `out` from `first` on takes them."""
+    """PASSES of Cholesky QR on the blocks in basis[0], whose Gram matrices are there; into `out`, from `first` on."""
     programs, acc = (by_column.numel() // 2,), tl.float64 if out.dtype == torch.float64 else tl.float32
     for turn in range(PASSES):
         basis_kernel[(len(T),)](
