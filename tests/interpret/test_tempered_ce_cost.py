@@ -51,6 +51,7 @@ def traffic_of(monkeypatch, *modules, tables=False):
 
     def counted_store(self, pointers, value, mask, *rest):
         seen = current[-1]
+        seen.blocks.add(tuple(self.grid_idx))
         seen.add(pointers.data, mask.data, pointers.get_element_ty().primitive_bitwidth // 8, seen.written)
         return store(self, pointers, value, mask, *rest)
 
@@ -86,7 +87,8 @@ def held_to(traffic, launches):
     launches = [launch for launch in launches if not launch.kernel.startswith("torch.")]
     assert [launch.kernel for launch in launches] == [name.partition(" ")[0] for name in traffic]
     for launch, (name, seen) in zip(launches, traffic.items(), strict=True):
-        assert (launch.read, launch.written, launch.requested, launch.blocks) == (
+        requested = launch.read if launch.requested is None else launch.requested
+        assert (launch.read, launch.written, requested, launch.blocks) == (
             size(seen.read), size(seen.written), seen.requested, len(seen.blocks)
         ), name  # fmt: skip
 
