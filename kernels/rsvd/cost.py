@@ -149,7 +149,7 @@ def cosines(shapes: Iterable[tuple[int, int, int]], dtype: torch.dtype = torch.f
     """The launch of `cosines_many` for pairs [k, d] and [l, d], given as (k, l, d)."""
     shape, acc, members = COSINE_TILE, dtype.itemsize, []
     unit = "fp64_tensor" if acc == _F64 else "fp32"
-    for k, l, d in shapes:  # noqa: E741
+    for k, l, d in shapes:
         high, wide, depth = -(-k // shape.rows), -(-l // shape.columns), -(-d // shape.depth) * shape.depth
         members.append(
             Launch(
@@ -159,6 +159,13 @@ def cosines(shapes: Iterable[tuple[int, int, int]], dtype: torch.dtype = torch.f
             )
         )  # fmt: skip
     return (together(members),) if members else ()
+
+
+def workspace(n: int, d: int, q: int, dtype: torch.dtype) -> int:
+    """Bytes that a step of one matrix needs beside its results."""
+    b = Block(n, d, q, 0, _width(q), dtype)
+    # Parts of Y, Y; Z, two blocks; Grams by blocks; two that Jacobi works on twice, and what it gives; T, M, X.
+    return (b.spans + 1) * b.y + 3 * b.z + (b.high + b.wide + 2 + 4 + 2 + 3) * b.square
 
 
 def orthonormalise(members: list[Block], checked: bool) -> list[Launch]:
