@@ -343,7 +343,7 @@ def _rsvd() -> list[TritonBuild]:
             variant = constants.get("STAGE") or {True: "first", False: "next"}.get(constants.get("FIRST"), "float64")
             if kernel in ("project_kernel", "columns_kernel", "sketch_kernel", "add_spans_kernel"):
                 variant = "plain" if constants.get("FIRST", True) else "next plain"
-            if kernel == "apply_kernel" and "facts_ptr" in constants:
+            if variant == "out" and "facts_ptr" in constants:
                 variant += " alone"
             if kernel in (
                 "cosines_kernel",

@@ -41,7 +41,7 @@ def start_kernel(
     start, i, j = block * ROWS, block * ROWS + tl.arange(0, ROWS), tl.arange(0, Q)
     at = tl.load(t + _V).to(tl.pointer_type(ACC)) + i[:, None] * tl.load(t + _VD) + j[None, :] * tl.load(t + _VQ)
     x = tl.load(at, mask=(i < d)[:, None] & (j < q)[None, :], other=0.0)
-    broken = tl.sum((tl.abs(x) < float("inf")).to(tl.int32), 0) < ROWS
+    broken = tl.max(tl.where(tl.abs(x) < float("inf"), 0.0, 1.0), 0) > 0
     _put(basis_ptr, tl.where(broken[None, :], 0.0, x), d, column, i, j, Q)
     block += tl.load(t + _COLUMN_BLOCK)
     _gram(gram_ptr, basis_ptr, d, column, start, block, j, ROWS, Q)

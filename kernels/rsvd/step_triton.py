@@ -587,12 +587,13 @@ def orthonormalise(
     """PASSES of Cholesky QR on the blocks in basis[0], whose Gram matrices are there; into `out`, from `first` on."""
     programs, acc = (by_column.numel() // 2,), tl.float64 if out.dtype == torch.float64 else tl.float32
     for turn in range(PASSES):
+        last = turn == PASSES - 1
         basis_kernel[(len(T),)](
             table, gram, T, lost, DEPENDENT**2, FIRST=turn == 0, Q=Q, num_warps=alone_warps(Q)
         )  # fmt: skip
         apply_kernel[programs](
-            by_column, table, basis[turn % 2], T, lost, facts, basis[1 - turn % 2], gram, out, first, FILL_SEED,
-            STAGE="fill" if turn < PASSES - 1 else "out", ACC=acc, ZETA=ZETA, ROWS=STEP_TILE.rows, Q=Q,
+            by_column, table, basis[turn % 2], T, lost, facts if last else None, basis[1 - turn % 2], gram, out, first,
+            FILL_SEED, STAGE="out" if last else "fill", ACC=acc, ZETA=ZETA, ROWS=STEP_TILE.rows, Q=Q,
             num_warps=STEP_TILE.warps,
         )  # fmt: skip
 

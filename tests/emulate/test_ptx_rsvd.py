@@ -21,6 +21,8 @@ OUTPUTS = {
     "right_kernel": {"basis_ptr", "gram_ptr", "entering_ptr"},
     "basis_kernel": {"t_ptr", "lost_ptr"},
     "apply_kernel": {"new_ptr", "gram_ptr", "out_ptr"},
+    "start_kernel": {"basis_ptr", "gram_ptr"},
+    "cosines_kernel": {"out_ptr"},
     "residual_kernel": {"residual_ptr"},
     "finish_kernel": {"values_ptr", "entering_ptr", "norm_ptr", "residual_ptr"},
 }

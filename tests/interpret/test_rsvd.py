@@ -10,7 +10,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 pytest.importorskip("triton")
 
 import torch
-from fastrank.kernels.rsvd import KINDS, sketch, subspace_step_many
+from fastrank.kernels.rsvd import KINDS, cosines_many, orthonormal_many, sketch, subspace_step_many
 from fastrank.kernels.rsvd import test_matrix as random_matrix
 from fastrank.kernels.rsvd.config import SKETCH_ROWS
 
@@ -96,3 +96,32 @@ def test_blocks_that_are_too_wide_go_to_torch():
     assert torch.equal(
         subspace_step_many([A], [V], 2, impl="triton")[0].S, subspace_step_many([A], [V], 2, impl="reference")[0].S
     )
+
+
+def test_orthonormal_blocks():
+    """Several blocks of rows and widths, float64, a transpose; NaN and Inf, dependent columns and zeros, as in the
+    reference."""
+    generator = torch.Generator().manual_seed(0)
+    X = [torch.randn(shape, generator=generator) for shape in ((130, 7), (40, 20), (30, 5), (6, 70), (9, 9), (70, 65))]
+    X[0][100, 3], X[1][2, 7], X[4] = float("nan"), -float("inf"), torch.zeros(9, 9)
+    X[0][:, 5], X[2], X[3] = 2 * X[0][:, 4], X[2].double(), 1e-20 * X[3].T
+    for got, true in zip(orthonormal_many(X, "triton"), orthonormal_many(X, "reference"), strict=True):
+        assert got.dtype == true.dtype
+        # Both are orthonormal to a few roundings, from Gram matrices in float64.
+        assert (got.double() - true.double()).abs().max() <= 4 * EPS[got.dtype]
+
+
+def test_cosines():
+    """Tiles that are not full, in one call: strides, no rows, a row of zeros, one of NaN, float64, values beyond 1."""
+    generator = torch.Generator().manual_seed(0)
+    pairs = [((15, 70), (15, 70)), ((17, 9), (3, 9)), ((1, 5), (0, 5)), ((2, 300), (20, 300))]
+    pairs = [[torch.randn(s, generator=generator) / s[1] ** 0.5 for s in pair] for pair in pairs]
+    W, A = map(list, zip(*pairs, strict=True))
+    W[0], W[3], A[3] = W[0].T.contiguous().T, W[3].double(), A[3].double()
+    W[0][2], A[0][4] = 0, float("nan")
+    for w, a, found in zip(W, A, cosines_many(W, A, "triton"), strict=True):
+        w, a = w.double(), a.double()
+        budget = (w.shape[1] + 1) * EPS[found.dtype] * (w.abs() @ a.abs().T)
+        expected = (w @ a.T).abs().clamp_max(1.0)
+        assert torch.equal(found.isnan(), expected.isnan()) and found.shape == expected.shape
+        assert ((found.double() - expected).abs() <= budget).logical_or(expected.isnan()).all()
