@@ -44,6 +44,13 @@ inline void store(T* p, V v) {
   __builtin_memcpy(p, &v, sizeof(V));
 }
 
+// Every lane x. (A difference: x - 0 is x, so that it is a broadcast alone; 0 + x is not where x is -0, and would take an
+// addition for each number of A.)
+template <class V, class T>
+inline V every(T x) {
+  return x - V{};
+}
+
 // a b + c, fused where the processor can.
 template <class V>
 inline V fma(V a, V b, V c) {
@@ -61,7 +68,7 @@ inline V fma(V a, V b, V c) {
 // (a, b) = (c a - s b, s a + c b)
 inline void rotate(double* a, double* b, double c, double s, int64_t ld) {
   using V = Vector<double, kLanes<double>>;
-  const V cosine = V{} + c, sine = V{} + s;
+  const V cosine = every<V>(c), sine = every<V>(s);
   for (int64_t i = 0; i < ld; i += kLanes<double>) {
     const V x = load<V>(a + i), y = load<V>(b + i);
     store(a + i, fma(cosine, x, -sine * y));
@@ -159,7 +166,7 @@ inline void times_tile(const T* a, int64_t lda, int64_t depth, const T* x, int64
     for (int n = 0; n < N; ++n) b[n] = load<V>(x + k * width + n * L);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const V factor = V{} + a[r * lda + k];
+      const V factor = every<V>(a[r * lda + k]);
 #pragma GCC unroll 2
       for (int n = 0; n < N; ++n) acc[r][n] = fma(factor, b[n], acc[r][n]);
     }
@@ -210,7 +217,7 @@ inline void turned_tile(const T* a, int64_t lda, int64_t rows, const T* x, int64
     for (int n = 0; n < N; ++n) b[n] = load<V>(x + i * width + n * L);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const V factor = V{} + a[i * lda + r];
+      const V factor = every<V>(a[i * lda + r]);
 #pragma GCC unroll 2
       for (int n = 0; n < N; ++n) acc[r][n] = fma(factor, b[n], acc[r][n]);
     }
@@ -322,7 +329,7 @@ double squares(const void* data, int64_t lda, int64_t rows, int64_t columns, dou
     for (; j + kChains * L <= columns; j += kChains * L)
 #pragma GCC unroll 4
       for (int64_t c = 0; c < kChains; ++c) {
-        const V x = __builtin_convertvector(load<In>(a + j + c * L), V) * (V{} + scale);
+        const V x = __builtin_convertvector(load<In>(a + j + c * L), V) * every<V>(scale);
         sums[c] = fma(x, x, sums[c]);
       }
     for (; j < columns; ++j) rest += static_cast<double>(a[j]) * scale * (static_cast<double>(a[j]) * scale);

@@ -13,7 +13,7 @@ inline double dot(const double* a, const double* b, int64_t ld) {
 // y += a x
 inline void axpy(double a, const double* x, double* y, int64_t ld) {
   using V = Vector<double, kLanes<double>>;
-  const V factor = V{} + a;
+  const V factor = every<V>(a);
   for (int64_t i = 0; i < ld; i += kLanes<double>) store(y + i, fma(factor, load<V>(x + i), load<V>(y + i)));
 }
 
