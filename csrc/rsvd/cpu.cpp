@@ -155,23 +155,32 @@ double largest(const Matrix& a, int64_t row, int64_t count) {
 
 // ---- y = a x ----
 
+// `ahead`: what follows a's rows in the order of times(), asked for while these are worked on. Rows are read in pieces too
+// short for the processor to see what comes.
 template <class T, int R, int N>
-inline void times_tile(const T* a, int64_t lda, int64_t depth, const T* x, int64_t width, T* y, bool add) {
-  constexpr int64_t L = kLanes<T>;
+inline void times_tile(const T* a, int64_t lda, int64_t depth, const T* x, int64_t width, T* y, bool add,
+                       const T* ahead) {
+  constexpr int64_t L = kLanes<T>, line = 64 / static_cast<int64_t>(sizeof(T));
   using V = Vector<T, L>;
   V acc[R][N] = {};
-  for (int64_t k = 0; k < depth; ++k) {
-    V b[N];
+  for (int64_t first = 0; first < depth; first += line) {
+    const int64_t last = depth - first < line ? depth : first + line;
+    if (ahead)
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) __builtin_prefetch(ahead + r * lda + first, 0, 2);
+    for (int64_t k = first; k < last; ++k) {
+      V b[N];
 #pragma GCC unroll 2
-    for (int n = 0; n < N; ++n) b[n] = load<V>(x + k * width + n * L);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const V factor = every<V>(a[r * lda + k]);
+      for (int n = 0; n < N; ++n) b[n] = load<V>(x + k * width + n * L);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const V factor = every<V>(a[r * lda + k]);
 #pragma GCC unroll 2
-      for (int n = 0; n < N; ++n) acc[r][n] = fma(factor, b[n], acc[r][n]);
+        for (int n = 0; n < N; ++n) acc[r][n] = fma(factor, b[n], acc[r][n]);
+      }
     }
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
     for (int n = 0; n < N; ++n) {
@@ -180,13 +189,20 @@ inline void times_tile(const T* a, int64_t lda, int64_t depth, const T* x, int64
     }
 }
 
+// R rows, or 2 R where a tile is one vector wide: as many sums at a time.
 template <class T, int R>
-inline void times_rows(const T* a, int64_t lda, int64_t depth, const T* x, int64_t width, T* y, bool add) {
+inline void times_rows(const T* a, int64_t lda, int64_t depth, const T* x, int64_t width, T* y, bool add,
+                       const T* ahead) {
   constexpr int64_t L = kLanes<T>;
   int64_t j = 0;
-  for (; j + kVectors * L <= width; j += kVectors * L)
-    times_tile<T, R, kVectors>(a, lda, depth, x + j, width, y + j, add);
-  for (; j < width; j += L) times_tile<T, R, 1>(a, lda, depth, x + j, width, y + j, add);
+  for (; j + kVectors * L <= width; j += kVectors * L) {
+    times_tile<T, R, kVectors>(a, lda, depth, x + j, width, y + j, add, ahead);
+    ahead = nullptr;
+  }
+  for (; j < width; j += L) {
+    times_tile<T, R, 1>(a, lda, depth, x + j, width, y + j, add, ahead);
+    ahead = nullptr;
+  }
 }
 
 template <class T>
@@ -195,12 +211,20 @@ void times(const void* data, int64_t lda, int64_t rows, int64_t depth, const voi
   const T* const a = static_cast<const T*>(data);
   const T* const x = static_cast<const T*>(block);
   T* const y = static_cast<T*>(result);
+  const int64_t whole = rows / (2 * kRows) * (2 * kRows);
   for (int64_t k = 0; k < depth || k == 0; k += kDepth) {
     const int64_t terms = depth - k < kDepth ? depth - k : kDepth;
+    // The next terms of these rows, or the first of those below (where there are none, nothing comes of it).
+    const T* const ahead = a + (k + kDepth < depth ? k + kDepth : rows * lda);
     int64_t i = 0;
+    if (width == kLanes<T>)
+      for (; i < whole; i += 2 * kRows)
+        times_tile<T, 2 * kRows, 1>(a + i * lda + k, lda, terms, x + k * width, width, y + i * width, add || k,
+                                    ahead + i * lda);
     for (; i + kRows <= rows; i += kRows)
-      times_rows<T, kRows>(a + i * lda + k, lda, terms, x + k * width, width, y + i * width, add || k);
-    for (; i < rows; ++i) times_rows<T, 1>(a + i * lda + k, lda, terms, x + k * width, width, y + i * width, add || k);
+      times_rows<T, kRows>(a + i * lda + k, lda, terms, x + k * width, width, y + i * width, add || k, ahead + i * lda);
+    for (; i < rows; ++i)
+      times_rows<T, 1>(a + i * lda + k, lda, terms, x + k * width, width, y + i * width, add || k, ahead + i * lda);
   }
 }
 
