@@ -348,6 +348,7 @@ class Steps {
     double largest = 0, sum = 0;
     for (int64_t j = 0; j < q; ++j) largest = std::max(largest, gz[j * w + j]);
     for (int64_t e = 0; e < area; ++e) sum += gz[e] + g[e];
+    for (int64_t part = 0; part < m.parts; ++part) sum += at<double>(m.squares)[part];
     const bool finite = std::isfinite(sum);
     m.out_of_range = !m.scaled && !(finite && largest >= limits.smallest);
     if (m.out_of_range) return;
