@@ -17,6 +17,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <mutex>
 #include <vector>
 
 #include "common/pages.h"
@@ -75,6 +76,7 @@ class Arena {
     if (data_) give_pages(data_, std::max<int64_t>(size_, 64));
   }
   char* at(int64_t offset) const { return data_ + offset; }
+  int64_t size() const { return size_; }
 
  private:
   char* data_ = nullptr;
@@ -164,15 +166,21 @@ void orthonormalise(const Kernels& kernels, T* x, int64_t d, int64_t q, int64_t 
 
 class Steps {
  public:
-  Steps(std::vector<Problem> problems, int threads) : problems_(std::move(problems)), threads_(threads) {
+  Steps(std::vector<Problem> problems, int threads) : problems_(std::move(problems)), threads_(std::max(threads, 1)) {
     double numbers = 0;
     for (const Problem& p : problems_) numbers += static_cast<double>(p.a.rows) * static_cast<double>(p.a.columns);
     if (numbers < kSerialNumbers) threads_ = 1;
+    int64_t slot = 0;
     for (size_t i = 0; i < problems_.size(); ++i) {
-      members_.emplace_back(problems_[i], arena_);
+      Arena own;
+      members_.emplace_back(problems_[i], own);
+      Member& m = members_.back();
+      if (m.parts == 1) slot = std::max(slot, own.size());
+      else m.base = arena_.take(own.size());
       order_.push_back(i);
     }
     std::stable_sort(order_.begin(), order_.end(), [&](size_t x, size_t y) { return work(x) > work(y); });
+    for (int thread = 0; thread < threads_; ++thread) slots_.push_back(arena_.take(slot));
     arena_.open();
   }
 
@@ -187,8 +195,9 @@ class Steps {
     pass(again);
     ranges(cut, [&](size_t i, int64_t range) { is_double(i) ? residual<double>(i, range) : residual<float>(i, range); });
     parallel(cut, [&](size_t i) { is_double(i) ? finish<double>(i) : finish<float>(i); });
-    // Of one range: all of it in one task, while A is in the cache.
+    // Of one range: all of it in one task, while A is in the cache, and in memory that the last one left there.
     parallel(whole, [&](size_t i) {
+      members_[i].base = take_slot();
       for (bool first = true; first || members_[i].out_of_range; first = false) {
         if (!first) find_scale(i);
         is_double(i) ? pack<double>(i) : pack<float>(i);
@@ -197,6 +206,7 @@ class Steps {
       }
       is_double(i) ? residual<double>(i, 0) : residual<float>(i, 0);
       is_double(i) ? finish<double>(i) : finish<float>(i);
+      give_slot(members_[i].base);
     });
   }
 
@@ -219,7 +229,8 @@ class Steps {
       squares = arena.take(parts * 8);
     }
     int64_t width, top_width, rows, parts;
-    int64_t packed, y, z, g, top, sums, s, squares;  // offsets
+    int64_t base = 0;
+    int64_t packed, y, z, g, top, sums, s, squares;  // offsets from base
     double scale = 1;
     bool scaled = false, out_of_range = false, bad = false;
   };
@@ -227,14 +238,27 @@ class Steps {
   std::vector<Problem> problems_;
   std::vector<Member> members_;
   std::vector<size_t> order_;  // the largest first
+  std::vector<int64_t> slots_;  // idle ones, of as many as threads
+  std::mutex slots_mutex_;
   Arena arena_;
   int threads_;
+
+  int64_t take_slot() {
+    const std::lock_guard<std::mutex> guard(slots_mutex_);
+    const int64_t slot = slots_.back();
+    slots_.pop_back();
+    return slot;
+  }
+  void give_slot(int64_t slot) {
+    const std::lock_guard<std::mutex> guard(slots_mutex_);
+    slots_.push_back(slot);
+  }
 
   bool is_double(size_t i) const { return problems_[i].kernels->element_size == 8; }
   int64_t work(size_t i) const { return problems_[i].a.rows * problems_[i].a.columns * members_[i].width; }
   template <class T>
-  T* at(int64_t offset) const {
-    return reinterpret_cast<T*>(arena_.at(offset));
+  T* at(const Member& m, int64_t offset) const {
+    return reinterpret_cast<T*>(arena_.at(m.base + offset));
   }
 
   template <class Body>
@@ -264,7 +288,7 @@ class Steps {
   void pack(size_t i) {
     const Problem& p = problems_[i];
     const Member& m = members_[i];
-    copy_columns(static_cast<const T*>(p.v), p.q, p.a.columns, p.q, static_cast<T>(m.scale), at<T>(m.packed), m.width);
+    copy_columns(static_cast<const T*>(p.v), p.q, p.a.columns, p.q, static_cast<T>(m.scale), at<T>(m, m.packed), m.width);
   }
 
   void find_scale(size_t i) {
@@ -300,17 +324,17 @@ class Steps {
     const Problem& p = problems_[i];
     const Member& m = members_[i];
     const int64_t d = p.a.columns, area = m.width * m.width;
-    T* const z = at<T>(m.z) + range * d * m.width;
-    double* const g = at<double>(m.g) + range * area;
+    T* const z = at<T>(m, m.z) + range * d * m.width;
+    double* const g = at<double>(m, m.g) + range * area;
     memset(z, 0, static_cast<size_t>(d * m.width) * sizeof(T));
     std::fill(g, g + area, 0.0);
     const T scale = static_cast<T>(m.scale);
-    double& squares = at<double>(m.squares)[range];
+    double& squares = at<double>(m, m.squares)[range];
     squares = 0;
     T scaled[kBlockRows * kMaxWidth];
     blocks<T>(i, range, [&](const T* a, int64_t lda, int64_t row, int64_t count) {
-      T* const y = at<T>(m.y) + row * m.width;
-      p.kernels->times(a, lda, count, d, at<T>(m.packed), m.width, y, false);
+      T* const y = at<T>(m, m.y) + row * m.width;
+      p.kernels->times(a, lda, count, d, at<T>(m, m.packed), m.width, y, false);
       p.kernels->gram(y, count, m.width, g);
       squares += p.kernels->squares(a, lda, count, d, m.scale);
       const T* right = y;
@@ -330,7 +354,7 @@ class Steps {
     const Precision limits = precision(sizeof(T) == 8);
     const int64_t n = p.a.rows, d = p.a.columns, q = p.q, w = m.width, area = w * w;
     std::vector<double> space(static_cast<size_t>(9 * area + 4 * w));
-    double* const g = at<double>(m.g);
+    double* const g = at<double>(m, m.g);
     double* const gz = space.data();
     double* const turned = gz + area;
     double* const vectors = turned + area;
@@ -338,7 +362,7 @@ class Steps {
     double* const right = mixed + area;
     double* const other = right + area;
     double* const rest = other + area;  // 2 areas and 2 rows
-    T* const z = at<T>(m.z);
+    T* const z = at<T>(m, m.z);
     if (m.parts > 1) {
       kernels.sum(z, m.parts, d * w, d * w, z);
       for (int64_t part = 1; part < m.parts; ++part)
@@ -348,7 +372,7 @@ class Steps {
     double largest = 0, sum = 0;
     for (int64_t j = 0; j < q; ++j) largest = std::max(largest, gz[j * w + j]);
     for (int64_t e = 0; e < area; ++e) sum += gz[e] + g[e];
-    for (int64_t part = 0; part < m.parts; ++part) sum += at<double>(m.squares)[part];
+    for (int64_t part = 0; part < m.parts; ++part) sum += at<double>(m, m.squares)[part];
     const bool finite = std::isfinite(sum);
     m.out_of_range = !m.scaled && !(finite && largest >= limits.smallest);
     if (m.out_of_range) return;
@@ -364,7 +388,7 @@ class Steps {
         for (int64_t b = 0; b < q; ++b) g[j * w + b] = g[b * w + j] = 0;
     kernels.orthonormaliser(g, q, w, limits.dependent, nullptr, turned, rest);
     kernels.congruence(turned, gz, q, w, other, rest);
-    double* const s = at<double>(m.s);
+    double* const s = at<double>(m, m.s);
     kernels.eigen(other, q, w, limits.jacobi, s, vectors, rest);
     std::fill(mixed, mixed + area, 0.0);
     kernels.multiply(vectors, turned, q, w, mixed);
@@ -379,7 +403,7 @@ class Steps {
     if (p.k > 0) {
       std::fill(other, other + area, 0.0);
       copy_columns(right, w, q, p.k, 1.0, other, m.top_width);
-      kernels.product(at<T>(m.y), n, w, other, m.top_width, p.k, p.u, p.k);
+      kernels.product(at<T>(m, m.y), n, w, other, m.top_width, p.k, p.u, p.k);
     }
     for (int64_t a = 0; a < q; ++a)
       for (int64_t b = 0; b < q; ++b) right[a * w + b] = s[b] > 0 ? right[a * w + b] / s[b] : 0;
@@ -387,7 +411,7 @@ class Steps {
     // Orthonormal by construction, but for columns without a value and where much cancelled.
     if (!(s[q - 1] > 0 && departure(right, gz, q, w) <= limits.orthonormal)) orthonormalise(kernels, z, d, q, w);
     T* const v = static_cast<T*>(p.v_out);
-    T* const top = at<T>(m.top);
+    T* const top = at<T>(m, m.top);
     const T scale = static_cast<T>(m.scale);
     copy_columns(z, w, d, q, T(1), v, q);
     if (p.k > 0) copy_columns(z, w, d, p.k, scale, top, m.top_width);
@@ -412,7 +436,7 @@ class Steps {
         other[a * w + b] = b < q ? vectors[b * w + a] * roots[b] * roots[b] / m.scale : 0;
       }
     double sums[kMaxWidth] = {};
-    p.kernels->difference(at<T>(m.z), at<T>(m.packed), p.a.columns, w, right, other, sums);
+    p.kernels->difference(at<T>(m, m.z), at<T>(m, m.packed), p.a.columns, w, right, other, sums);
     T* const out = static_cast<T*>(p.entering);
     for (int64_t j = 0; j < q; ++j)
       out[j] = static_cast<T>(roots[j] > limits.noise * roots[0] ? sqrt(sums[j]) / roots[j] / m.scale : 0.0);
@@ -423,12 +447,12 @@ class Steps {
     const Problem& p = problems_[i];
     const Member& m = members_[i];
     if (m.bad || p.k == 0) return;
-    double* const sums = at<double>(m.sums) + range * m.top_width;
+    double* const sums = at<double>(m, m.sums) + range * m.top_width;
     std::fill(sums, sums + m.top_width, 0.0);
     T found[kBlockRows * kMaxWidth];
     blocks<T>(i, range, [&](const T* a, int64_t lda, int64_t row, int64_t count) {
-      p.kernels->times(a, lda, count, p.a.columns, at<T>(m.top), m.top_width, found, false);
-      p.kernels->residual(found, m.top_width, static_cast<const T*>(p.u) + row * p.k, at<double>(m.s), count, p.k,
+      p.kernels->times(a, lda, count, p.a.columns, at<T>(m, m.top), m.top_width, found, false);
+      p.kernels->residual(found, m.top_width, static_cast<const T*>(p.u) + row * p.k, at<double>(m, m.s), count, p.k,
                           sums);
     });
   }
@@ -449,9 +473,9 @@ class Steps {
       return;
     }
     double squares = 0;
-    for (int64_t part = 0; part < m.parts; ++part) squares += at<double>(m.squares)[part];
+    for (int64_t part = 0; part < m.parts; ++part) squares += at<double>(m, m.squares)[part];
     *static_cast<T*>(p.norm) = static_cast<T>(sqrt(squares) / m.scale);
-    const double* const sums = at<double>(m.sums);
+    const double* const sums = at<double>(m, m.sums);
     for (int64_t j = 0; j < p.k; ++j) {
       double total = 0;
       for (int64_t part = 0; part < m.parts; ++part) total += sums[part * m.top_width + j];
