@@ -17,7 +17,7 @@ from fastrank.arrays import as_matrices
 from fastrank.errors import InputError
 from fastrank.inertia import count_above, top_brackets
 from fastrank.small_grams import SmallGram, small_gram_groups
-from fastrank.spectra import Spectrum, of_eigenvalues, of_grams, svd_spectrum
+from fastrank.spectra import Spectrum, Stack, of_eigenvalues, of_grams, svd_spectrum
 
 METHODS = ("auto", "spectrum", "inertia")
 
@@ -116,25 +116,27 @@ def matrix_rank(A, rtol: float | None = None, atol: float | None = None, method:
     return results if isinstance(A, list | tuple) else results[0]
 
 
-def rank_counts(s: Spectrum, rtol: float | None = None, atol: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """(rank, lo, hi) as 0-d tensors on the spectrum's device, without a host sync; NaN spectra count as (NaN, 0, k)."""
-    rtol = default_rtol(s.n, s.d, s.dtype) if rtol is None else rtol
-    atol = atol or 0.0
-    if not len(s.sigma):
-        zero = s.sigma.new_zeros(())
-        return zero, zero, zero
-    if s.reason:
-        return s.sigma[0], s.sigma.new_zeros(()), s.sigma.new_full((), float(len(s.sigma)))
-    top, error = s.sigma[0], s.bound[0]
-    count = [
-        (values > (rtol * first).clamp_min(atol)).sum().double()
+def rank_counts(s: Spectrum | Stack, rtol: float | None = None, atol: float | None = None) -> tuple[Tensor, ...]:
+    """(rank, lo, hi), float64, on the spectrum's device, without a host sync; NaN spectra count as (NaN, 0, k).
+
+    0-d of a Spectrum, [m] of a Stack.
+    """
+    if rtol is None and isinstance(s, Stack):
+        each = [default_rtol(one.n, one.d, one.dtype) for one in s.members]
+        rtol = torch.tensor(each, dtype=torch.float64).to(s.sigma.device, non_blocking=True)[:, None]
+    elif rtol is None:
+        rtol = default_rtol(s.n, s.d, s.dtype)
+    top, error = s.sigma[..., :1], s.bound[..., :1]
+    rank, lo, hi = (
+        (values > (rtol * first).clamp_min(atol or 0.0)).sum(-1).double()
         for values, first in (
             (s.sigma, top),
             (s.sigma - s.bound, top + error),
             (s.sigma + s.bound, (top - error).clamp_min(0)),
         )
-    ]
-    return count[0], count[1], count[2]
+    )
+    broken = s.sigma.isnan().any(-1)
+    return rank.masked_fill(broken, math.nan), lo, hi.masked_fill(broken, float(s.sigma.shape[-1]))
 
 
 def estimate_rank(s: Spectrum, rtol: float | None = None, atol: float | None = None) -> RankEstimate:

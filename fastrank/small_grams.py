@@ -44,6 +44,11 @@ def small_gram_groups(matrices: list[Tensor], indices: list[int], centered: bool
         yield dict(zip(group, _small_grams([matrices[i] for i in group], centered), strict=True))
 
 
+def small_gram(X: Tensor) -> SmallGram:
+    """That of one matrix, which is not float64 (a Gram matrix would halve its digits)."""
+    return _small_grams([X], centered=False)[0]
+
+
 def _small_grams(matrices: list[Tensor], centered: bool) -> list[SmallGram]:
     data, shift_errors = matrices, [0.0] * len(matrices)
     if centered:

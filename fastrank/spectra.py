@@ -67,6 +67,20 @@ class Spectrum:
         return self.sigma / top, torch.arange(len(self.sigma), device=self.sigma.device)
 
 
+class Stack:
+    """Spectra of one length side by side, for figures that work along the last dimension.
+
+    Attributes:
+        members: the m spectra. sigma, bound: [m, k]. zero_bound: [m].
+    """
+
+    def __init__(self, members: Sequence[Spectrum]) -> None:
+        self.members = members
+        self.sigma = torch.stack([s.sigma for s in members])
+        self.bound = torch.stack([s.bound for s in members])
+        self.zero_bound = torch.stack([s.zero_bound for s in members])
+
+
 def spectrum_of_gram(
     G: Tensor, *, n: int, d: int, dtype: torch.dtype, centered: bool = False, gram_error: float | Tensor
 ) -> Spectrum:

@@ -23,6 +23,7 @@ OPS = {
     "gram_accumulate_": {"cpu": ("native",), "cuda": ("native",)},
     "gram_dual": {"cpu": ("native",), "cuda": ("native",)},
     "gram_patches_": {"cpu": ("native",), "cuda": ("native",)},
+    "patch_rows": {"cpu": ("native",)},
     "eigvalsh_many": {"cpu": ("native",), "cuda": ("triton",)},
     "inertia_many": {"cpu": ("native",), "cuda": ("triton",)},
     "eigh_many": {"cpu": ("native",), "cuda": ("triton",)},
