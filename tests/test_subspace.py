@@ -111,6 +111,18 @@ def test_batches_of_activations_take_one_step_each_and_a_jump_among_them_more(mo
     assert sine(state.Vh[0], torch.linalg.svd(jumped.double())[2][0]) < 1e-2
 
 
+def test_two_jumps_in_a_row_are_both_seen():
+    A = decaying(128, 576)
+    state = top_svd(A)
+    for _ in range(3):
+        state = top_svd(A, state=state)
+    U, V = (torch.linalg.qr(torch.randn(side, 2, generator=torch.Generator().manual_seed(side)))[0] for side in A.shape)
+    for i in range(2):
+        A = A + (2 + i) * torch.outer(U[:, i], V[:, i])
+        state = top_svd(A, state=state)
+        assert sine(state.Vh[0], torch.linalg.svd(A.double())[2][0]) < 1e-2
+
+
 def random_pair(n, d):
     g = torch.Generator().manual_seed(n)
     return (torch.randn(side, n, generator=g, dtype=torch.float64) for side in (n, d))
