@@ -44,8 +44,8 @@ inline void store(T* p, V v) {
   __builtin_memcpy(p, &v, sizeof(V));
 }
 
-// Every lane x. (A difference: x - 0 is x, so that it is a broadcast alone; 0 + x is not where x is -0, and would take an
-// addition for each number of A.)
+// Every lane x. (A difference: x - 0 is x, so that it is a broadcast alone; 0 + x is not where x is -0, and would take
+// an addition for each number of A.)
 template <class V, class T>
 inline V every(T x) {
   return x - V{};

@@ -194,7 +194,9 @@ class Steps {
       if (members_[i].out_of_range) again.push_back(i);
     parallel(again, [&](size_t i) { find_scale(i); });
     pass(again);
-    ranges(cut, [&](size_t i, int64_t range) { is_double(i) ? residual<double>(i, range) : residual<float>(i, range); });
+    ranges(cut, [&](size_t i, int64_t range) {
+      is_double(i) ? residual<double>(i, range) : residual<float>(i, range);
+    });
     parallel(cut, [&](size_t i) { is_double(i) ? finish<double>(i) : finish<float>(i); });
     // Of one range: all of it in one task, while A is in the cache, and in memory that the last one left there.
     parallel(whole, [&](size_t i) {
@@ -281,7 +283,9 @@ class Steps {
 
   void pass(const std::vector<size_t>& which) {
     parallel(which, [&](size_t i) { is_double(i) ? pack<double>(i) : pack<float>(i); });
-    ranges(which, [&](size_t i, int64_t range) { is_double(i) ? multiply<double>(i, range) : multiply<float>(i, range); });
+    ranges(which, [&](size_t i, int64_t range) {
+      is_double(i) ? multiply<double>(i, range) : multiply<float>(i, range);
+    });
     parallel(which, [&](size_t i) { is_double(i) ? turn<double>(i) : turn<float>(i); });
   }
 
@@ -289,7 +293,8 @@ class Steps {
   void pack(size_t i) {
     const Problem& p = problems_[i];
     const Member& m = members_[i];
-    copy_columns(static_cast<const T*>(p.v), p.q, p.a.columns, p.q, static_cast<T>(m.scale), at<T>(m, m.packed), m.width);
+    const T* const v = static_cast<const T*>(p.v);
+    copy_columns(v, p.q, p.a.columns, p.q, static_cast<T>(m.scale), at<T>(m, m.packed), m.width);
   }
 
   void find_scale(size_t i) {
