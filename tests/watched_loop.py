@@ -1,0 +1,55 @@
+"""A training loop by hand with `fastrank.watch` in it: what adapters to other loops are compared with."""
+
+import torch
+from torch import nn
+
+import fastrank
+
+
+class Records(list):
+    """A sink that keeps [(step, scalars, arrays)]."""
+
+    def __init__(self):
+        self.notes = []
+
+    def log_step(self, step, scalars, arrays):
+        self.append((step, scalars, arrays))
+
+    def note(self, step, key, text):
+        self.notes.append((step, key, text))
+
+
+def small_net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 10), nn.Tanh(), nn.Linear(10, 5))
+
+
+def small_batches(n, size=9):
+    g = torch.Generator().manual_seed(1)
+    return [(torch.randn(size, 12, generator=g), torch.randint(5, (size,), generator=g)) for _ in range(n)]
+
+
+def by_hand(model, batches, accumulate=1, optimizer=None, **options):
+    """Train over `batches`, one optimizer step every `accumulate` of them, and return what `watch` recorded."""
+    records = Records()
+    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    with fastrank.watch(model, log=records, **options) as w:
+        for number, (x, y) in enumerate(batches, 1):
+            loss = nn.functional.cross_entropy(model(x), y)
+            (loss / accumulate).backward()
+            if number % accumulate == 0:
+                optimizer.step()
+                w.step(target=y, loss=loss)
+                optimizer.zero_grad()
+    return records
+
+
+def assert_same(found, expected, but=("cost/",)):
+    """The same steps with the same figures, bit for bit; keys that start with one of `but` are not compared."""
+    assert found and [step for step, *_ in found] == [step for step, *_ in expected]
+    for (_, scalars, arrays), (_, wanted, wanted_arrays) in zip(found, expected, strict=True):
+        left = {key: value for key, value in scalars.items() if not key.startswith(but)}
+        assert left == {key: value for key, value in wanted.items() if not key.startswith(but)}
+        assert arrays.keys() == wanted_arrays.keys()
+        for key, array in arrays.items():
+            assert array.tolist() == wanted_arrays[key].tolist(), key
