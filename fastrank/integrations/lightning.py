@@ -25,14 +25,14 @@ trainer.fit(Classifier(), torch.utils.data.DataLoader(data, batch_size=20))
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
 from fastrank.errors import InputError
 from fastrank.extras import require
-from fastrank.integrations.tracking import Tracking, find_logits
+from fastrank.integrations.tracking import Tracking, find_logits, member
 
 pl = require("lightning.pytorch", "the Lightning callback")
 
@@ -157,7 +157,7 @@ def _second(batch: Any) -> Any:
 
 def _loss(trainer: Any, pl_module: Any, outputs: Any) -> Tensor | None:
     """What `training_step` returned; Lightning hands it on divided by the number of accumulated batches."""
-    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+    loss = outputs if isinstance(outputs, Tensor) else member(outputs, "loss")
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         return None
     return loss.detach() * (trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1)

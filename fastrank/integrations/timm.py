@@ -79,7 +79,7 @@ class watch_task:
 
 def _see(args: tuple, kwargs: dict, output: object) -> dict[str, Tensor]:
     """Of a task's forward (input, target) -> {"loss", "output", ...}, or of a model's."""
-    if not isinstance(output, dict) or "output" not in output:
+    if not isinstance(output, dict) or "output" not in output:  # a plain model
         logits = find_logits(output)
         return {} if logits is None else {"logits": logits}
     target = kwargs.get("target", args[1] if len(args) > 1 else None)

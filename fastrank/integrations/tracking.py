@@ -143,10 +143,14 @@ class Tracking:
             self.close(finished=False)
 
 
+def member(output: object, name: str) -> Any:
+    """`output[name]` or `output.name`, None where it has neither."""
+    return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+
+
 def find_logits(output: object) -> Tensor | None:
     """`logits` of a model's output where it has them, else its first tensor of two and more dimensions."""
-    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    if isinstance(named, Tensor):
+    if isinstance(named := member(output, "logits"), Tensor):
         return named
     if isinstance(output, Tensor):
         return output if output.ndim >= 2 else None

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from fastrank.extras import require
-from fastrank.integrations.tracking import Tracking, find_logits
+from fastrank.integrations.tracking import Tracking, find_logits, member
 
 transformers = require("transformers", "the Trainer callback")
 
@@ -94,7 +94,7 @@ class WatchCallback(transformers.TrainerCallback):
 
     def _see(self, args: tuple, kwargs: dict, output: object) -> dict[str, Tensor]:
         seen = {"logits": self._logits(output), "target": kwargs.get("labels")}
-        loss = getattr(output, "loss", None)
+        loss = member(output, "loss")
         if self._whole_loss and isinstance(loss, Tensor) and loss.numel() == 1:
             seen["loss"] = loss
         if seen["logits"] is not None and seen["logits"].ndim == 3:
@@ -116,7 +116,7 @@ def _checkpoint(args: Any, step: int) -> Path:
 def _stored(args: Any, step: int) -> dict:
     """The watcher's state at `step`; without its file only the number of the step, and subspaces begin anew."""
     given = args.resume_from_checkpoint
-    for folder in [Path(given)] * isinstance(given, str) + [_checkpoint(args, step)]:
+    for folder in [*([Path(given)] if isinstance(given, str) else []), _checkpoint(args, step)]:
         if (folder / STATE).is_file():
             try:
                 found = torch.load(folder / STATE, map_location="cpu", weights_only=True)
