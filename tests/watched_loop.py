@@ -47,11 +47,15 @@ def small_batches(n, size=9):
     return [(torch.randn(size, 12, generator=g), torch.randint(5, (size,), generator=g)) for _ in range(n)]
 
 
-def by_hand(model, batches, accumulate=1, optimizer=None, **options):
-    """Train over `batches`, one optimizer step every `accumulate` of them, and return what `watch` recorded."""
+def by_hand(model, batches, accumulate=1, also=None, **options):
+    """Train over `batches`, one optimizer step every `accumulate` of them, and return what `watch` recorded.
+
+    `also`: further sinks.
+    """
     records = Records()
-    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    with fastrank.watch(model, log=records, **options) as w:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    others = also if isinstance(also, list) and not hasattr(also, "log_step") else [] if also is None else [also]
+    with fastrank.watch(model, log=[*others, records], **options) as w:
         for number, (x, y) in enumerate(batches, 1):
             loss = nn.functional.cross_entropy(model(x), y)
             (loss / accumulate).backward()
