@@ -66,6 +66,14 @@ def by_hand(model, batches, accumulate=1, also=None, **options):
     return records
 
 
+def run_example(module, folder, monkeypatch):
+    """Run the example in a module's docstring in `folder`, as written."""
+    monkeypatch.chdir(folder)
+    example = module.__doc__.partition("\n\n")[2]
+    assert "import" in example
+    exec(compile(example, module.__name__, "exec"), {"__name__": "example"})
+
+
 def assert_same(found, expected, but=("cost/",)):
     """The same steps with the same figures, bit for bit; keys that start with one of `but` are not compared."""
     assert found and [step for step, *_ in found] == [step for step, *_ in expected]

@@ -40,7 +40,7 @@ pl = require("lightning.pytorch", "the Lightning callback")
 class WatchCallback(pl.Callback):
     """Measures a LightningModule after each of its optimizer steps, on the process of rank 0.
 
-    The figures go to `log` and to the Trainer's own loggers, under the keys that `watch` has. Checkpoints of the
+    The figures go to `log` and, every `log_every_n_steps` steps, to the Trainer's own loggers. Checkpoints of the
     Trainer hold what a resumed run needs to go on with the same figures and the same `log`. Of accumulated batches the
     last forward counts, as in `watch`. With manual optimization gradients must still be there when `training_step`
     returns.
@@ -127,12 +127,14 @@ class WatchCallback(pl.Callback):
 
 
 class _Loggers:
-    """The Trainer's loggers as a sink; they keep scalars."""
+    """The Trainer's loggers as a sink: scalars, as often as the Trainer itself logs."""
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
 
     def log_step(self, step: int, scalars: dict[str, float], arrays: dict[str, Any]) -> None:
+        if (step + 1) % max(self._trainer.log_every_n_steps, 1):
+            return
         for logger in self._trainer.loggers:
             logger.log_metrics(dict(scalars), step)
 

@@ -28,7 +28,7 @@ class CSV:
     Args:
         path: the directory, made if missing.
         resume: go on with the tables that `path` holds; rows of the first step to come, and of later ones, are dropped.
-        spectra: write spectra.csv too.
+        spectra: write spectra.csv too: some 15 numbers a matrix and step, and 225 a layer for its alignment.
 
     Raises InputError where `path` cannot be written, or holds tables already (resume=False).
     """
@@ -48,10 +48,7 @@ class CSV:
             self._drop_from(step)
         self._handles["metrics"].write(_lines((step, *split_key(key), repr(float(v))) for key, v in scalars.items()))
         if "spectra" in self._handles and arrays:
-            # Nine digits give every float32 back, which is what the run database keeps too.
-            blocks = {key: np.asarray(array, np.float32).reshape(-1).tolist() for key, array in arrays.items()}
-            rows = ((step, key, i, f"{v:.9g}") for key, block in blocks.items() for i, v in enumerate(block))
-            self._handles["spectra"].write(_lines(rows))
+            self._handles["spectra"].write(b"".join(_block(step, key, array) for key, array in arrays.items()))
 
     def note(self, step: int, key: str, text: str) -> None:
         self._handles["notes"].write(_lines([(step, key, text)]))
@@ -122,23 +119,32 @@ class Parquet:
         self.flush()
 
     def _metrics(self):
-        rows = [(step, *split_key(key), value) for step, scalars, _ in self._steps for key, value in scalars.items()]
-        frame = self._pandas.DataFrame(rows, columns=METRICS)
-        types = {"step": "int64", "value": "float64"} | dict.fromkeys(("kind", "layer", "metric"), "category")
-        return frame.astype(types)
+        keys = [key for _, scalars, _ in self._steps for key in scalars]
+        counts = [len(scalars) for _, scalars, _ in self._steps]
+        frame = {"step": np.repeat(np.array([step for step, *_ in self._steps], np.int64), counts)}
+        parts = {key: split_key(key) for key in dict.fromkeys(keys)}
+        for place, column in enumerate(("kind", "layer", "metric")):
+            frame[column] = self._categories([parts[key][place] for key in keys])
+        values = [value for _, scalars, _ in self._steps for value in scalars.values()]
+        return self._pandas.DataFrame({**frame, "value": np.array(values, np.float64)})
 
     def _spectra(self):
         blocks = [(step, key, block) for step, _, arrays in self._steps for key, block in arrays.items()]
         counts = [block.size for _, _, block in blocks]
-        keys = np.array([key for _, key, _ in blocks], object)
         return self._pandas.DataFrame(
             {
                 "step": np.repeat(np.array([step for step, _, _ in blocks], np.int64), counts),
-                "key": self._pandas.Categorical(np.repeat(keys, counts)),
+                "key": self._categories([key for _, key, _ in blocks], counts),
                 "index": np.concatenate([np.arange(n, dtype=np.int32) for n in counts] or [np.empty(0, np.int32)]),
                 "value": np.concatenate([block for _, _, block in blocks] or [np.empty(0, np.float32)]),
             }
         )
+
+    def _categories(self, texts: list[str], counts: list[int] | int = 1):
+        """A column of `texts`, each repeated as `counts` says, stored as numbers and the few texts there are."""
+        code = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+        codes = np.repeat(np.array([code[text] for text in texts], np.int32), counts)
+        return self._pandas.Categorical.from_codes(codes, list(code))
 
     def _drop_from(self, step: int) -> None:
         self._first = False
@@ -161,6 +167,14 @@ def _directory(path: str | os.PathLike, table: str, resume: bool) -> Path:
     except OSError as error:
         raise InputError("path", "a directory that can be written", f"{path} ({error.strerror or error})") from None
     return path
+
+
+def _block(step: int, key: str, array: Any) -> bytes:
+    """The lines of one array; there may be ten thousand a step, so the constant part is made once."""
+    start = _lines([(step, key)])[:-1].decode()
+    # Nine digits give every float32 back, which is what the run database keeps too.
+    values = np.asarray(array, np.float32).reshape(-1).tolist()
+    return "".join([f"{start},{index},{value:.9g}\n" for index, value in enumerate(values)]).encode()
 
 
 def _lines(rows) -> bytes:

@@ -5,10 +5,11 @@ import logging
 import pytest
 import torch
 from torch import nn
-from watched_loop import Records, assert_same, by_hand, small_batches, small_net
+from watched_loop import Records, assert_same, by_hand, run_example, small_batches, small_net
 
 lightning = pytest.importorskip("lightning", reason="needs lightning: pip install 'fastrank[lightning]'")
 
+import fastrank.integrations.lightning as adapter  # noqa: E402
 from fastrank import InputError  # noqa: E402
 from fastrank.integrations.lightning import WatchCallback  # noqa: E402
 from fastrank.record import load_run  # noqa: E402
@@ -148,11 +149,12 @@ def test_a_new_training_never_overwrites_a_run(tmp_path):
 def test_the_trainers_loggers_get_the_scalars(tmp_path):
     logger = lightning.pytorch.loggers.CSVLogger(tmp_path, name="logs", version=0, flush_logs_every_n_steps=1)
     found = Records()
-    fit(Parts(), small_batches(3), WatchCallback(log=found, metrics="light"), path=tmp_path, logger=logger)
+    callback = WatchCallback(log=found, metrics="light")
+    fit(Parts(), small_batches(5), callback, path=tmp_path, logger=logger, log_every_n_steps=2)
     header, *rows = (tmp_path / "logs" / "version_0" / "metrics.csv").read_text().splitlines()
     column, step = header.split(",").index("logits/norm"), header.split(",").index("step")
     values = {int(row.split(",")[step]): float(row.split(",")[column]) for row in rows if row.split(",")[column]}
-    assert values == {s: scalars["logits/norm"] for s, scalars, _ in found}
+    assert values == {s: scalars["logits/norm"] for s, scalars, _ in found if s in (1, 3)}
 
 
 def test_other_ranks_neither_watch_nor_write(tmp_path, monkeypatch):
@@ -213,3 +215,9 @@ def test_the_state_is_tensors_and_plain_values(tmp_path):
     state = callback.state_dict()
     torch.save(state, tmp_path / "state.pt")
     assert torch.load(tmp_path / "state.pt", weights_only=True)["watcher"]["step"] == 2
+
+
+def test_the_example_runs(tmp_path, monkeypatch):
+    run_example(adapter, tmp_path, monkeypatch)
+    run = load_run("runs/lightning")
+    assert run.status == "finished" and len(run.steps) == 6 and "logits/rank" in run.keys

@@ -3,11 +3,12 @@
 import pytest
 import torch
 from torch import nn
-from watched_loop import Records, assert_same, by_hand, small_batches, small_net
+from watched_loop import Records, assert_same, by_hand, run_example, small_batches, small_net
 
 timm = pytest.importorskip("timm", reason="needs timm: pip install 'fastrank[train]'")
 from timm.task import ClassificationTask  # noqa: E402
 
+import fastrank.integrations.timm as adapter  # noqa: E402
 from fastrank.integrations.timm import watch_task  # noqa: E402
 from fastrank.record import load_run  # noqa: E402
 
@@ -114,3 +115,9 @@ def test_a_model_that_the_loop_does_not_call_is_said_once():
         for x, y in small_batches(2):
             nn.functional.cross_entropy(model(x), y).backward()
             optimizer.step()
+
+
+def test_the_example_runs(tmp_path, monkeypatch):
+    run_example(adapter, tmp_path, monkeypatch)
+    run = load_run("runs/timm")
+    assert run.status == "finished" and len(run.steps) == 2 and "logits/rank" in run.keys

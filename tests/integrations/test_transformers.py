@@ -3,11 +3,12 @@
 import pytest
 import torch
 from torch import nn
-from watched_loop import Records, assert_same, by_hand, off_the_checkout, small_batches, small_net
+from watched_loop import Records, assert_same, by_hand, off_the_checkout, run_example, small_batches, small_net
 
 transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'fastrank[transformers]'")
 pytest.importorskip("accelerate", reason="needs accelerate: pip install 'fastrank[transformers]'")
 
+import fastrank.integrations.transformers as adapter  # noqa: E402
 from fastrank.integrations.transformers import TOKEN_ROWS, WatchCallback  # noqa: E402
 from fastrank.record import load_run  # noqa: E402
 
@@ -161,3 +162,9 @@ def test_token_logits_are_thinned_out_evenly():
     rows = _some_positions(z)
     assert rows.shape[0] <= TOKEN_ROWS < 3000 and rows.shape[1] == 2
     assert rows[:, 0].diff().unique().tolist() == [6.0] and _some_positions(z[:, :300]).shape == (900, 2)
+
+
+def test_the_example_runs(tmp_path, monkeypatch):
+    run_example(adapter, tmp_path, monkeypatch)
+    run = load_run("runs/bert")
+    assert run.status == "finished" and len(run.steps) == 4 and "logits/rank" in run.keys

@@ -149,6 +149,15 @@ def test_wandb_gets_one_log_a_step_on_an_axis_of_its_own():
     assert run.finished == []  # the user's run stays open
 
 
+def test_wandb_can_be_given_fewer_steps():
+    pytest.importorskip("wandb", reason="needs wandb: pip install 'fastrank[wandb]'")
+    run = FakeRun()
+    watched(WandB(run, every=3), metrics="light")
+    assert [figures["fastrank/step"] for figures in run.logged] == [0, 3]
+    with pytest.raises(InputError, match=r"^every: expected a whole number >= 1, got 0"):
+        WandB(run, every=0)
+
+
 def test_wandb_offline_run_holds_the_figures(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb", reason="needs wandb: pip install 'fastrank[wandb]'")
     monkeypatch.setenv("WANDB_SILENT", "true")
