@@ -56,6 +56,22 @@ def test_a_validation_in_between_leaves_the_figures():
     assert_same(found, expected, but=("cost/", "train/lr"))
 
 
+def test_a_forward_in_evaluation_mode_before_the_step_leaves_the_figures():
+    batches = small_batches(2)
+    expected = by_hand(small_net(), batches)
+    model, found = small_net(), Records()
+    task, optimizer = ClassificationTask(model, nn.CrossEntropyLoss(), verbose=False), sgd(model)
+    with watch_task(task, optimizer, log=found):
+        for x, y in batches:
+            task.train()
+            task(x, y)["loss"].backward()
+            task.eval()
+            task(x + 1, y)
+            optimizer.step()
+            optimizer.zero_grad()
+    assert_same(found, expected, but=("cost/", "train/lr"))
+
+
 def test_a_resumed_training_goes_on_in_figures_and_run(tmp_path):
     batches = small_batches(6)
     expected = by_hand(small_net(), batches)
