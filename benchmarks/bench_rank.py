@@ -1,7 +1,6 @@
-"""Spectra, ranks and top singular vectors, against torch.linalg, SciPy and scikit-learn.
+"""Spectra and ranks, against torch.linalg and SciPy.
 
-A spectrum is held to the float64 singular values within its own bound, a rank to its own interval, the top 15 triplets
-to their residuals. Randomised peers promise nothing: their error is shown and not judged.
+A spectrum is held to the float64 singular values within its own bound, a rank to its own interval.
 """
 
 from __future__ import annotations
@@ -17,14 +16,19 @@ from torch import Tensor
 
 import fastrank
 
-TOP = 15
+BATCH = 1024
+#: sigma / sigma_1 that a fast Gram matrix resolves (GramState.floor); torch's tolerance is above it from 35,000 rows.
+FAST_FLOOR = 4e-3
 #: What the float64 truth itself may err, relative to sigma_1.
 TRUTH = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
 class Matrix(Case):
-    """What is asked (`kind`: spectrum, rank or top) of the matrices of one call; singular values fall as i^-decay."""
+    """What is asked (`kind`) of the matrices of one call, whose singular values fall as i^-decay.
+
+    kind: spectrum, rank, or `stream` (the rank of rows that come in batches of BATCH).
+    """
 
     kind: str
     shapes: tuple[tuple[int, int], ...]
@@ -33,13 +37,21 @@ class Matrix(Case):
     @property
     def title(self) -> str:
         sizes = " x ".join(map(str, self.shapes[0])) if len(self.shapes) == 1 else f"{len(self.shapes)} matrices"
-        return f"{f'top {TOP}' if self.kind == 'top' else self.kind} of {sizes}"
+        return f"{self.kind} of {sizes}"
 
 
 #: Weights [out, in * kh * kw] of a CIFAR ResNet-18: its convolutions and its head.
 RESNET18 = (
     (64, 27), *[(64, 576)] * 4, (128, 576), *[(128, 1152)] * 3, (128, 64), (256, 1152), *[(256, 2304)] * 3, (256, 128),
     (512, 2304), *[(512, 4608)] * 3, (512, 256), (94, 512),
+)  # fmt: skip
+
+#: Weights of ResNet-50, [out, in * kh * kw].
+RESNET50 = (
+    (64, 147), (64, 64), (64, 576), (256, 64), (256, 64), *[(64, 256), (64, 576), (256, 64)] * 2,
+    (128, 256), (128, 1152), (512, 128), (512, 256), *[(128, 512), (128, 1152), (512, 128)] * 3,
+    (256, 512), (256, 2304), (1024, 256), (1024, 512), *[(256, 1024), (256, 2304), (1024, 256)] * 5,
+    (512, 1024), (512, 4608), (2048, 512), (2048, 1024), *[(512, 2048), (512, 4608), (2048, 512)] * 2, (1000, 2048),
 )  # fmt: skip
 
 CASES = (
@@ -50,10 +62,10 @@ CASES = (
     Matrix(kind="spectrum", shapes=((1000, 2048),), where="ImageNet ResNet-50's head"),
     Matrix(kind="spectrum", shapes=RESNET18, where="all weights of a CIFAR ResNet-18"),
     Matrix(kind="rank", shapes=((128, 8192),), decay=2.0, where="activations of a CIFAR ResNet-18", quick=True),
+    Matrix(kind="rank", shapes=((256, 8000),) * 50, decay=2.0, where="50 layers' activations, batch 256"),
+    Matrix(kind="rank", shapes=RESNET50, where="all weight gradients of ResNet-50"),
     Matrix(kind="rank", shapes=((100_000, 1000),), decay=2.0, where="logits of 100,000 ImageNet samples"),
-    Matrix(kind="top", shapes=((128, 8192),), where="activations of a CIFAR ResNet-18", quick=True),
-    Matrix(kind="top", shapes=((512, 4608),), where="weight of a 3x3 convolution, 512 -> 512"),
-    Matrix(kind="top", shapes=((21841, 2048),), where="ImageNet-21k head"),
+    Matrix(kind="stream", shapes=((100_000, 1000),), decay=2.0, where="the same in batches of 1024"),
 )
 
 
@@ -62,15 +74,15 @@ def prepare(case: Matrix, device: str) -> Problem:
     matrices = [decaying(n, d, case.decay, generator).to(device) for n, d in case.shapes]
     truths = [singular_values(A) for A in matrices]
     kind = torch.device(device).type
-    if case.kind == "rank":
-        return Problem(ranks(case, matrices, truths), "counts outside the interval given")
+    if case.kind in ("rank", "stream"):
+        contenders = (ranks if case.kind == "rank" else streams)(case, matrices, truths)
+        return Problem(contenders, "counts outside the interval given")
 
     def distance(sigmas: list[Tensor]) -> float:
         pairs = zip(sigmas, truths, strict=True)
         return max(float((s.double().to(t.device) - t[: len(s)]).abs().max() / t[0]) for s, t in pairs)
 
-    contenders = (top if case.kind == "top" else spectra)(case, matrices, distance, kind)
-    return Problem(contenders, f"largest |sigma - truth| / sigma_1{f' of the top {TOP}' if case.kind == 'top' else ''}")
+    return Problem(spectra(case, matrices, distance, kind), "largest |sigma - truth| / sigma_1")
 
 
 def decaying(n: int, d: int, decay: float, generator: torch.Generator) -> Tensor:
@@ -113,43 +125,52 @@ def spectra(case: Matrix, matrices: list[Tensor], distance: Callable, device: st
 
 
 def ranks(case: Matrix, matrices: list[Tensor], truths: list[Tensor]) -> dict[str, Contender]:
-    (A,), (truth,) = matrices, truths
-    tolerance = max(A.shape) * torch.finfo(A.dtype).eps * truth[0]
-    count = int((truth > tolerance).sum())
-    return {
-        "torch.linalg.matrix_rank": Contender(lambda: torch.linalg.matrix_rank(A), lambda r: abs(int(r) - count)),
-        "fastrank": Contender(
-            lambda: fastrank.matrix_rank(A), lambda r: max(r.lo - count, count - r.hi, 0), 0.0, True, account(case)
-        ),
-    }
-
-
-def top(case: Matrix, matrices: list[Tensor], distance: Callable, device: str) -> dict[str, Contender]:
-    (A,) = matrices
-    values = lambda S: distance([S[:TOP]])  # noqa: E731
-    stable = max(A.shape) * torch.finfo(torch.float32).eps
+    counts = [true_rank(A, truth) for A, truth in zip(matrices, truths, strict=True)]
     contenders = {
-        "torch.linalg.svd": Contender(lambda: torch.linalg.svd(A, full_matrices=False)[1], values, stable),
-        "torch.svd_lowrank": Contender(lambda: torch.svd_lowrank(A, TOP, niter=2)[1], values),
+        "torch.linalg.matrix_rank": Contender(
+            lambda: [torch.linalg.matrix_rank(A) for A in matrices],
+            lambda found: max(abs(int(r) - count) for r, count in zip(found, counts, strict=True)),
+        )
     }
-    if peers.load("scipy", device):
-        from scipy.sparse.linalg import svds
-
-        run = lambda: torch.from_numpy(svds(A.numpy(), TOP)[1].copy()).sort(descending=True)[0]  # noqa: E731
-        contenders["scipy svds"] = Contender(run, values)
-    if peers.load("scikit-learn", device):
-        from sklearn.utils.extmath import randomized_svd
-
-        run = lambda: torch.from_numpy(randomized_svd(A.numpy(), TOP, random_state=0)[1])  # noqa: E731
-        contenders["sklearn randomized_svd"] = Contender(run, values)
-    # A step of training moves a weight by about a hundredth of itself; the warm call starts from before it.
-    moved = A - 1e-2 * A.std() * torch.randn(A.shape, generator=torch.Generator().manual_seed(1)).to(A)
-    for name, state in (("cold", None), ("warm", fastrank.top_svd(moved, TOP))):
-        first = fastrank.top_svd(A, TOP, state)
-        budget = float((first.residual / first.S[0]).max()) + TRUTH
-        run = lambda state=state: fastrank.top_svd(A, TOP, state).S  # noqa: E731
-        contenders[f"fastrank, {name}"] = Contender(run, values, budget, True)
+    for name, method in (("fastrank", "auto"), ("fastrank, inertia", "inertia")):
+        contenders[name] = Contender(
+            lambda method=method: fastrank.matrix_rank(matrices, method=method),
+            lambda found: outside(found, counts), 0.0, True, account(case),
+        )  # fmt: skip
     return contenders
+
+
+def streams(case: Matrix, matrices: list[Tensor], truths: list[Tensor]) -> dict[str, Contender]:
+    """Ranks after the last batch; torch has to keep all rows, which it is given as one matrix."""
+    (A,), (truth,) = matrices, truths
+    counts, batches = [true_rank(A, truth)], A.split(BATCH)
+
+    def run(mode: str) -> list:
+        state = fastrank.GramState(d=A.shape[1], mode=mode, device=A.device)
+        for batch in batches:
+            state.update(batch)
+        return [fastrank.matrix_rank(state.spectrum())]
+
+    def stacked() -> list:
+        sigma = torch.linalg.svdvals(A)
+        return [(sigma > max(A.shape) * torch.finfo(A.dtype).eps * sigma[0]).sum()]
+
+    contenders = {"torch.linalg.svdvals, stacked": Contender(stacked, lambda found: abs(int(found[0]) - counts[0]))}
+    resolved = max(A.shape) * torch.finfo(A.dtype).eps > FAST_FLOOR
+    for mode in ("exact", "fast") if resolved else ("exact",):
+        contenders[f"fastrank, {mode}"] = Contender(
+            lambda mode=mode: run(mode), lambda found: outside(found, counts), 0.0, True, account(case)
+        )
+    return contenders
+
+
+def true_rank(A: Tensor, truth: Tensor) -> int:
+    return int((truth > max(A.shape) * torch.finfo(A.dtype).eps * truth[0]).sum())
+
+
+def outside(found: list, counts: list[int]) -> int:
+    """How far the counts lie outside the intervals, and how wide these are: 0 for what is exact and right."""
+    return max(max(r.hi - r.lo, r.lo - count, count - r.hi) for r, count in zip(found, counts, strict=True))
 
 
 def each(function: Callable, matrices: list[Tensor], error: Callable, budget=None, slow: bool = False) -> Contender:
@@ -168,7 +189,7 @@ def account(case: Matrix) -> tuple[Launch, ...]:
     return (Launch("spectrum", read, 8 * sum(min(shape) for shape in case.shapes), {"fp64": work}),)
 
 
-BENCHMARK = Benchmark("rank", __doc__, CASES, prepare, peers=("scipy", "scikit-learn", "CuPy"))
+BENCHMARK = Benchmark("rank", __doc__, CASES, prepare, peers=("scipy", "CuPy"))
 
 if __name__ == "__main__":
     run_alone("rank")

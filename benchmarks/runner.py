@@ -23,7 +23,9 @@ BENCHMARKS = {
     "tempered_ce": "the tempered cross-entropy against eager torch, torch.compile, Liger, quack, cut-cross-entropy",
     "tempered_mse": "the tempered squared error against eager torch and torch.compile",
     "gram": "Gram matrices of tall, wide and channel data against torch, BLAS syrk and CuPy",
-    "rank": "spectra, ranks and top singular vectors against torch.linalg, scipy and scikit-learn",
+    "small_eigh": "eigenvalues and counts of many symmetric matrices against LAPACK",
+    "rank": "spectra and ranks against torch.linalg and scipy",
+    "svd": "top singular triplets, cold and warm, against torch.linalg.svd, svd_lowrank, scipy and scikit-learn",
     "tracking": "what tracking adds to a training step, against torch.linalg in hooks",
 }
 SECONDS, QUICK_SECONDS = 0.6, 0.08

@@ -8,6 +8,8 @@ namespace py = pybind11;
 namespace fastrank {
 void bind_common(py::module_& m);
 void bind_gram(py::module_& m);
+void bind_rsvd(py::module_& m);
+void bind_small_eigh(py::module_& m);
 void bind_tempered_ce(py::module_& m);
 void bind_tempered_mse(py::module_& m);
 }  // namespace fastrank
@@ -25,6 +27,8 @@ PYBIND11_MODULE(_core, m) {
 #endif
   fastrank::bind_common(m);
   fastrank::bind_gram(m);
+  fastrank::bind_rsvd(m);
+  fastrank::bind_small_eigh(m);
   fastrank::bind_tempered_ce(m);
   fastrank::bind_tempered_mse(m);
 }

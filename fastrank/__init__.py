@@ -14,7 +14,7 @@ _HOME = {
     "FusedLinearTemperedCE": "loss",
     "GramState": "gram",
     "InputError": "errors",
-    "RankEstimate": "spectra",
+    "RankEstimate": "ranks",
     "Run": "record",
     "RunWriter": "record",
     "Spectrum": "spectra",
@@ -26,7 +26,7 @@ _HOME = {
     "doctor": "diagnosis",
     "linear_tempered_cross_entropy": "loss",
     "load_run": "record",
-    "matrix_rank": "spectra",
+    "matrix_rank": "ranks",
     "spectrum": "spectra",
     "tempered_cross_entropy": "loss",
     "tempered_mse": "loss",
@@ -72,8 +72,9 @@ if TYPE_CHECKING:
         tempered_mse,
     )
     from fastrank.metrics.alignment import Alignment, alignment
+    from fastrank.ranks import RankEstimate, matrix_rank
     from fastrank.record import Run, RunWriter, load_run
-    from fastrank.spectra import RankEstimate, Spectrum, matrix_rank, spectrum
+    from fastrank.spectra import Spectrum, spectrum
     from fastrank.subspace import SubspaceState, top_svd
     from fastrank.watcher import Watcher, watch
 

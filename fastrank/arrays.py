@@ -48,6 +48,13 @@ def as_matrix(name: str, A: Any) -> Tensor:
     return A
 
 
+def as_matrices(A: Any) -> list[Tensor]:
+    """`as_matrix` of each member of a list, named by its place in it, or of A itself."""
+    if isinstance(A, list | tuple):
+        return [as_matrix(f"A[{index}]", member) for index, member in enumerate(A)]
+    return [as_matrix("A", A)]
+
+
 def channel_views(x: Tensor) -> Iterator[Tensor]:
     """x [B, C, *spatial] as channel views [B, C, S], none of them a copy.
 

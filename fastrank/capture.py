@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fastrank.errors import InputError
+from fastrank.kernels.gram import Convolution, patch_rows
 from fastrank.metrics.gradient_bound import input_spectrum
 from fastrank.spectra import Spectrum
 
@@ -185,20 +186,19 @@ class Capture:
         draw = hash_name(name) + self._draws
         if isinstance(module, nn.Linear):
             X = x.reshape(-1, x.shape[-1])
-            if X.shape[0] <= self._input_rows:
-                return X
-            return X.index_select(0, self._sample(X.shape[0], self._input_rows, draw).to(x.device))
+            return X if len(X) <= self._input_rows else X.index_select(0, self._rows(len(X), draw).to(x.device))
         return self._patches(module, x, draw)
 
     def _patches(self, module: nn.Module, x: Tensor, draw: int) -> Tensor:
-        """Seeded patch rows [m, in / groups * kernel], gathered from a strided view: no full im2col is formed."""
+        """Seeded patch rows [m, in / groups * kernel]; no full im2col is formed."""
+        convolution = plain_convolution(module)
+        if convolution is not None:
+            x = x if x.ndim == 4 else x.unsqueeze(0)
+            return patch_rows(x, convolution, self._rows(convolution.rows(x.shape), draw).to(x.device))
         windows = patch_view(x, module)
         groups, spatial = module.groups, windows.ndim // 2 - 1
         batch, positions = windows.shape[0], windows.shape[2 : 2 + spatial]
-        total = batch * positions.numel() * groups
-        pick = (torch.arange(total) if total <= self._input_rows else self._sample(total, self._input_rows, draw)).to(
-            x.device
-        )
+        pick = self._rows(batch * positions.numel() * groups, draw).to(x.device)
         group = pick % groups
         rest = pick // groups
         index = []
@@ -210,6 +210,9 @@ class Capture:
         width = windows.shape[1] // groups
         channels = group[:, None] * width + torch.arange(width, device=x.device)
         return windows[(rest[:, None], channels, *(i[:, None] for i in index))].flatten(1)
+
+    def _rows(self, total: int, draw: int) -> Tensor:
+        return torch.arange(total) if total <= self._input_rows else self._sample(total, self._input_rows, draw)
 
     def _sample(self, population: int, size: int, draw: int) -> Tensor:
         """`size` of `population`, without replacement, sorted; a function of (seed, draw) alone."""
@@ -254,6 +257,16 @@ def trained_weight(module: nn.Module) -> Tensor | None:
 def weight_matrix(weight: Tensor) -> Tensor:
     """A weight as [out, in], a convolution's kernel flattened behind its output channels."""
     return weight.detach().flatten(1)
+
+
+def plain_convolution(module: nn.Module) -> Convolution | None:
+    """What the patch kernels know: two dimensions, zeros for padding, as wide on both sides."""
+    if not isinstance(module, nn.Conv2d) or module.padding_mode != "zeros":
+        return None
+    try:
+        return Convolution.of(module.kernel_size, module.stride, module.padding, module.dilation, module.groups)
+    except ValueError:
+        return None
 
 
 def patch_view(x: Tensor, conv: nn.Module) -> Tensor:

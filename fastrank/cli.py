@@ -171,7 +171,9 @@ def doctor() -> None:
 def bench(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="tempered_ce, tempered_mse, gram, rank, tracking; all if left out.", show_default=False),
+        typer.Argument(
+            help="tempered_ce, tempered_mse, gram, rank, svd, tracking; all if left out.", show_default=False
+        ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer cases, less time for each.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",

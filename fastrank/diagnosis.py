@@ -180,7 +180,7 @@ def _op(op: str) -> str:
 
 
 def _runs(op: str, device: str) -> str:
-    best = backend.OPS[op][device][0]
+    best = next(iter(backend.OPS[op].get(device, ())), "reference")
     if device == "cuda" and not torch.cuda.is_available():
         return f"{best} (no device here)"
     reason = backend.problem(op, device, best)

@@ -250,7 +250,8 @@ def cuts(found: Plan, budget: float) -> list[Cut]:
 
 def _cadence(found: Plan, budget: float, works: Iterable[Work], change: str, kept: tuple[str, ...]) -> Cut:
     works = list(works)
-    every = max(found.every, math.ceil(found.share(works, every=1) / budget))
+    # A budget that divides the share, but for rounding, does divide it.
+    every = max(found.every, math.ceil(found.share(works, every=1) / budget * (1 - 1e-12)))
     return Cut(change, kept, every, found.share(works, every=every))
 
 

@@ -24,10 +24,13 @@ from fastrank.capture import (
     weight_matrix,
 )
 from fastrank.errors import InputError
+from fastrank.figures import Figures
 from fastrank.metrics import OF_SPECTRUM
 from fastrank.metrics.alignment import alignment
+from fastrank.ranks import rank_counts
 from fastrank.sinks import open_log
-from fastrank.spectra import Spectrum, rank_counts, spectrum
+from fastrank.small_grams import SmallGram, small_gram
+from fastrank.spectra import Spectrum, of_grams, spectrum
 from fastrank.subspace import SubspaceState, top_svd
 
 #: Singular values kept per source and step, and singular vectors compared ([U] Fig. 3 uses 15).
@@ -101,7 +104,7 @@ class Watcher:
             raise InputError("seed", "a whole number", repr(seed))
         if not 0 < _number("T", T) < math.inf:
             raise InputError("T", "a temperature > 0", float(T))
-        self._kinds, self._figures = parse_metrics(metrics)
+        self._kinds, self._names = parse_metrics(metrics)
         self._every, self._T, self._seed = every, T, seed
         self._layers = select_layers(model, layers)
         sources = {"act", "weight", "bound"} & self._kinds | ({"weight", "input"} if "align" in self._kinds else set())
@@ -178,6 +181,12 @@ class Watcher:
         step, self._step = self._step, self._step + 1
         log_seconds = 0.0
         if self._capture.armed:
+            with self._timed("act"):
+                self._measure_activations()
+            self._measure_weights()
+            with self._timed("align"):
+                if "align" in self._kinds:
+                    self._measure_alignment()
             with self._timed("grad"):
                 if "grad" in self._kinds:
                     self._measure_gradients()
@@ -211,10 +220,15 @@ class Watcher:
 
     def _begin(self, log_seconds: float = 0.0) -> None:
         """Get ready for the forward of step number `_step`; what writing the last record took counts to this one."""
-        self._values: dict[str, Tensor] = {}
-        self._arrays: dict[str, Tensor] = {}
+        self._figures = Figures()
         self._output: Tensor | None = None
+        #: What the hooks took: small Gram matrices of activations (spectra of float64 ones), weights with the version
+        #: that they had, sampled inputs, ranks of whole inputs.
+        self._acts: dict[str, SmallGram | Spectrum] = {}
+        self._held_weights: dict[str, tuple[Tensor, int]] = {}
+        self._held_inputs: dict[str, Tensor] = {}
         self._bounds: dict[str, list[Tensor]] = {}
+        self._weights_are_measured = False
         self._now = defaultdict(float, log=log_seconds)
         self._capture.begin_step(self._step)
         self._capture.armed = not self._paused and self._step % self._every == 0
@@ -224,49 +238,106 @@ class Watcher:
         if self._capture.armed and model.training:
             tensor = first_tensor(output)
             self._output = None if tensor is None else tensor.detach()
+            self._measure_weights()
 
     def _on_source(self, kind: str, name: str, matrix: Callable[[], Tensor | Spectrum]) -> None:
-        if kind == "bound":
-            with self._timed(kind), self._guarded(f"grad/{name} bound") as enabled:
-                if enabled:
-                    self._measure_bound(name.partition("#")[0], matrix())
-        elif kind in self._kinds:
-            with self._timed(kind), self._guarded(f"{kind}/{name}") as enabled:
-                if enabled:
-                    self._measure_spectrum(f"{kind}/{name}", spectrum(matrix()))
-        if "align" in self._kinds and kind in ("weight", "input"):
-            with self._timed("align"), self._guarded(f"align/{name}") as enabled:
-                if enabled and kind == "weight":
-                    self._weights[name] = self._warm(matrix(), self._weights.get(name))
-                elif enabled:
-                    self._measure_alignment(name, matrix())
+        """In a hook: takes what is gone or changed by the end of the step, and leaves the rest for one call for all."""
+        key = f"grad/{name} bound" if kind == "bound" else f"{'align' if kind == 'input' else kind}/{name}"
+        with self._timed("align" if kind == "input" else kind), self._guarded(key) as enabled:
+            if not enabled:
+                return
+            found = matrix()
+            if kind == "act":
+                self._acts[key] = spectrum(found) if found.dtype == torch.float64 else small_gram(found)
+            elif kind == "weight":
+                self._held_weights[name] = found, found._version
+            elif kind == "input":
+                # A view of a tensor that a later layer may write to.
+                self._held_inputs[name] = found.clone() if found._is_view() else found
+            else:
+                self._measure_bound(name.partition("#")[0], found)
 
-    def _measure_spectrum(self, key: str, s: Spectrum) -> None:
-        if s.reason:
-            self._explain(key, s.reason)
-        counts = rank_counts(s)
-        self._values.update(zip((f"{key}/rank", f"{key}/rank_lo", f"{key}/rank_hi"), counts, strict=True))
-        self._values[f"{key}/sigma_1"] = s.sigma[:1].sum()
-        for figure in self._figures:
-            self._values[f"{key}/{figure}"] = OF_SPECTRUM[figure](s)
-        self._arrays[f"{key}/sigma"] = s.sigma[:TOP]
+    def _measure_weights(self) -> None:
+        """At the end of the step's first forward, before an optimiser can touch them."""
+        if self._weights_are_measured:
+            return
+        self._weights_are_measured = True
+        held = {}
+        for name, (X, version) in self._held_weights.items():
+            if X._version == version:
+                held[name] = X
+            else:
+                self._explain(f"weight/{name}", "changed before the end of the watched model's own forward")
+        if "weight" in self._kinds:
+            with self._timed("weight"):
+                self._measure_spectra({f"weight/{name}": X for name, X in held.items()})
+        if "align" in self._kinds:
+            with self._timed("align"):
+                self._warm(held, self._weights)
 
-    def _measure_alignment(self, name: str, X: Tensor) -> None:
-        layer = name.partition("#")[0]
-        self._inputs[name] = self._warm(X, self._inputs.get(name))
-        result = alignment(self._weights[layer], self._inputs[name], TOP)
-        if result.reason:
-            self._explain(f"align/{name}", result.reason)
-        key = f"align/{name}"
-        self._values.update(
-            {
-                f"{key}/max": result.max,
-                f"{key}/diagonal": result.diagonal,
-                f"{key}/error": result.error,
-                f"{key}/chance": result.max.new_tensor(result.chance),
-            }
+    def _measure_activations(self) -> None:
+        grams = {key: g for key, g in self._acts.items() if isinstance(g, SmallGram)}
+        found = {key: s for key, s in self._acts.items() if isinstance(s, Spectrum)}
+        found |= self._together(grams, of_grams)
+        self._add_spectra({key: found[key] for key in self._acts if key in found})
+
+    def _measure_spectra(self, matrices: dict[str, Tensor]) -> None:
+        self._add_spectra(self._together(matrices, spectrum))
+
+    def _add_spectra(self, spectra: dict[str, Spectrum]) -> None:
+        for key, s in spectra.items():
+            if s.reason:
+                self._explain(key, s.reason)
+        self._figures.add_spectra(spectra, self._names, TOP)
+
+    def _measure_alignment(self) -> None:
+        self._warm(self._held_inputs, self._inputs)
+        names = [name for name in self._held_inputs if name in self._inputs and name.partition("#")[0] in self._weights]
+        pairs = {f"align/{name}": (self._weights[name.partition("#")[0]], self._inputs[name]) for name in names}
+        results = self._together(pairs, lambda sides: alignment(*map(list, zip(*sides, strict=True)), TOP))
+        largest = []
+        for key, result in results.items():
+            if result.reason:
+                self._explain(key, result.reason)
+            chance = result.max.new_tensor(result.chance)
+            values = torch.stack([result.max, result.diagonal, result.error.to(result.max), chance])
+            self._figures.add([f"{key}/{name}" for name in ("max", "diagonal", "error", "chance")], values)
+            self._figures.add_array(f"{key}/cosines", result.cosines)
+            largest.append(result.max)
+        if largest:
+            self._figures.add(["align/mean_max"], torch.stack(largest).double().mean())
+
+    def _warm(self, matrices: dict[str, Tensor], states: dict[str, SubspaceState]) -> None:
+        """One step of every layer's own subspace; it starts over where a layer's width or device changed."""
+
+        def fitting(name: str, X: Tensor) -> SubspaceState | None:
+            state = states.get(name)
+            fits = state is not None and state.block.shape[0] == X.shape[1] and state.block.device == X.device
+            return state if fits else None
+
+        jobs = {f"align/{name}": (X, fitting(name, X)) for name, X in matrices.items()}
+        found = self._together(
+            jobs, lambda jobs: top_svd([X for X, _ in jobs], TOP, [old for _, old in jobs], seed=self._seed)
         )
-        self._arrays[f"{key}/cosines"] = result.cosines
+        for name in matrices:
+            if (state := found.get(f"align/{name}")) is not None:
+                states[name] = state
+            else:
+                states.pop(name, None)
+
+    def _together(self, items: dict[str, Any], work: Callable[[list], list]) -> dict[str, Any]:
+        """{key: result} of one call for all; where that fails, of one call each, without those that fail."""
+        items = {key: item for key, item in items.items() if key not in self._disabled}
+        if not items:
+            return {}
+        try:
+            return dict(zip(items, work(list(items.values())), strict=True))
+        except Exception:
+            found = {}
+            for key, item in items.items():
+                with self._guarded(key):
+                    (found[key],) = work([item])
+            return found
 
     def _measure_bound(self, layer: str, s: Spectrum) -> None:
         """Ranks add up over the forwards whose gradients do, as those of a sum of matrices."""
@@ -275,13 +346,8 @@ class Watcher:
         ranks, before = rank_counts(s), self._bounds.get(layer)
         self._bounds[layer] = list(ranks) if before is None else [a + b for a, b in zip(before, ranks, strict=True)]
 
-    def _warm(self, X: Tensor, state: SubspaceState | None) -> SubspaceState:
-        """One call of the layer's own subspace; it starts over where the layer's width or device changed."""
-        if state is not None and (state.block.shape[0] != X.shape[1] or state.block.device != X.device):
-            state = None
-        return top_svd(X, TOP, state, seed=self._seed)
-
     def _measure_gradients(self) -> None:
+        found = {}
         for layer in self._layers:
             if not layer.weight:
                 continue
@@ -289,19 +355,16 @@ class Watcher:
             if weight is None:
                 self._explain(key, "no single parameter behind the weight")
             elif weight.grad is not None:
-                with self._guarded(key) as enabled:
-                    if enabled:
-                        self._measure_spectrum(key, spectrum(weight_matrix(weight.grad)))
-                        self._compare_with_bound(key, self._bounds.get(layer.name))
+                found[key] = weight_matrix(weight.grad)
             elif weight.requires_grad:
                 self._explain(key, "no gradient at step(); call it before zero_grad()")
-
-    def _compare_with_bound(self, key: str, bound: list[Tensor] | None) -> None:
-        if bound is None:
-            return
-        names = ("input_rank", "input_rank_lo", "input_rank_hi")
-        self._values.update({f"{key}/{name}": rank for name, rank in zip(names, bound, strict=True)})
-        self._values[f"{key}/bound_excess"] = (self._values[f"{key}/rank_lo"] - bound[2]).clamp_min(0)
+        spectra = self._together(found, spectrum)
+        self._add_spectra(spectra)
+        for layer, bound in self._bounds.items():
+            if (s := spectra.get(f"grad/{layer}")) is not None:
+                excess = (rank_counts(s)[1] - bound[2]).clamp_min(0)
+                names = ("input_rank", "input_rank_lo", "input_rank_hi", "bound_excess")
+                self._figures.add([f"grad/{layer}/{name}" for name in names], torch.stack([*bound, excess]))
 
     def _measure_logits(self, logits: Tensor, target: Tensor | None) -> None:
         """Rank and norm of the logits [N, C] before the softmax, and rank after it at the loss's temperature."""
@@ -310,32 +373,25 @@ class Watcher:
                 z = logits.detach()
                 z = z.movedim(1, -1).flatten(0, -2)
                 z = z if z.dtype in (torch.float32, torch.float64) else z.float()
-                before, after = spectrum(z), spectrum(torch.softmax(z / self._T, 1))
+                before, after = spectrum([z, torch.softmax(z / self._T, 1)])
                 norm = z.double().norm()
-                self._values |= {"logits/norm": norm, "logits/norm_over_T": norm / self._T}
+                self._figures.add(["logits/norm", "logits/norm_over_T"], torch.stack([norm, norm / self._T]))
                 for key, s in (("rank", before), ("softmax_rank", after)):
-                    names = (f"logits/{key}", f"logits/{key}_lo", f"logits/{key}_hi")
-                    self._values.update(zip(names, rank_counts(s), strict=True))
-                self._arrays |= {"logits/sigma": before.sigma[:TOP], "logits/softmax_sigma": after.sigma[:TOP]}
+                    names = [f"logits/{key}", f"logits/{key}_lo", f"logits/{key}_hi"]
+                    self._figures.add(names, torch.stack(rank_counts(s)))
+                self._figures.add_array("logits/sigma", before.sigma[:TOP])
+                self._figures.add_array("logits/softmax_sigma", after.sigma[:TOP])
                 if before.reason:
                     self._explain("logits", before.reason)
                 if target is not None:
-                    self._values["train/accuracy"] = (logits.argmax(1) == target).double().mean()
+                    self._figures.add(["train/accuracy"], (logits.argmax(1) == target).double().mean())
 
     def _write(self, step: int, scalars: dict[str, Tensor]) -> float:
         """One copy to the host and one transaction, whose seconds are returned."""
-        if largest := [v for key, v in self._values.items() if key.startswith("align/") and key.endswith("/max")]:
-            self._values["align/mean_max"] = torch.stack(largest).double().mean()
-        self._values |= {f"train/{name}": value.double() for name, value in scalars.items()}
+        for name, value in scalars.items():
+            self._figures.add([f"train/{name}"], value)
         start = time.perf_counter()
-        flat = [v.reshape(-1).double() for v in (*self._values.values(), *self._arrays.values())]
-        device = next((v.device for v in flat if v.device.type != "cpu"), torch.device("cpu"))
-        host = torch.cat([v.to(device) for v in flat]).cpu() if flat else torch.empty(0, dtype=torch.float64)
-        position = len(self._values)
-        values, arrays = dict(zip(self._values, host[:position].tolist(), strict=True)), {}
-        for key, array in self._arrays.items():
-            arrays[key] = host[position : position + array.numel()].reshape(array.shape).numpy()
-            position += array.numel()
+        values, arrays = self._figures.to_host()
         self._now["copy"] += time.perf_counter() - start
         elapsed = time.perf_counter() - self._clock
         tracked = sum(self._now.values())

@@ -23,6 +23,14 @@ OPS = {
     "gram_accumulate_": {"cpu": ("native",), "cuda": ("native",)},
     "gram_dual": {"cpu": ("native",), "cuda": ("native",)},
     "gram_patches_": {"cpu": ("native",), "cuda": ("native",)},
+    "patch_rows": {"cpu": ("native",)},
+    "eigvalsh_many": {"cpu": ("native",), "cuda": ("triton",)},
+    "inertia_many": {"cpu": ("native",), "cuda": ("triton",)},
+    "eigh_many": {"cpu": ("native",), "cuda": ("triton",)},
+    "test_matrix": {"cpu": ("native",), "cuda": ("triton",)},
+    "sketch": {"cpu": ("native",), "cuda": ("triton",)},
+    "subspace_step_many": {"cpu": ("native",), "cuda": ("triton",)},
+    "orthonormal_many": {"cpu": ("native",)},
 }
 
 

@@ -300,5 +300,58 @@ def _tempered_mse() -> list[TritonBuild]:
     return list(builds.values())
 
 
-TRITON: tuple[TritonBuild, ...] = (*_tempered_ce(), *_tempered_mse()) if COMPILES_TRITON else ()
+def _named(kernel: str, size: int, dtype: str, variant: str) -> str:
+    return f"{kernel.removesuffix('_kernel')} {size} {dtype} {variant}"
+
+
+def _small_eigh() -> list[TritonBuild]:
+    from fastrank.kernels.small_eigh import triton as kernels
+
+    builds: dict[str, TritonBuild] = {}
+    shift = torch.empty(1, dtype=torch.float64)
+    calls = [(m, kernels.eigvalsh_many) for m in (64, 256, 512)] + [(m, kernels.eigh_many) for m in (16, 64)]
+    for m, call in [*calls, (64, lambda G: kernels.inertia_many(G, shift))]:
+        G = [torch.empty(m, m, dtype=torch.float64)]
+        named = lambda launch: _named(launch["kernel"].__name__, launch["constants"]["N"], "fp64", "values")  # noqa: E731
+        for build in _recorded("small_eigh", lambda call=call, G=G: call(G), named):
+            builds.setdefault(build.name, build)
+    return list(builds.values())
+
+
+def _rsvd() -> list[TritonBuild]:
+    from fastrank.kernels.rsvd import step_triton, triton
+
+    builds: dict[str, TritonBuild] = {}
+    cpu = torch.device("cpu")
+    calls = [("fp32", 64, lambda: triton.test_matrix(256, 64, 1, 2, "gaussian", torch.float32, cpu))]
+    for name, q in (("fp32", 64), ("bf16", 64), ("fp64", 64), ("fp32", 16)):
+        calls.append(
+            (name, q, lambda n=name, q=q: triton.sketch(torch.empty(256, 4096, dtype=_DTYPES[n]), q, 1, 2, "gaussian"))
+        )
+    for name, q in (("fp32", 64), ("fp32", 16)):
+        calls.append(
+            (name, q, lambda q=q: step_triton.subspace_step_many([torch.empty(256, 4096)], [torch.empty(4096, q)], 15))
+        )
+    for dtype, q, call in calls:
+
+        def name(launch, dtype=dtype, q=q):
+            kernel, constants = launch["kernel"].__name__, launch["constants"]
+            variant = constants.get("STAGE") or {True: "first", False: "next"}.get(constants.get("FIRST"), "float64")
+            if kernel in ("project_kernel", "columns_kernel", "sketch_kernel", "add_spans_kernel"):
+                variant = "plain" if constants.get("FIRST", True) else "next plain"
+            if kernel in ("rotations_kernel", "left_kernel", "residual_kernel", "finish_kernel", "rows_kernel"):
+                variant = "plain"
+            return _named(kernel, q, dtype, variant)
+
+        for build in _recorded("rsvd", call, name):
+            if build.kernel.__name__ != "jacobi_kernel" and (
+                q == 64 or "sketch" in build.name or "right" in build.name
+            ):
+                builds.setdefault(build.name, build)
+    return list(builds.values())
+
+
+TRITON: tuple[TritonBuild, ...] = (
+    (*_tempered_ce(), *_tempered_mse(), *_small_eigh(), *_rsvd()) if COMPILES_TRITON else ()
+)
 CUDA: tuple[CudaBuild, ...] = (CudaBuild("gram"), CudaBuild("gram", "patches"))

@@ -60,6 +60,17 @@ def _repeated_at_15(n: int, d: int, seed: int) -> Tensor:
     return with_singular_values(sigma, n, d, seed)
 
 
+def _tolerance_ladder(n: int, d: int, seed: int) -> Tensor:
+    """sigma_1 = 1 and then pairs just above and below LADDER, relatively 1e-2 to 1e-6 away."""
+    sides = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    rungs = LADDER * (1 + torch.outer(10.0 ** -torch.arange(2.0, 7), sides)).flatten()
+    sigma = torch.cat([torch.ones(1), rungs.repeat(-(-min(n, d) // 10))])[: min(n, d)]
+    return with_singular_values(sigma.double(), n, d, seed)
+
+
+#: The relative tolerance around which the tolerance ladder stands.
+LADDER = 1e-3
+
 #: name -> [n, d] float64 of (n, d, seed).
 FAMILIES: dict[str, Callable[[int, int, int], Tensor]] = {
     "gaussian": _normal,
@@ -78,4 +89,5 @@ FAMILIES: dict[str, Callable[[int, int, int], Tensor]] = {
     "huge": lambda n, d, seed: _normal(n, d, seed) * 1e15,
     "tiny": lambda n, d, seed: _normal(n, d, seed) * 1e-15,
     "sigma 15 = sigma 16": _repeated_at_15,
+    "tolerance ladder": _tolerance_ladder,
 }

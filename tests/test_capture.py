@@ -110,7 +110,7 @@ def test_all_patches_equal_unfold_and_a_sample_is_a_subset(groups):
     conv(x)
     unfolded = F.unfold(x, 3, padding=1)  # [B, C * 9, positions]
     width = 4 // groups * 9
-    rows = unfolded.transpose(1, 2).reshape(2, 25, groups, width).reshape(-1, width)
+    rows = unfolded.unflatten(1, (groups, width)).transpose(2, 3).reshape(-1, width)  # those of a group together
     assert torch.equal(seen["input", "0"], rows)
     capture, sample = record(conv, input_rows=7)
     conv(x)

@@ -128,7 +128,10 @@ def test_options_go_before_the_preset(fastrank, monkeypatch):
         ("train --rate 1", r"No such option: --rate"),
         ("trian", r"No such command 'trian'"),
         ("report", r"Missing argument"),
-        ("bench gramm", r"name: expected one of tempered_ce, tempered_mse, gram, rank, tracking, got 'gramm'"),
+        (
+            "bench gramm",
+            r"name: expected one of tempered_ce, tempered_mse, gram, small_eigh, rank, svd, tracking, got 'gramm'",
+        ),
         ("bench gram --gpu-check", r"names: expected none with --gpu-check, which runs them all, got gram"),
         ("report /no/such/run", r"path: expected a run directory, got /no/such/run"),
         ("export /no/such/run --out x", r"path: expected a run directory, got /no/such/run"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastrank import InputError, matrix_rank, spectrum
-from fastrank.spectra import default_rtol, estimate_rank
+from fastrank.ranks import default_rtol, estimate_rank
 
 EPS32 = torch.finfo(torch.float32).eps
 
@@ -133,8 +133,28 @@ def test_non_finite_values_are_named_and_confined_to_their_matrix(bad):
 
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0)])
 def test_empty_matrices_have_rank_zero(shape):
-    r = matrix_rank(torch.empty(shape))
-    assert (int(r), r.lo, r.hi) == (0, 0, 0)
+    for method in ("auto", "spectrum", "inertia"):
+        r = matrix_rank(torch.empty(shape), method=method)
+        assert (int(r), r.lo, r.hi) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("method", ["auto", "spectrum", "inertia"])
+def test_vectors_and_views_are_matrices_too(method):
+    x = torch.randn(1, 40, generator=torch.Generator().manual_seed(0))
+    assert [int(r) for r in matrix_rank([x, x.T, x[:, :1], 0 * x], method=method)] == [1, 1, 1, 0]
+    assert spectrum(x).sigma.item() == pytest.approx(float(x.double().norm()), rel=1e-14)
+    A = torch.randn(40, 60, generator=torch.Generator().manual_seed(1))
+    views = [A, A.T, A[::2, 1::3], A.T[3:], A[:1].expand(5, -1)]
+    for view in views:
+        assert matrix_rank(view, method=method) == matrix_rank(view.clone(), method=method)
+    assert int(matrix_rank(views[-1], method=method)) == 1
+
+
+def test_a_tolerance_of_its_own_size_has_no_error():
+    """An absolute tolerance is not blurred by sigma_1's bound."""
+    s = spectrum(torch.diag(torch.tensor([1e6, 3.0, 2.0, 1.0])))
+    r = estimate_rank(s, 0.0, 2.5)
+    assert (r.rank, r.lo, r.hi) == (2, 2, 2)
 
 
 def test_numpy_arrays_are_matrices_too():
@@ -158,6 +178,9 @@ def test_the_curve_holds_the_count_at_every_tolerance():
         ("A", lambda: matrix_rank("abc")),
         ("A", lambda: matrix_rank(torch.eye(3).to_sparse())),
         ("A", lambda: spectrum(None)),
+        ("A", lambda: matrix_rank(torch.ones(3, 3, dtype=torch.complex64))),
+        (r"A\[1\]", lambda: matrix_rank([torch.eye(3), torch.randn(3)])),
+        ("method", lambda: matrix_rank(torch.eye(3), method="svd")),
         ("rtol", lambda: matrix_rank(torch.eye(3), rtol=-1.0)),
         ("atol", lambda: matrix_rank(torch.eye(3), atol="a")),
         ("atol", lambda: matrix_rank(torch.eye(3), atol=math.nan)),

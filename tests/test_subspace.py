@@ -1,11 +1,12 @@
 """Top-k subspaces against a float64 SVD: cold, warm, through a jump, and where the figures are not defined."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from fastrank import InputError, alignment, top_svd
+from fastrank import InputError, alignment, subspace, top_svd
 from fastrank.subspace import SubspaceState
 
 
@@ -72,6 +73,65 @@ def test_a_planted_jump_is_seen_in_the_call_in_which_it_happens():
     _, S, Vh = torch.linalg.svd(jumped.double(), full_matrices=False)
     assert abs(float(after.S[0]) - float(S[0])) < 1e-3 * float(S[0])
     assert sine(after.Vh[0], Vh[0]) < 1e-2
+
+
+@pytest.mark.parametrize(("n", "d", "power"), [(128, 576, 0.7), (64, 576, 0.7), (256, 300, 0.5), (100, 1000, 0.3)])
+def test_a_jump_orthogonal_to_everything_is_seen_whatever_the_draws(n, d, power):
+    """2 sigma_15, along directions of which A, and so the block, has nothing: only the fresh columns can meet it. With
+    four of them a quarter of the seeds missed it at (256, 300), before what the block lacks of the norm was watched."""
+    U, V = (torch.linalg.qr(side)[0] for side in random_pair(n, d))
+    sigma = torch.arange(1, n, dtype=torch.float64) ** -power
+    A = (U[:, :-1] * sigma) @ V[:, :-1].T
+    jumped = (A + 2 * sigma[14] * torch.outer(U[:, -1], V[:, -1])).float()
+    state = top_svd(A.float())
+    for _ in range(2):
+        state = top_svd(A.float(), state=state)
+    for seed in range(25):
+        after = top_svd(jumped, state=replace(state, seed=seed))
+        assert (after.Vh.double() @ V[:, -1]).norm() > 0.99, seed
+
+
+def random_pair(n, d):
+    g = torch.Generator().manual_seed(n)
+    return (torch.randn(side, n, generator=g, dtype=torch.float64) for side in (n, d))
+
+
+def test_many_matrices_in_one_call_are_as_one_by_one():
+    A = [decaying(128, 576), decaying(576, 64), decaying(5, 9), decaying(300, 400), torch.zeros(3, 4)]
+    A += [decaying(30, 40).double(), decaying(30, 40).bfloat16(), torch.full((6, 8), math.nan), torch.zeros(0, 5)]
+    states, others = None, [None] * len(A)
+    for _ in range(3):
+        states = top_svd(A, state=states)
+        others = [top_svd(a, state=other) for a, other in zip(A, others, strict=True)]
+        for one, other in zip(states, others, strict=True):
+            for x, y in zip(one.state_dict().values(), other.state_dict().values(), strict=True):
+                assert torch.equal(torch.nan_to_num(x), torch.nan_to_num(y)) if isinstance(x, torch.Tensor) else x == y
+        A = [a + 1e-3 * a.roll(1) for a in A]
+    assert top_svd([]) == []
+
+
+def test_only_those_that_jumped_are_repeated(monkeypatch):
+    A = [decaying(128, 300, seed) for seed in range(3)]
+    states = top_svd(A)
+    for _ in range(2):
+        states = top_svd(A, state=states)
+    sizes, step = [], subspace.subspace_step_many
+    monkeypatch.setattr(subspace, "subspace_step_many", lambda A, V, k: sizes.append(len(A)) or step(A, V, k))
+    top_svd(A, state=states)
+    assert [size for size in sizes if size] == [3]
+    sizes.clear()
+    top_svd([A[0], A[1] + 5 * decaying(128, 300, 7), A[2]], state=states)
+    assert [size for size in sizes if size][:2] == [3, 1]
+
+
+def test_a_block_of_values_is_a_lower_bound_of_the_rank_and_no_more():
+    A = torch.eye(40)
+    state = top_svd(A, k=4)
+    assert state.at_least(0.5) == 4  # of 40
+    assert state.at_least(1.5) == 0
+    assert state.outside == pytest.approx(1 - 16 / 40)
+    flat = top_svd(torch.randn(300, 260, generator=torch.Generator().manual_seed(0)), k=4)
+    assert flat.at_least(float(flat.S[3])) <= 4
 
 
 def test_equal_singular_values_are_flagged_as_a_cluster():
@@ -167,6 +227,8 @@ def test_alignment_of_planted_vectors():
         ("A", lambda: top_svd("abc")),
         ("k", lambda: top_svd(torch.eye(3), k=0)),
         ("k", lambda: top_svd(torch.eye(3), k=1.5)),
+        ("k", lambda: top_svd(torch.eye(3), k=117)),
+        ("state", lambda: top_svd([torch.eye(3)], state=top_svd(torch.eye(3)))),
         ("state", lambda: top_svd(torch.eye(3), state="x")),
         ("state", lambda: top_svd(torch.eye(3), state=top_svd(torch.eye(4)))),
         ("state", lambda: top_svd([torch.eye(3)], state=[])),

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "common/simd.h"
+#include "gram/copy_patches.h"
 #include "gram/gram.h"
 #include "gram/patch_schedule.h"
 
@@ -137,6 +138,20 @@ void bind_gram(py::module_& m) {
       },
       "lower(C) += P^T P and total += column sums of P, the patches of data [images, channels, height, width] less\n"
       "shift, one number a channel (or 0); kernel, step, pad and dilation are pairs. See patches.h.");
+  m.def(
+      "patch_rows_cpu",
+      [](uintptr_t data, int dtype, py::tuple sizes, py::tuple strides, int64_t groups, py::tuple kernel,
+         py::tuple step, py::tuple pad, py::tuple dilation, uintptr_t rows, int64_t count, uintptr_t out, int threads) {
+        const gram::Patches p = patches(data, dtype, sizes, strides, groups, kernel, step, pad, dilation);
+        const auto* index = reinterpret_cast<const int64_t*>(rows);
+        const py::gil_scoped_release released;
+        switch (p.dtype) {
+          case gram::DType::f64: return gram::copy_patches(p, index, count, reinterpret_cast<uint64_t*>(out), threads);
+          case gram::DType::f32: return gram::copy_patches(p, index, count, reinterpret_cast<uint32_t*>(out), threads);
+          default: return gram::copy_patches(p, index, count, reinterpret_cast<uint16_t*>(out), threads);
+        }
+      },
+      "out[i] = row rows[i] of the patch matrix of gram_patches_cpu, in data's own type. See copy_patches.h.");
   m.def(
       "gram_depth_patches_cpu",
       [](py::tuple sizes, int64_t groups, py::tuple kernel, py::tuple step, py::tuple pad, py::tuple dilation,

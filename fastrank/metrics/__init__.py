@@ -1,7 +1,8 @@
 """Figures of a spectrum, one definition per file: pure functions of a `Spectrum`, returning a 0-d float64 tensor.
 
 A new one is a file with a function of the same shape and one entry in `OF_SPECTRUM`. An empty or all-zero spectrum
-gives 0 (no directions are used), a NaN spectrum gives NaN; neither needs a host sync.
+gives 0 (no directions are used), a NaN spectrum gives NaN; neither needs a host sync. Those of `OF_SPECTRUM` work along
+the last dimension, so that a `Stack` of spectra of one length gives all figures at once.
 """
 
 from fastrank.metrics.alpha_req import alpha_req

@@ -8,11 +8,11 @@ TINY = torch.finfo(torch.float64).tiny
 
 
 def shares(values: Tensor) -> Tensor:
-    """values / sum(values), [k] float64; all zero for an all-zero or empty spectrum."""
-    return values / values.sum().clamp_min(TINY)
+    """values / sum(values), [..., k] float64; all zero for an all-zero or empty spectrum."""
+    return values / values.sum(-1, keepdim=True).clamp_min(TINY)
 
 
 def perplexity(p: Tensor) -> Tensor:
     """`exp(-sum p log p)`, with 0 log 0 = 0; 0 for an all-zero p, which is no distribution."""
-    entropy = -(p * p.clamp_min(TINY).log()).sum()
-    return entropy.exp() * (p.sum() != 0)
+    entropy = -(p * p.clamp_min(TINY).log()).sum(-1)
+    return entropy.exp() * (p.sum(-1) != 0)

@@ -11,10 +11,10 @@ def alpha_req(s: Spectrum) -> Tensor:
     alpha-ReQ (Agrawal et al. 2022), lambda = sigma^2. Eigenvalues below the spectrum's floor are left out; fewer than
     two of them give 0.
     """
-    used = (s.sigma > s.zero_bound).double()
-    i = torch.arange(1, len(s.sigma) + 1, dtype=torch.float64, device=s.sigma.device).log()
+    used = (s.sigma > s.zero_bound[..., None]).double()
+    i = torch.arange(1, s.sigma.shape[-1] + 1, dtype=torch.float64, device=s.sigma.device).log()
     y = 2 * s.sigma.clamp_min(TINY).log()
-    count = used.sum().clamp_min(1)
-    centred = (i - (used * i).sum() / count) * used
-    slope = (centred * y).sum() / centred.square().sum().clamp_min(TINY)
-    return torch.where(s.sigma.sum().isnan(), s.sigma.sum(), -slope * (used.sum() >= 2))
+    count, total = used.sum(-1, keepdim=True).clamp_min(1), s.sigma.sum(-1)
+    centred = (i - (used * i).sum(-1, keepdim=True) / count) * used
+    slope = (centred * y).sum(-1) / centred.square().sum(-1).clamp_min(TINY)
+    return torch.where(total.isnan(), total, -slope * (used.sum(-1) >= 2))

@@ -10,6 +10,6 @@ def condition_number(s: Spectrum) -> Tensor:
 
     A value above 1 / floor says only that it is at least 1 / floor.
     """
-    top, last = s.sigma[:1].sum(), s.sigma[-1:].sum()
+    top, last = s.sigma[..., :1].sum(-1), s.sigma[..., -1:].sum(-1)
     ratio = torch.where(last == 0, torch.full_like(top, torch.inf), top / last.clamp_min(TINY))
     return torch.where(top == 0, torch.zeros_like(top), ratio)

@@ -6,4 +6,4 @@ from fastrank.spectra import Spectrum
 
 def rankme(s: Spectrum) -> Tensor:
     """`exp H(p)` with p = sigma / sum(sigma) + 1e-7, uncentred (Garrido et al. 2023, eq. 1 with their epsilon)."""
-    return perplexity(shares(s.sigma) + 1e-7) * (s.sigma.sum() != 0)
+    return perplexity(shares(s.sigma) + 1e-7) * (s.sigma.sum(-1) != 0)

@@ -19,7 +19,14 @@ from fastrank.kernels.gram import register
 from fastrank.kernels.gram.bound import Depth, depth, depth_patches
 from fastrank.kernels.gram.config import FAST_BLOCK, MODES
 from fastrank.kernels.gram.convolution import Convolution
-from fastrank.kernels.gram.validate import check_accumulate, check_apart, check_dual, check_many, check_patches
+from fastrank.kernels.gram.validate import (
+    check_accumulate,
+    check_apart,
+    check_dual,
+    check_many,
+    check_patch_rows,
+    check_patches,
+)
 from fastrank.kernels.tracing import unobserved
 from torch import Tensor
 
@@ -35,6 +42,7 @@ __all__ = [
     "gram_dual",
     "gram_dual_many",
     "gram_patches_",
+    "patch_rows",
 ]
 
 
@@ -106,6 +114,22 @@ def gram_patches_(
     torch.ops.fastrank.gram_patches_(
         G, total, x.detach(), kernel_size, stride, padding, dilation, groups, shift, mode, impl
     )
+
+
+def patch_rows(x: Tensor, convolution: Convolution, rows: Tensor, impl: str | None = None) -> Tensor:
+    """Chosen rows of the patch matrix of `gram_patches_`: [m, d] in x's dtype, a copy.
+
+    Args:
+        x, convolution, impl: as of `gram_patches_`.
+        rows: [m] int64 on x's device, in 0 .. `convolution.rows(x.shape)` - 1 (checked on the CPU): row
+            ((image * groups + group) * H + y) * W + x of the outputs [H, W].
+
+    Raises:
+        TypeError, ValueError: as `gram_patches_`.
+    """
+    check_patch_rows(x, convolution, rows)
+    kernel_size, stride, padding, dilation, groups = convolution
+    return torch.ops.fastrank.patch_rows(x.detach(), kernel_size, stride, padding, dilation, groups, rows, impl)
 
 
 def gram_accumulate_many_(

@@ -33,6 +33,17 @@ def gram_patches_(G: Tensor, total: Tensor, x: Tensor, convolution: Convolution,
             gram_accumulate_(G, total, F.unfold(apart, kernel, dilation, padding, stride), shift)
 
 
+def patch_rows(x: Tensor, convolution: Convolution, rows: Tensor) -> Tensor:
+    kernel, stride, padding, dilation, groups = convolution
+    (pad_y, pad_x), (height, width) = padding, convolution.outputs(*x.shape[2:])
+    windows = F.pad(x, (pad_x, pad_x, pad_y, pad_y))
+    for axis in (0, 1):
+        windows = windows.unfold(2 + axis, dilation[axis] * (kernel[axis] - 1) + 1, stride[axis])
+    windows = windows[..., :: dilation[0], :: dilation[1]].unflatten(1, (groups, -1))  # [B, g, C, H, W, kh, kw]
+    ox, oy, slot = rows % width, rows // width % height, rows // width // height
+    return windows[slot // groups, slot % groups, :, oy, ox].flatten(1)
+
+
 def gram_dual(X: Tensor) -> Tensor:
     K = torch.zeros(len(X), len(X), dtype=torch.float64, device=X.device)
     for columns in X.split(REFERENCE_ROWS, dim=1):

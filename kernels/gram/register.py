@@ -23,6 +23,10 @@ _library.define(
     "int[] dilation, int groups, Tensor? shift=None, str precision='exact', str? impl=None) -> ()"
 )
 _library.define(
+    "patch_rows(Tensor x, int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups, Tensor rows, "
+    "str? impl=None) -> Tensor"
+)
+_library.define(
     "gram_accumulate_many_(Tensor(a!)[] G, Tensor(b!)[] total, Tensor[] X, Tensor?[] shift, str precision='exact', "
     "str? impl=None) -> ()"
 )
@@ -80,6 +84,21 @@ def _patches(
         size = core.gram_workspace_patches_cuda(tuple(x.shape), groups, *convolution[:4], fast)
         workspace = torch.empty(size, dtype=torch.float64, device=x.device)
         core.gram_patches_cuda(*arguments, workspace.data_ptr(), torch.cuda.current_stream().cuda_stream)
+
+
+def _patch_rows(
+    x: Tensor, kernel_size: list[int], stride: list[int], padding: list[int], dilation: list[int], groups: int,
+    rows: Tensor, impl: str | None = None,
+) -> Tensor:  # fmt: skip
+    convolution = Convolution(*map(tuple, (kernel_size, stride, padding, dilation)), groups)
+    if backend.chosen("patch_rows", x.device.type, impl) == "reference":
+        return reference.patch_rows(x, convolution, rows)
+    out, rows = x.new_empty(len(rows), convolution.features(x.shape[1])), rows.contiguous()
+    backend.core().patch_rows_cpu(
+        x.data_ptr(), DTYPES[x.dtype], tuple(x.shape), x.stride(), groups, *convolution[:4], rows.data_ptr(),
+        len(rows), out.data_ptr(), backend.threads(),
+    )  # fmt: skip
+    return out
 
 
 def _accumulate_many(
@@ -191,6 +210,7 @@ for _key in ("CPU", "CUDA", "CompositeExplicitAutograd"):  # the last: every oth
     _library.impl("gram_accumulate_", accumulate_, _key)
     _library.impl("gram_dual", _dual, _key)
     _library.impl("gram_patches_", _patches, _key)
+    _library.impl("patch_rows", _patch_rows, _key)
     _library.impl("gram_accumulate_many_", _accumulate_many, _key)
     _library.impl("gram_dual_many", _dual_many, _key)
 
@@ -210,6 +230,11 @@ def _(
     G, total, x, kernel_size, stride, padding, dilation, groups, shift=None, precision="exact", impl=None
 ):  # fmt: skip
     return None
+
+
+@torch.library.register_fake("fastrank::patch_rows", lib=_library)
+def _(x, kernel_size, stride, padding, dilation, groups, rows, impl=None):
+    return x.new_empty(len(rows), x.shape[1] // groups * kernel_size[0] * kernel_size[1])
 
 
 @torch.library.register_fake("fastrank::gram_accumulate_many_", lib=_library)

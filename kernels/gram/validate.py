@@ -49,6 +49,24 @@ def check_patches(
     G: Tensor, total: Tensor, x: Tensor, convolution: Convolution, shift: Tensor | None, mode: str
 ) -> None:
     _check_data(x, mode, "x")
+    _check_convolution(x, convolution)
+    _check_state(G, total, x, convolution.features(x.shape[1]), "x")
+    if shift is not None:
+        _check_float64("shift", shift, (x.shape[1] // convolution.groups,), x.device, "x")
+
+
+def check_patch_rows(x: Tensor, convolution: Convolution, rows: Tensor) -> None:
+    _check_data(x, "exact", "x")
+    _check_convolution(x, convolution)
+    if not isinstance(rows, Tensor) or rows.dtype != torch.int64 or rows.ndim != 1 or rows.device != x.device:
+        got = f"{rows.dtype} {tuple(rows.shape)} on {rows.device}" if isinstance(rows, Tensor) else type(rows).__name__
+        raise ValueError(f"rows: expected int64 [m] on {x.device}, got {got}")
+    count = convolution.rows(x.shape)
+    if rows.device.type == "cpu" and rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < count:
+        raise ValueError(f"rows: expected 0 .. {count - 1}, got {int(rows.min())} .. {int(rows.max())}")
+
+
+def _check_convolution(x: Tensor, convolution: Convolution) -> None:
     if not isinstance(convolution, Convolution):
         raise TypeError(f"convolution: expected a Convolution, as Convolution.of(3), got {type(convolution).__name__}")
     Convolution.of(*convolution)
@@ -66,9 +84,6 @@ def check_patches(
             f"kernel_size: expected patches within the padded input {padded[0]} x {padded[1]}, "
             f"got {reach[0]} x {reach[1]}"
         )
-    _check_state(G, total, x, convolution.features(channels), "x")
-    if shift is not None:
-        _check_float64("shift", shift, (channels // convolution.groups,), x.device, "x")
 
 
 def check_many(tensors: dict[str, list], mode: str) -> None:

@@ -26,7 +26,9 @@ TINY = {
         {"images": 2, "channels": 3, "side": 5, "stride": 2},
         {"count": 2, "n": 3, "d": 8},
     ],
-    "rank": [{"shapes": ((20, 30),), "kind": kind} for kind in ("spectrum", "rank", "top")],
+    "small_eigh": [{"kind": kind, "m": 6, "count": 2} for kind in ("values", "count", "vectors")],
+    "rank": [{"shapes": ((20, 30),), "kind": kind} for kind in ("spectrum", "rank", "stream")],
+    "svd": [{"shapes": ((20, 30),)}, {"shapes": ((20, 30), (40, 12))}],
     "tracking": [{"batch": 4, "every": 2}],
 }
 SPREAD = {"median", "low", "high", "samples"}
@@ -166,7 +168,7 @@ def test_every_benchmark_keeps_the_shape(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"names": ["gramm"]}, r"name: expected one of tempered_ce, tempered_mse, gram, rank, tracking, got 'gramm'"),
+        ({"names": ["gramm"]}, r"name: expected one of tempered_ce, .*small_eigh, rank, svd, tracking, got 'gramm'"),
         ({"device": "tpu"}, r"device: expected auto, cpu, cuda or cuda:N, got 'tpu'"),
         ({"threads": 0}, r"threads: expected a whole number >= 1, got 0"),
         ({"seconds": 0.0}, r"seconds: expected a number > 0, got 0.0"),

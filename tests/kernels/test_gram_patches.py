@@ -9,9 +9,10 @@ import pytest
 import torch
 from conformity import check
 from fastrank.kernels import backend
-from fastrank.kernels.gram import Convolution, depth_patches, gram_patches_, reference
+from fastrank.kernels.gram import Convolution, depth_patches, gram_patches_, patch_rows, reference
 from gram_patches_conformity import APART, DTYPES, SHARED, accumulated, images, op, patches, shift_of
 from torch.library import opcheck
+from torch.nn import functional as F
 
 native = pytest.mark.skipif(not backend.native_status().available, reason=backend.native_status().reason or "-")
 
@@ -153,6 +154,44 @@ def test_registered_for_tracing():
     kernel, stride, padding, dilation, groups = convolution
     arguments = (G, total, x, kernel, stride, padding, dilation, groups, torch.zeros(12, dtype=torch.float64))
     opcheck(torch.ops.fastrank.gram_patches_, arguments)
+
+
+@pytest.mark.parametrize("impl", ["native", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("shape", "convolution"),
+    [
+        ((3, 4, 9, 8), Convolution.of(3, padding=1)),
+        ((3, 4, 9, 8), Convolution.of((3, 2), (2, 1), (1, 2), (1, 2))),
+        ((2, 6, 7, 7), Convolution.of(3, padding=2, dilation=2, groups=3)),
+        ((2, 2, 3, 3), Convolution.of(2, 3, 4)),  # patches that see padding only
+        ((2, 3, 5, 5), Convolution.of(1)),
+    ],
+    ids=str,
+)
+def test_chosen_rows_are_those_of_unfold(impl, dtype, shape, convolution):
+    kernel, stride, padding, dilation, groups = convolution
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        x = images(shape, torch.float32).to(dtype).contiguous(memory_format=memory_format)
+        apart = x.unflatten(1, (groups, -1)).flatten(0, 1).float()
+        every = F.unfold(apart, kernel, dilation, padding, stride).transpose(1, 2).flatten(0, 1).to(dtype)
+        assert len(every) == convolution.rows(shape)
+        rows = torch.randint(len(every), (37,), generator=torch.Generator().manual_seed(0))
+        assert torch.equal(patch_rows(x, convolution, rows, impl), every[rows])
+        assert patch_rows(x, convolution, rows[:0], impl).shape == (0, every.shape[1])
+
+
+def test_chosen_rows_name_their_mistakes():
+    x, convolution = torch.zeros(2, 3, 5, 5), Convolution.of(3)
+    for rows, message in [
+        (torch.tensor([0, 18]), r"rows: expected 0 .. 17, got 0 .. 18"),
+        (torch.tensor([-1]), r"rows: expected 0 .. 17, got -1 .. -1"),
+        (torch.tensor([0.0]), r"rows: expected int64 \[m\] on cpu, got torch.float32 \(1,\) on cpu"),
+        ([0], "rows: expected int64 .* got list"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            patch_rows(x, convolution, rows)
+    opcheck(torch.ops.fastrank.patch_rows, (x, *convolution[:4], 1, torch.tensor([3, 1])))
 
 
 def test_sizes_as_people_have_them():

@@ -30,7 +30,8 @@ class EmulatedDriver:
     """Triton's `driver.active` while launches are emulated. What it does not have, a launch does not need.
 
     arch: the architecture compiled for. hints: whether the compiler may use what the launch knows to be divisible by
-    16. outputs: names of the arguments a kernel may write, by the kernel's name. run: how to launch.
+    16. outputs: names of the arguments a kernel may write, by the kernel's name. run: how to launch. behind: tensors
+    that kernels find by addresses in memory (a table), to be read only.
     """
 
     emulator: Emulator
@@ -39,6 +40,7 @@ class EmulatedDriver:
     hints: bool = True
     mutants: bool = False
     run: Run = field(default_factory=Run)
+    behind: list[torch.Tensor] = field(default_factory=list)
     #: Called with each kernel's library before its launch: chooses the run, or None for `run`.
     choose: Callable[[str, Library], Run | None] | None = None
     launched: list[str] = field(default_factory=list)
@@ -83,7 +85,8 @@ class _Launcher:
     def __call__(self, grid_x, grid_y, grid_z, stream, function, packed, launch, enter, leave, *values) -> None:
         driver = triton.runtime.driver.active
         name = self.source.fn.__name__
-        packed_values, buffers = [], []
+        packed_values = []
+        buffers = [Buffer(x.data_ptr(), extent(x), False, "behind a table") for x in driver.behind]
         for (argument, kind), value in zip(self.source.signature.items(), values, strict=True):
             if kind == "constexpr":
                 continue

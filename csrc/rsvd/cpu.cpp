@@ -1,0 +1,419 @@
+// Products with narrow blocks and test matrices, compiled once per instruction set (see common/simd.h: C headers and
+// intrinsics only) and without contraction (see common/philox.h): where a fused multiply-add is wanted, it is asked for.
+#include "rsvd/rsvd.h"
+
+#include "common/philox.h"
+#include "common/simd.h"
+#include "rsvd/limits.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace fastrank {
+namespace rsvd {
+namespace FASTRANK_ISA_NAMESPACE {
+namespace {
+
+// A tile of kRows x kVectors vectors: 16 accumulators, 2 vectors and a broadcast of AVX-512's 32 registers, 8 of 16 else.
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64, kRows = 8, kVectors = 2;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32, kRows = 4, kVectors = 2;
+#else
+constexpr int kVectorBytes = 16, kRows = 4, kVectors = 2;
+#endif
+
+template <class T, int64_t N>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(N * sizeof(T))));
+};
+template <class T, int64_t N>
+using Vector = typename VectorOf<T, N>::type;
+template <class T>
+constexpr int64_t kLanes = kVectorBytes / static_cast<int64_t>(sizeof(T));
+
+template <class V, class T>
+inline V load(const T* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof(V));
+  return v;
+}
+template <class V, class T>
+inline void store(T* p, V v) {
+  __builtin_memcpy(p, &v, sizeof(V));
+}
+
+// a b + c, fused where the processor can.
+template <class V>
+inline V fma(V a, V b, V c) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(c[0]) == 8) return (V)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+  else return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(c[0]) == 8) return (V)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+  else return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+
+// (a, b) = (c a - s b, s a + c b)
+inline void rotate(double* a, double* b, double c, double s, int64_t ld) {
+  using V = Vector<double, kLanes<double>>;
+  const V cosine = V{} + c, sine = V{} + s;
+  for (int64_t i = 0; i < ld; i += kLanes<double>) {
+    const V x = load<V>(a + i), y = load<V>(b + i);
+    store(a + i, fma(cosine, x, -sine * y));
+    store(b + i, fma(sine, x, cosine * y));
+  }
+}
+
+#include "rsvd/small.h"
+
+// ---- reading ----
+
+inline float from_bf16(uint16_t bits) { return philox::as_float(static_cast<uint32_t>(bits) << 16); }
+inline float from_f16(uint16_t x) {
+#if defined(__F16C__)
+  return _cvtsh_ss(x);
+#else
+  const uint32_t sign = static_cast<uint32_t>(x & 0x8000u) << 16, magnitude = x & 0x7fffu;
+  if (magnitude < 0x0400u) {  // zero and subnormals: a multiple of 2^-24
+    const float f = static_cast<float>(magnitude) * 0x1p-24f;
+    return sign ? -f : f;
+  }
+  const uint32_t exponent = magnitude >= 0x7c00u ? (255u - 31u) << 23 : (127u - 15u) << 23;
+  return philox::as_float(sign | ((magnitude << 13) + exponent));
+#endif
+}
+
+template <class T>
+void widen(const Matrix& a, int64_t row, int64_t count, void* to) {
+  T* out = static_cast<T*>(to);
+  for (int64_t i = row; i < row + count; ++i, out += a.columns) {
+    const int64_t at = i * a.stride;
+    const uint16_t* const bits = static_cast<const uint16_t*>(a.data) + at;
+    switch (a.dtype) {
+      case DType::f64:
+        for (int64_t j = 0; j < a.columns; ++j) out[j] = static_cast<T>(static_cast<const double*>(a.data)[at + j]);
+        break;
+      case DType::f32:
+        for (int64_t j = 0; j < a.columns; ++j) out[j] = static_cast<T>(static_cast<const float*>(a.data)[at + j]);
+        break;
+      case DType::bf16:
+        for (int64_t j = 0; j < a.columns; ++j) out[j] = static_cast<T>(from_bf16(bits[j]));
+        break;
+      case DType::f16: {
+        int64_t j = 0;
+#if defined(__AVX512F__)
+        if constexpr (sizeof(T) == 4)
+          for (; j + 16 <= a.columns; j += 16)
+            _mm512_storeu_ps(out + j, _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256((const __m256i*)(bits + j))));
+#endif
+        for (; j < a.columns; ++j) out[j] = static_cast<T>(from_f16(bits[j]));
+        break;
+      }
+    }
+  }
+}
+
+template <class In>
+inline double largest_of(const In* p, int64_t count, double so_far) {
+  for (int64_t j = 0; j < count; ++j) {
+    const double x = static_cast<double>(p[j] < 0 ? -p[j] : p[j]);
+    if (!(x <= so_far)) so_far = x <= 0x1.fffffffffffffp1023 ? x : __builtin_inf();
+  }
+  return so_far;
+}
+
+double largest(const Matrix& a, int64_t row, int64_t count) {
+  double found = 0;
+  for (int64_t i = row; i < row + count; ++i) {
+    const int64_t at = i * a.stride;
+    if (a.dtype == DType::f64) {
+      found = largest_of(static_cast<const double*>(a.data) + at, a.columns, found);
+    } else if (a.dtype == DType::f32) {
+      found = largest_of(static_cast<const float*>(a.data) + at, a.columns, found);
+    } else {
+      for (int64_t j = 0; j < a.columns; ++j) {
+        const uint16_t bits = static_cast<const uint16_t*>(a.data)[at + j];
+        const float x = a.dtype == DType::bf16 ? from_bf16(bits) : from_f16(bits);
+        found = largest_of(&x, 1, found);
+      }
+    }
+  }
+  return found;
+}
+
+// ---- y = a x ----
+
+template <class T, int R, int N>
+inline void times_tile(const T* a, int64_t lda, int64_t depth, const T* x, int64_t width, T* y, bool add) {
+  constexpr int64_t L = kLanes<T>;
+  using V = Vector<T, L>;
+  V acc[R][N] = {};
+  for (int64_t k = 0; k < depth; ++k) {
+    V b[N];
+#pragma GCC unroll 2
+    for (int n = 0; n < N; ++n) b[n] = load<V>(x + k * width + n * L);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const V factor = V{} + a[r * lda + k];
+#pragma GCC unroll 2
+      for (int n = 0; n < N; ++n) acc[r][n] = fma(factor, b[n], acc[r][n]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+    for (int n = 0; n < N; ++n) {
+      T* const to = y + r * width + n * L;
+      store(to, add ? load<V>(to) + acc[r][n] : acc[r][n]);
+    }
+}
+
+template <class T, int R>
+inline void times_rows(const T* a, int64_t lda, int64_t depth, const T* x, int64_t width, T* y, bool add) {
+  constexpr int64_t L = kLanes<T>;
+  int64_t j = 0;
+  for (; j + kVectors * L <= width; j += kVectors * L)
+    times_tile<T, R, kVectors>(a, lda, depth, x + j, width, y + j, add);
+  for (; j < width; j += L) times_tile<T, R, 1>(a, lda, depth, x + j, width, y + j, add);
+}
+
+template <class T>
+void times(const void* data, int64_t lda, int64_t rows, int64_t depth, const void* block, int64_t width, void* result,
+           bool add) {
+  const T* const a = static_cast<const T*>(data);
+  const T* const x = static_cast<const T*>(block);
+  T* const y = static_cast<T*>(result);
+  for (int64_t k = 0; k < depth || k == 0; k += kDepth) {
+    const int64_t terms = depth - k < kDepth ? depth - k : kDepth;
+    int64_t i = 0;
+    for (; i + kRows <= rows; i += kRows)
+      times_rows<T, kRows>(a + i * lda + k, lda, terms, x + k * width, width, y + i * width, add || k);
+    for (; i < rows; ++i) times_rows<T, 1>(a + i * lda + k, lda, terms, x + k * width, width, y + i * width, add || k);
+  }
+}
+
+// ---- z += a^T x ----
+
+template <class T, int R, int N>
+inline void turned_tile(const T* a, int64_t lda, int64_t rows, const T* x, int64_t width, T* z) {
+  constexpr int64_t L = kLanes<T>;
+  using V = Vector<T, L>;
+  V acc[R][N] = {};
+  for (int64_t i = 0; i < rows; ++i) {
+    V b[N];
+#pragma GCC unroll 2
+    for (int n = 0; n < N; ++n) b[n] = load<V>(x + i * width + n * L);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const V factor = V{} + a[i * lda + r];
+#pragma GCC unroll 2
+      for (int n = 0; n < N; ++n) acc[r][n] = fma(factor, b[n], acc[r][n]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+    for (int n = 0; n < N; ++n) {
+      T* const to = z + r * width + n * L;
+      store(to, load<V>(to) + acc[r][n]);
+    }
+}
+
+template <class T, int R>
+inline void turned_rows(const T* a, int64_t lda, int64_t rows, const T* x, int64_t width, T* z) {
+  constexpr int64_t L = kLanes<T>;
+  int64_t j = 0;
+  for (; j + kVectors * L <= width; j += kVectors * L)
+    turned_tile<T, R, kVectors>(a, lda, rows, x + j, width, z + j);
+  for (; j < width; j += L) turned_tile<T, R, 1>(a, lda, rows, x + j, width, z + j);
+}
+
+template <class T>
+void turned(const void* data, int64_t lda, int64_t rows, int64_t depth, const void* block, int64_t width,
+            void* result) {
+  const T* const a = static_cast<const T*>(data);
+  const T* const x = static_cast<const T*>(block);
+  T* const z = static_cast<T*>(result);
+  int64_t k = 0;
+  for (; k + kRows <= depth; k += kRows) turned_rows<T, kRows>(a + k, lda, rows, x, width, z + k * width);
+  for (; k < depth; ++k) turned_rows<T, 1>(a + k, lda, rows, x, width, z + k * width);
+}
+
+// ---- tall blocks and small matrices, in double ----
+
+constexpr int64_t kTall = 32;  // rows converted at a time: 32 x 64 doubles are 16 KiB
+
+template <class T>
+inline const double* as_double(const T* x, int64_t count, double* space) {
+  if constexpr (sizeof(T) == 8) return x;
+  for (int64_t i = 0; i < count; ++i) space[i] = static_cast<double>(x[i]);
+  return space;
+}
+
+template <class T>
+void gram(const void* block, int64_t rows, int64_t width, double* g) {
+  double space[kTall * kMaxWidth];
+  const T* x = static_cast<const T*>(block);
+  for (int64_t i = 0; i < rows; i += kTall) {
+    const int64_t count = rows - i < kTall ? rows - i : kTall;
+    const double* const xd = as_double(x + i * width, count * width, space);
+    turned<double>(xd, width, count, width, xd, width, g);
+  }
+}
+
+template <class T>
+void product(const void* block, int64_t rows, int64_t width, const double* m, int64_t ld, int64_t columns, void* result,
+             int64_t ldy) {
+  double space[kTall * kMaxWidth], found[kTall * kMaxWidth];
+  const T* const x = static_cast<const T*>(block);
+  T* const y = static_cast<T*>(result);
+  for (int64_t i = 0; i < rows; i += kTall) {
+    const int64_t count = rows - i < kTall ? rows - i : kTall;
+    times<double>(as_double(x + i * width, count * width, space), width, count, width, m, ld, found, false);
+    for (int64_t r = 0; r < count; ++r)
+      for (int64_t j = 0; j < columns; ++j) y[(i + r) * ldy + j] = static_cast<T>(found[r * ld + j]);
+  }
+}
+
+template <class T>
+void difference(const void* z, const void* v, int64_t rows, int64_t width, const double* x, const double* y,
+                double* sums) {
+  T found[kTall * kMaxWidth], first[kMaxWidth * kMaxWidth], second[kMaxWidth * kMaxWidth];
+  for (int64_t i = 0; i < width * width; ++i) first[i] = static_cast<T>(x[i]), second[i] = static_cast<T>(-y[i]);
+  for (int64_t i = 0; i < rows; i += kTall) {
+    const int64_t count = rows - i < kTall ? rows - i : kTall;
+    times<T>(static_cast<const T*>(z) + i * width, width, count, width, first, width, found, false);
+    times<T>(static_cast<const T*>(v) + i * width, width, count, width, second, width, found, true);
+    for (int64_t r = 0; r < count; ++r)
+      for (int64_t j = 0; j < width; ++j) {
+        const double error = static_cast<double>(found[r * width + j]);
+        sums[j] += error * error;
+      }
+  }
+}
+
+template <class T>
+void residual(const void* block, int64_t width, const void* left, const double* s, int64_t rows, int64_t k,
+              double* sums) {
+  const T* const r = static_cast<const T*>(block);
+  const T* const u = static_cast<const T*>(left);
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < k; ++j) {
+      const double error = static_cast<double>(r[i * width + j]) - static_cast<double>(u[i * k + j]) * s[j];
+      sums[j] += error * error;
+    }
+}
+
+template <class T>
+double squares(const void* data, int64_t lda, int64_t rows, int64_t columns, double scale) {
+  constexpr int64_t L = kLanes<double>, kChains = 4;
+  using V = Vector<double, L>;
+  using In = Vector<T, L>;
+  V sums[kChains] = {};
+  double rest = 0;
+  for (int64_t i = 0; i < rows; ++i) {
+    const T* const a = static_cast<const T*>(data) + i * lda;
+    int64_t j = 0;
+    for (; j + kChains * L <= columns; j += kChains * L)
+#pragma GCC unroll 4
+      for (int64_t c = 0; c < kChains; ++c) {
+        const V x = __builtin_convertvector(load<In>(a + j + c * L), V) * (V{} + scale);
+        sums[c] = fma(x, x, sums[c]);
+      }
+    for (; j < columns; ++j) rest += static_cast<double>(a[j]) * scale * (static_cast<double>(a[j]) * scale);
+  }
+  for (int64_t c = 0; c < kChains; ++c)
+    for (int64_t l = 0; l < L; ++l) rest += sums[c][l];
+  return rest;
+}
+
+template <class T>
+void sum(const void* from, int64_t parts, int64_t stride, int64_t count, void* to) {
+  const T* const x = static_cast<const T*>(from);
+  T* const y = static_cast<T*>(to);
+  for (int64_t i = 0; i < count; ++i) {
+    T total = x[i];
+    for (int64_t p = 1; p < parts; ++p) total += x[p * stride + i];
+    y[i] = total;
+  }
+}
+
+// ---- test matrices ----
+
+template <class T>
+void normal_or_sign(int64_t first, int64_t rows, int64_t columns, uint64_t seed, uint32_t stream, bool normal, T* to,
+                    int64_t ld) {
+  // Counters, row after row, sixteen at a time: each step is a loop over them, which vectorises.
+  constexpr int64_t kRun = 16;
+  const int64_t quarters = (columns + 3) / 4;
+  int64_t row = 0, quarter = 0;
+  while (row < rows) {
+    int64_t place[kRun], left[kRun], count = 0;
+    uint64_t rows_of[kRun] = {};
+    uint32_t quarters_of[kRun] = {}, w[4][kRun];
+    for (; count < kRun && row < rows; ++count) {
+      place[count] = row * ld + 4 * quarter, left[count] = columns - 4 * quarter;
+      rows_of[count] = static_cast<uint64_t>(first + row), quarters_of[count] = static_cast<uint32_t>(quarter);
+      if (++quarter == quarters) quarter = 0, ++row;
+    }
+    for (int64_t i = 0; i < kRun; ++i) {
+      const philox::Words x = philox::words(seed, stream, rows_of[i], quarters_of[i]);
+      w[0][i] = x.w[0], w[1][i] = x.w[1], w[2][i] = x.w[2], w[3][i] = x.w[3];
+    }
+    float found[4][kRun];
+    for (int64_t half = 0; half < 4; half += 2)
+      for (int64_t i = 0; i < kRun; ++i)
+        if (normal) {
+          const philox::Pair pair = philox::normal_pair(w[half][i], w[half + 1][i]);
+          found[half][i] = pair.first, found[half + 1][i] = pair.second;
+        } else {
+          found[half][i] = philox::sign(w[half][i]), found[half + 1][i] = philox::sign(w[half + 1][i]);
+        }
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t j = 0; j < 4 && j < left[i]; ++j) to[place[i] + j] = static_cast<T>(found[j][i]);
+  }
+}
+
+template <class T>
+void test_matrix(int64_t first, int64_t rows, int64_t columns, uint64_t seed, uint32_t stream, Kind kind, void* to,
+                 int64_t ld) {
+  T* const out = static_cast<T*>(to);
+  if (columns == 0) return;
+  if (kind != Kind::sparse_sign) {
+    normal_or_sign(first, rows, columns, seed, stream, kind == Kind::gaussian, out, ld);
+    return;
+  }
+  const int64_t blocks = philox::sparse_blocks(columns);
+  const float value = static_cast<float>(1 / __builtin_sqrt(static_cast<double>(blocks)));
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t j = 0; j < columns; ++j) out[row * ld + j] = 0;
+    for (int64_t quarter = 0; 4 * quarter < blocks; ++quarter) {
+      const philox::Words x =
+          philox::words(seed, stream, static_cast<uint64_t>(first + row), static_cast<uint32_t>(quarter));
+      for (int64_t b = 4 * quarter; b < blocks && b < 4 * quarter + 4; ++b) {
+        const int64_t start = philox::sparse_edge(b, columns), wide = philox::sparse_edge(b + 1, columns) - start;
+        const uint32_t word = x.w[b % 4];
+        out[row * ld + start + static_cast<int64_t>(word >> 1) % wide] = static_cast<T>(word & 1 ? -value : value);
+      }
+    }
+  }
+}
+
+template <class T>
+constexpr Kernels kKernels = {kLanes<T>, sizeof(T), widen<T>, times<T>, turned<T>, gram<T>, product<T>, difference<T>,
+                              residual<T>, squares<T>, sum<T>, largest, test_matrix<T>, orthonormaliser, eigen, congruence,
+                              multiply};
+
+}  // namespace
+
+extern const Kernels kDouble = kKernels<double>;
+extern const Kernels kFloat = kKernels<float>;
+
+}  // namespace FASTRANK_ISA_NAMESPACE
+}  // namespace rsvd
+}  // namespace fastrank

@@ -1,0 +1,137 @@
+// Dense algebra of a few dozen rows, in double: what a step of subspace iteration does between its products. Included by
+// cpu.cpp alone, inside the namespace of an instruction set; rows are padded with zeros to whole vectors.
+
+inline double dot(const double* a, const double* b, int64_t ld) {
+  using V = Vector<double, kLanes<double>>;
+  V sum = {};
+  for (int64_t i = 0; i < ld; i += kLanes<double>) sum = fma(load<V>(a + i), load<V>(b + i), sum);
+  double total = 0;
+  for (int64_t i = 0; i < kLanes<double>; ++i) total += sum[i];
+  return total;
+}
+
+// y += a x
+inline void axpy(double a, const double* x, double* y, int64_t ld) {
+  using V = Vector<double, kLanes<double>>;
+  const V factor = V{} + a;
+  for (int64_t i = 0; i < ld; i += kLanes<double>) store(y + i, fma(factor, load<V>(x + i), load<V>(y + i)));
+}
+
+inline void multiply(const double* a, const double* b, int64_t q, int64_t ld, double* c) {
+  for (int64_t i = 0; i < q; ++i) {
+    for (int64_t j = 0; j < ld; ++j) c[i * ld + j] = 0;
+    for (int64_t k = 0; k < q; ++k) axpy(a[i * ld + k], b + k * ld, c + i * ld, ld);
+  }
+}
+
+inline void congruence(const double* t, const double* g, int64_t q, int64_t ld, double* c, double* space) {
+  multiply(t, g, q, ld, space);
+  for (int64_t i = 0; i < q; ++i)
+    for (int64_t j = 0; j < ld; ++j) c[i * ld + j] = j < q ? dot(space + i * ld, t + j * ld, ld) : 0;
+}
+
+// The transpose of T [q, q] with T^T G T the identity: by Cholesky of G with a unit diagonal. A column that the ones
+// before it leave less than `dependent` of has a zero column in T. `order` says who comes before whom; null: the largest
+// remainder comes first. `space` has 2 q ld doubles.
+inline void orthonormaliser(const double* g, int64_t q, int64_t ld, double dependent, const int64_t* order,
+                            double* turned, double* space) {
+  double* const rest = space;
+  double* const row = rest + q * ld;
+  double* const scale = row + ld;
+  bool done[kMaxColumns] = {};
+  for (int64_t i = 0; i < q; ++i) scale[i] = g[i * ld + i] > 0 ? 1 / __builtin_sqrt(g[i * ld + i]) : 0;
+  for (int64_t i = 0; i < q; ++i)
+    for (int64_t j = 0; j < ld; ++j) {
+      rest[i * ld + j] = j < q ? g[i * ld + j] * scale[i] * scale[j] : 0;
+      turned[i * ld + j] = i == j ? scale[i] : 0;
+    }
+  for (int64_t step = 0; step < q; ++step) {
+    int64_t p = order ? order[step] : -1;
+    for (int64_t i = 0; !order && i < q; ++i)
+      if (!done[i] && (p < 0 || rest[i * ld + i] > rest[p * ld + p])) p = i;
+    done[p] = true;
+    const double left = rest[p * ld + p];
+    double* const mine = turned + p * ld;
+    if (!(left > dependent * dependent)) {
+      for (int64_t j = 0; j < ld; ++j) mine[j] = 0;
+      continue;
+    }
+    const double factor = 1 / __builtin_sqrt(left);
+    for (int64_t j = 0; j < ld; ++j) {
+      row[j] = rest[p * ld + j] * factor;
+      mine[j] *= factor;
+    }
+    for (int64_t i = 0; i < q; ++i) {
+      if (done[i]) continue;
+      axpy(-row[i], mine, turned + i * ld, ld);
+      axpy(-row[i], row, rest + i * ld, ld);
+    }
+  }
+}
+
+// The eigenvalues of G, as their square roots in descending order, and the transpose of its eigenvectors: Cholesky with
+// pivoting, G = F^T F, and one-sided Jacobi on the columns of F (Demmel & Veselic, Jacobi's method is more accurate than
+// QR, 1992), which keeps small eigenvalues of a graded G accurate. Rotations stop at cosines of `tolerance`.
+// `space` has (2 q + 2) ld doubles.
+inline void eigen(const double* g, int64_t q, int64_t ld, double tolerance, double* roots, double* turned,
+                  double* space) {
+  constexpr double kEps = 0x1p-52;
+  double* const rest = space;              // [q, ld]
+  double* const columns = rest + q * ld;   // [q, ld]: row j is column j of F
+  double* const row = columns + q * ld;
+  bool done[kMaxColumns] = {};
+  for (int64_t i = 0; i < q * ld; ++i) rest[i] = g[i], columns[i] = 0, turned[i] = 0;
+  for (int64_t step = 0; step < q; ++step) {
+    int64_t p = -1;
+    for (int64_t i = 0; i < q; ++i)
+      if (!done[i] && (p < 0 || rest[i * ld + i] > rest[p * ld + p])) p = i;
+    done[p] = true;
+    const double left = rest[p * ld + p];
+    if (!(left > static_cast<double>(q) * kEps * g[p * ld + p])) continue;
+    const double factor = 1 / __builtin_sqrt(left);
+    for (int64_t j = 0; j < ld; ++j) row[j] = rest[p * ld + j] * factor;
+    for (int64_t i = 0; i < q; ++i) {
+      if (i != p && done[i]) continue;
+      columns[i * ld + step] = row[i];
+      if (i != p) axpy(-row[i], row, rest + i * ld, ld);
+    }
+  }
+  for (int64_t i = 0; i < q; ++i) turned[i * ld + i] = 1;
+
+  double* const norms = row;  // squared
+  for (int sweep = 0; sweep < 30; ++sweep) {
+    for (int64_t i = 0; i < q; ++i) norms[i] = dot(columns + i * ld, columns + i * ld, ld);
+    bool rotated = false;
+    for (int64_t i = 0; i < q; ++i)
+      for (int64_t j = i + 1; j < q; ++j) {
+        double* const a = columns + i * ld;
+        double* const b = columns + j * ld;
+        const double product = dot(a, b, ld);
+        if (!(product * product > tolerance * tolerance * norms[i] * norms[j])) continue;
+        rotated = true;
+        const double zeta = (norms[j] - norms[i]) / (2 * product);
+        const double root = __builtin_sqrt(1 + zeta * zeta);
+        const double t = zeta >= 0 ? 1 / (zeta + root) : 1 / (zeta - root);
+        const double c = 1 / __builtin_sqrt(1 + t * t), s = c * t;
+        rotate(a, b, c, s, ld);
+        rotate(turned + i * ld, turned + j * ld, c, s, ld);
+        norms[i] -= t * product;
+        norms[j] += t * product;
+      }
+    if (!rotated) break;
+  }
+  // Selection sort: rows of `turned` move with their values.
+  for (int64_t i = 0; i < q; ++i) roots[i] = __builtin_sqrt(dot(columns + i * ld, columns + i * ld, ld));
+  for (int64_t i = 0; i < q; ++i) {
+    int64_t best = i;
+    for (int64_t j = i + 1; j < q; ++j)
+      if (roots[j] > roots[best]) best = j;
+    if (best == i) continue;
+    const double value = roots[i];
+    roots[i] = roots[best], roots[best] = value;
+    for (int64_t k = 0; k < ld; ++k) {
+      const double x = turned[i * ld + k];
+      turned[i * ld + k] = turned[best * ld + k], turned[best * ld + k] = x;
+    }
+  }
+}

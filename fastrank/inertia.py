@@ -1,0 +1,127 @@
+"""Counts of singular values above a tolerance without computing them: the inertia of G - tau^2 I of a Gram matrix G.
+
+A count holds for a matrix within its slack of G, and G within its error of the true Gram matrix, so the shift is moved
+away from tau^2 by as much (Weyl): what is counted then bounds the true count from above or from below.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fastrank.kernels.small_eigh import eigvalsh_many, inertia_many
+from fastrank.precision import one_thread
+from fastrank.small_grams import U64, SmallGram
+
+#: Steps of Lanczos for sigma_1. A dozen finds a leading value that stands out to many digits; where it does not, the
+#: bracket is as wide as the residual.
+STEPS = 12
+#: A slack is about this many roundings of the trace where nothing grows (csrc/small_eigh/ldlt.h), twice over.
+ROUNDINGS = 128
+
+
+def count_above(grams: list[SmallGram], ranges: list[tuple[float, float]]) -> list[tuple[int, int]]:
+    """lo and hi for each matrix X and range (low, high): lo <= #{sigma(X) > t} <= hi for every t in the range."""
+    most = [len(g.G) for g in grams]
+    errors = [float(g.error) * (1 + 1e-12) for g in grams]
+    above = [_outside(low, error, -1) for (low, _), error in zip(ranges, errors, strict=True)]
+    below = [_outside(high, error, 1) for (_, high), error in zip(ranges, errors, strict=True)]
+    hi = _counts(grams, above, -1, most)
+    lo = _counts(grams, below, 1, [0] * len(grams))
+    return [(min(a, b), b) for a, b in zip(lo, hi, strict=True)]
+
+
+def _outside(t: float, error: float, side: int) -> float:
+    """An eigenvalue of G that a singular value t of X cannot have passed, on one side; past its own rounding."""
+    return t * t * (1 + side * 8 * U64) + side * error
+
+
+def _counts(grams: list[SmallGram], limits: list[float], side: int, otherwise: list[int]) -> list[int]:
+    """#{lambda(G) > limit} or more (side -1), or fewer (side 1); `otherwise` where no count can say."""
+    results = list(otherwise)
+    margins = [ROUNDINGS * U64 * float(g.G.diagonal().sum()) for g in grams]
+    left = list(range(len(grams)))
+    for attempt in range(2):
+        # Below zero there is nothing to count: every eigenvalue of a Gram matrix may lie above.
+        left = [i for i in left if math.isfinite(limits[i]) and limits[i] + side * margins[i] > 0]
+        if not left:
+            break
+        shift = torch.tensor([limits[i] + side * margins[i] for i in left], dtype=torch.float64)
+        counts, slacks = inertia_many([grams[i].G for i in left], shift.to(grams[0].G.device))
+        retry = []
+        for i, count, slack, at in zip(left, counts.tolist(), slacks.tolist(), shift.tolist(), strict=True):
+            if count >= 0 and side * (at - limits[i]) >= slack:
+                results[i] = count
+            elif attempt == 0 and math.isfinite(slack):
+                margins[i] = 2 * slack
+                retry.append(i)
+        left = retry
+    return results
+
+
+def top_brackets(grams: list[SmallGram]) -> list[tuple[float, float]]:
+    """(low, high) around each matrix's sigma_1; (nan, nan) where it is not finite, (0, 0) where it is empty."""
+    results = [(0.0, 0.0)] * len(grams)
+    estimates: dict[int, tuple[float, float]] = {}
+    for i, g in enumerate(grams):
+        if not len(g.G):
+            continue
+        if not math.isfinite(float(g.G.tril().sum())):
+            results[i] = math.nan, math.nan
+        else:
+            estimates[i] = _leading(g.G)
+    rest = list(estimates)
+    if not rest:
+        return results
+    shift = torch.tensor([sum(estimates[i]) for i in rest], dtype=torch.float64)
+    counts, slacks = inertia_many([grams[i].G for i in rest], shift.to(grams[0].G.device))
+    for i, at, count, slack in zip(rest, shift.tolist(), counts.tolist(), slacks.tolist(), strict=True):
+        low, high = estimates[i][0], at + slack
+        if count or not math.isfinite(high):
+            (values,), error = eigvalsh_many([grams[i].G])
+            low, high = float(values[-1] - error[0]), float(values[-1] + error[0])
+        error = float(grams[i].error) + 8 * U64 * high
+        results[i] = math.sqrt(max(low - error, 0.0)), math.sqrt(high + error)
+    return results
+
+
+def _leading(G: Tensor) -> tuple[float, float]:
+    """(a lower bound of lambda_1, how far above it lambda_1 is expected)."""
+    k = len(G)
+    full = G.tril() + G.tril(-1).T
+    scale = float(full.diagonal().abs().max())
+    if scale == 0:
+        return 0.0, float(full.norm())
+    full = full / scale
+    steps = min(STEPS, k)
+    Q = full.new_zeros(steps + 1, k)
+    T = full.new_zeros(steps, steps)
+    # Not orthogonal to anything in particular, and the same every time.
+    q = torch.cos(torch.arange(1, k + 1, dtype=torch.float64, device=G.device) ** 2) + full.diagonal()
+    Q[0] = q / q.norm()
+    with one_thread():
+        for j in range(steps):
+            w = full @ Q[j]
+            h = Q[: j + 1] @ w
+            w = w - h @ Q[: j + 1]
+            w = w - (Q[: j + 1] @ w) @ Q[: j + 1]
+            T[j, j] = h[j]
+            norm = w.norm()
+            if j + 1 < steps:
+                T[j, j + 1] = T[j + 1, j] = norm
+            if not norm > k * U64:
+                T = T[: j + 1, : j + 1]
+                break
+            Q[j + 1] = w / norm
+        values, vectors = torch.linalg.eigh(T)
+        y = vectors[:, -1] @ Q[: len(T)]
+        image = full @ y
+        # A Rayleigh quotient, past its own rounding, is never above lambda_1.
+        theta = float(y @ image / (y @ y))
+        residual = float((image - theta * y).norm() / y.norm())
+    gap = float(values[-1] - values[-2]) if len(values) > 1 else math.inf
+    rounding = 4 * k * U64 * float(full.norm())
+    above = min(residual, 4 * residual**2 / gap if gap > 0 else math.inf) + 2 * ROUNDINGS * U64 * float(full.trace())
+    return (theta - rounding) * scale, (above + 2 * rounding) * scale

@@ -1,0 +1,159 @@
+"""`torch.ops.fastrank.{test_matrix,sketch,subspace_step_many,orthonormal_many}`: schema, implementations, shapes."""
+
+from __future__ import annotations
+
+import torch
+from fastrank.kernels import backend
+from fastrank.kernels.rsvd import reference, steps
+from fastrank.kernels.rsvd.config import KINDS, STEP_WIDTHS
+from fastrank.kernels.rsvd.validate import DTYPES
+from torch import Tensor
+
+_library = torch.library.Library("fastrank", "FRAGMENT")
+_library.define(
+    "test_matrix(int rows, int columns, int seed, int stream, str kind, ScalarType dtype, Device device, "
+    "str? impl=None) -> Tensor"
+)
+_library.define("sketch(Tensor A, int q, int seed, int stream, str kind, str? impl=None) -> Tensor")
+_library.define(
+    "subspace_step_many(Tensor[] A, Tensor[] V, int k, str? impl=None) -> "
+    "(Tensor[] U, Tensor[] S, Tensor[] V_next, Tensor[] residual, Tensor[] entering, Tensor[] norm)"
+)
+_library.define("orthonormal_many(Tensor[] X, str? impl=None) -> Tensor[]")
+
+_MASK = 0xFFFFFFFFFFFFFFFF
+Steps = tuple[list[Tensor], ...]  # the members of `Step`, each a list
+
+
+def test_matrix(
+    rows: int, columns: int, seed: int, stream: int, kind: str, dtype: torch.dtype, device: torch.device,
+    impl: str | None = None,
+) -> Tensor:  # fmt: skip
+    chosen = backend.chosen("test_matrix", device.type, impl)
+    if chosen == "reference":
+        return reference.test_matrix(rows, columns, seed, stream, kind, dtype, device)
+    if chosen == "triton":
+        return _triton().test_matrix(rows, columns, seed, stream, kind, dtype, device)
+    native = dtype if dtype == torch.float64 else torch.float32
+    found = torch.empty(rows, columns, dtype=native)
+    backend.core().test_matrix_cpu(
+        0, rows, columns, seed & _MASK, stream, KINDS.index(kind), found.data_ptr(), native == torch.float64,
+        backend.threads(),
+    )  # fmt: skip
+    return found.to(dtype)
+
+
+def sketch(A: Tensor, q: int, seed: int, stream: int, kind: str, impl: str | None = None) -> Tensor:
+    chosen = backend.chosen("sketch", A.device.type, impl)
+    if chosen == "reference":
+        return reference.sketch(A, q, seed, stream, kind)
+    if chosen == "triton":
+        return _triton().sketch(A, q, seed, stream, kind)
+    Y = A.new_empty(len(A), q, dtype=_computed(A.dtype))
+    if Y.numel():
+        backend.core().sketch_cpu(
+            *_matrix(A := _by_rows(A)), q, seed & _MASK, stream, KINDS.index(kind), Y.data_ptr(), backend.threads()
+        )
+    return Y
+
+
+def step_many(A: list[Tensor], V: list[Tensor], k: int, impl: str | None = None) -> Steps:
+    if not A:
+        return ([],) * 6
+    chosen = backend.chosen("subspace_step_many", A[0].device.type, impl)
+    if chosen == "reference":
+        found = [steps.subspace_step(a, v, k) for a, v in zip(A, V, strict=True)]
+        return tuple(map(list, zip(*found, strict=True)))
+    if chosen == "triton":
+        return _triton_steps(A, V, k)
+    A, V = [_by_rows(a) for a in A], [v.contiguous() for v in V]
+    found = tuple(map(list, zip(*(_outputs(a, v, k) for a, v in zip(A, V, strict=True)), strict=True)))
+    items = [
+        (*_matrix(a), v.data_ptr(), v.shape[1], min(k, v.shape[1]), *(x.data_ptr() for x in out))
+        for a, v, *out in zip(A, V, *found, strict=True)
+    ]
+    backend.core().subspace_step_many_cpu(items, backend.threads())
+    return found
+
+
+def orthonormal_many(X: list[Tensor], impl: str | None = None) -> list[Tensor]:
+    if not X or backend.chosen("orthonormal_many", X[0].device.type, impl) == "reference":
+        return [steps.orthonormal(x) for x in X]
+    X = [x.contiguous() for x in X]
+    found = [torch.empty_like(x) for x in X]
+    items = [
+        (x.data_ptr(), x.dtype == torch.float64, *x.shape, out.data_ptr()) for x, out in zip(X, found, strict=True)
+    ]
+    backend.core().orthonormal_many_cpu(items, backend.threads())
+    return found
+
+
+def _triton_steps(A: list[Tensor], V: list[Tensor], k: int) -> Steps:
+    """Grouped; blocks that are too wide for the kernels, and A without numbers, one by one through the reference."""
+    from fastrank.kernels.rsvd import step_triton
+
+    grouped = [
+        i
+        for i, (a, v) in enumerate(zip(A, V, strict=True))
+        if a.numel() and v.shape[1] in range(1, STEP_WIDTHS[-1] + 1)
+    ]
+    found = dict(
+        zip(grouped, step_triton.subspace_step_many([A[i] for i in grouped], [V[i] for i in grouped], k), strict=True)
+    )
+    every = (
+        found[i] if i in found else steps.subspace_step(a, v, k) for i, (a, v) in enumerate(zip(A, V, strict=True))
+    )
+    return tuple(map(list, zip(*every, strict=True)))
+
+
+def _triton():
+    from fastrank.kernels.rsvd import triton
+
+    return triton
+
+
+def _outputs(A: Tensor, V: Tensor, k: int) -> tuple[Tensor, ...]:
+    q = V.shape[1]
+    k = min(k, q)
+    return tuple(V.new_empty(shape) for shape in ((len(A), k), (q,), V.shape, (k,), (q,), ()))
+
+
+def _by_rows(A: Tensor) -> Tensor:
+    """A itself where the numbers of a row lie side by side, else a copy for which that holds."""
+    return A if A.stride(1) == 1 or A.shape[1] <= 1 else A.contiguous()
+
+
+def _matrix(A: Tensor) -> tuple[int, ...]:
+    return A.data_ptr(), DTYPES[A.dtype], *A.shape, A.stride(0)
+
+
+def _computed(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+for _key in ("CPU", "CUDA", "CompositeExplicitAutograd"):  # the last: every other device, through the reference
+    _library.impl("sketch", sketch, _key)
+    _library.impl("subspace_step_many", step_many, _key)
+    _library.impl("orthonormal_many", orthonormal_many, _key)
+_library.impl("test_matrix", test_matrix, "CompositeExplicitAutograd")  # no tensor to choose by
+
+
+@torch.library.register_fake("fastrank::test_matrix", lib=_library)
+def _(rows, columns, seed, stream, kind, dtype, device, impl=None):
+    return torch.empty(rows, columns, dtype=dtype, device=device)
+
+
+@torch.library.register_fake("fastrank::sketch", lib=_library)
+def _(A, q, seed, stream, kind, impl=None):
+    return A.new_empty(len(A), q, dtype=_computed(A.dtype))
+
+
+@torch.library.register_fake("fastrank::subspace_step_many", lib=_library)
+def _(A, V, k, impl=None):
+    found = [_outputs(a, v, k) for a, v in zip(A, V, strict=True)]
+    return tuple(map(list, zip(*found, strict=True))) if found else ([],) * 6
+
+
+@torch.library.register_fake("fastrank::orthonormal_many", lib=_library)
+def _(X, impl=None):
+    return [x.new_empty(x.shape) for x in X]
