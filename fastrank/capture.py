@@ -40,9 +40,9 @@ def clean_name(name: str) -> str:
 
 
 def is_nonlinearity(module: nn.Module) -> bool:
-    """An activation function: a parameter-free (or PReLU) leaf of torch.nn.modules.activation or timm's counterpart."""
+    """An activation function: a parameter-free (or PReLU) leaf of torch.nn.modules.activation or a library's own."""
     origin = type(module).__module__
-    known = origin == "torch.nn.modules.activation" or origin.startswith("timm.layers.activations")
+    known = origin.startswith(("torch.nn.modules.activation", "timm.layers.activations", "transformers.activations"))
     return known and not isinstance(module, nn.MultiheadAttention | nn.Softmax | nn.LogSoftmax)
 
 

@@ -12,6 +12,10 @@ EXTRAS = {
         "PIL": "pillow", "rich": "rich", "typer": "typer", "webdataset": "webdataset",
     },
     "report": {"plotly": "plotly", "pandas": "pandas", "pyarrow": "pyarrow"},
+    "tensorboard": {"tensorboard": "tensorboard"},
+    "wandb": {"wandb": "wandb"},
+    "lightning": {"lightning": "lightning"},
+    "transformers": {"transformers": "transformers", "accelerate": "accelerate"},
 }  # fmt: skip
 
 

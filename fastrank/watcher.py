@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
-from os import PathLike
 from typing import Any
 
 import torch
@@ -30,7 +28,7 @@ from fastrank.figures import Figures
 from fastrank.metrics import OF_SPECTRUM
 from fastrank.metrics.alignment import alignment
 from fastrank.ranks import rank_counts
-from fastrank.record import RunWriter
+from fastrank.sinks import open_log
 from fastrank.small_grams import SmallGram, small_gram
 from fastrank.spectra import Spectrum, of_grams, spectrum
 from fastrank.subspace import SubspaceState, top_svd
@@ -68,7 +66,9 @@ class Watcher:
         metrics: "light" (activations, logits), "default" (and weights, gradients, alignment), "full" (every figure of
             a spectrum), or a list of kinds among act, logits, weight, grad, align and bound (the rank of a gradient
             beside that of the layer's input, which bounds it, over all forwards of the step).
-        log: a directory for a new run database, a sink with `log_step(step, scalars, arrays)` (a RunWriter), or None.
+        log: a directory for a new run database, a sink with `log_step(step, scalars, arrays)` (see `fastrank.sinks`;
+            a RunWriter), a function (step, scalars, arrays), a list of these, or None. One that fails is named once and
+            left out from then on. All are closed at the end but a RunWriter, which belongs to who opened it.
         seed: of every subsample and draw; the global generators are not touched.
         T: the loss's temperature, for the rank after the softmax; a 0-d tensor may change from step to step.
         mode: activations as "flatten" [B, features] (at most 10,000, a seeded subset), "channels" or "pool".
@@ -80,7 +80,7 @@ class Watcher:
     Attributes:
         latest: {key: float}, the scalars of the last tracked step.
         config: what is needed to read the figures: layers, sampling, modes, seed.
-        log: the sink, or None.
+        log: what takes the records, or None.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Watcher:
             "input_rows": INPUT_ROWS,
             "top": TOP,
         }
-        self.log, self._owns_log = _open_log(log, {**(config or {}), "watch": self.config})
+        self.log = open_log(log, config or {}, self.config)
         # Hooks come last: a mistake in any argument leaves the model as it was.
         self._capture.attach()
         self._root = [
@@ -136,8 +136,6 @@ class Watcher:
         self._reasons: dict[str, str] = {}
         self._spent: dict[str, float] = defaultdict(float)
         self._tracked_steps = 0
-        if not self._owns_log:
-            self._explain("watch", json.dumps(self.config))
         self._begin()
 
     def __enter__(self) -> Watcher:
@@ -148,7 +146,7 @@ class Watcher:
         self.close(finished=kind is None)
 
     def close(self, finished: bool = True) -> None:
-        """Remove every hook and close the log if this watcher opened it; calling it twice is harmless.
+        """Remove every hook and close the log; calling it twice is harmless.
 
         `finished=False` marks the run as interrupted, as leaving the context through an exception does.
         """
@@ -156,9 +154,8 @@ class Watcher:
         for handle in self._root:
             handle.remove()
         self._root.clear()
-        if self._owns_log and self.log is not None:
+        if self.log is not None:
             self.log.close(finished=finished)
-            self._owns_log = False
 
     def pause(self) -> None:
         """Stop measuring until `resume`; steps are still counted."""
@@ -436,7 +433,7 @@ class Watcher:
         """Record why a figure is missing or NaN, once until the reason changes."""
         if self._reasons.get(key) != reason:
             self._reasons[key] = reason
-            if self.log is not None and hasattr(self.log, "note"):
+            if self.log is not None:
                 self.log.note(self._step, key, reason)
 
 
@@ -472,11 +469,3 @@ def _check_target(target: Any, logits: Tensor) -> None:
     if not isinstance(target, Tensor) or target.is_floating_point() or target.shape != shape:
         got = f"{target.dtype} {tuple(target.shape)}" if isinstance(target, Tensor) else type(target).__name__
         raise InputError("target", f"class indices of shape {tuple(shape)}", got, "leave it out for other targets")
-
-
-def _open_log(log: Any, config: dict) -> tuple[Any, bool]:
-    if log is None or hasattr(log, "log_step"):
-        return log, False
-    if isinstance(log, str | PathLike) and str(log):
-        return RunWriter(log, config), True
-    raise InputError("log", "a path, a sink with log_step(step, scalars, arrays), or None", repr(log))

@@ -38,11 +38,11 @@ def export_run(path: str | os.PathLike, out: str | os.PathLike, format: str = "c
     try:
         out.mkdir(parents=True, exist_ok=True)
         files = [out / f"metrics.{format}", out / f"spectra.{format}", out / "config.json"]
-        write = _write_csv if format == "csv" else _write_parquet
+        write = _write_csv if format == "csv" else write_parquet
         for file, pieces in zip(files, ([run.metrics], _spectra(run)), strict=False):
-            with _replacing(file) as partial:
+            with replacing(file) as partial:
                 write(partial, pieces)
-        with _replacing(files[2]) as partial:
+        with replacing(files[2]) as partial:
             partial.write_text(json.dumps(_finite(_facts(run)), indent=2, allow_nan=False) + "\n")
     except OSError as error:
         raise InputError("out", "a directory that can be written", f"{out} ({error.strerror or error})") from None
@@ -96,7 +96,7 @@ def _write_csv(file: Path, frames) -> None:
             frame.to_csv(handle, index=False, header=number == 0, na_rep="nan")
 
 
-def _write_parquet(file: Path, frames) -> None:
+def write_parquet(file: Path, frames) -> None:
     arrow, parquet = require("pyarrow", "export to Parquet"), require("pyarrow.parquet", "export to Parquet")
     writer = None
     try:
@@ -110,7 +110,7 @@ def _write_parquet(file: Path, frames) -> None:
 
 
 @contextmanager
-def _replacing(file: Path) -> Iterator[Path]:
+def replacing(file: Path) -> Iterator[Path]:
     """A file beside `file` that takes its place only when it is complete."""
     partial = file.with_name(file.name + ".partial")
     try:

@@ -1,0 +1,164 @@
+"""`Tracking`: what every adapter does with a watcher, from the first step of a training to its last."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from fastrank.capture import Hook
+from fastrank.errors import InputError
+from fastrank.record import RunWriter, load_run
+from fastrank.record.schema import DATABASE
+from fastrank.watcher import Watcher
+
+#: What a forward gave: any of logits [N, C], target [N] and loss.
+Seen = Mapping[str, Tensor]
+
+
+class Tracking:
+    """A watcher of `module` that is stepped after every optimizer step of a loop that is not ours.
+
+    Mistakes in the options raise here, before training. From then on nothing does: an exception is said once, the
+    watcher is closed and its run marked as interrupted, and training goes on.
+
+    Args:
+        module: what the loop calls; its forward in training mode must run once for every batch.
+        log, options: as those of `watch`; a run that `log` names is continued where `state` is given.
+        state: the `state_dict()` of the step from which training goes on, or {"step": number} where there is none.
+        seen: (args, kwargs, output) of a forward of `where` -> what can be seen of it.
+        where: the module whose forward shows the logits; `module` if left out.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        log: Any,
+        options: Mapping[str, Any],
+        seen: Callable[[tuple, dict, object], Seen],
+        state: dict | None = None,
+        where: nn.Module | None = None,
+    ) -> None:
+        self._writers: list[RunWriter] = []
+        self._find, self._seen, self._forwards = seen, {}, 0
+        self._every = options.get("every", 1)
+        try:
+            if state is not None:
+                log = self._resumed(log, int(state["step"]), options.get("config"))
+            self.watcher: Watcher | None = Watcher(module, log=log, **options)
+        except BaseException:
+            self._close_writers(finished=False)
+            raise
+        self._handles = [module.register_forward_hook(Hook(self._count))]
+        self._handles.append((where or module).register_forward_hook(Hook(self._look), with_kwargs=True))
+        self._step = 0
+        if state is not None:
+            device = next((p.device for p in module.parameters()), torch.device("cpu"))
+            self._step = int(state["step"])
+            with self._guarded():
+                # A checkpoint comes back on the CPU; a subspace on another device than its layer would start anew.
+                moved = tree_map(lambda v: v.to(device) if isinstance(v, Tensor) else v, state)
+                self.watcher.load_state_dict({**self.watcher.state_dict(), **moved})
+
+    def step(self, target: Callable[[], Tensor | None] | None = None, **scalars: float | Tensor | None) -> None:
+        """After an optimizer step and before the gradients are cleared; a scalar that is None is left out.
+
+        `target` gives the class indices of the last forward where it did not show them.
+        """
+        if self.watcher is None:
+            return
+        with self._guarded():
+            if not self._forwards:
+                cure = "name the module that the loop calls"
+                raise InputError("module", "a module whose forward runs at every step", "one that did not run", cure)
+            seen, self._seen, self._forwards = self._seen, {}, 0
+            self._step += 1
+            logits, classes = seen.get("logits"), seen.get("target") if target is None else target()
+            named = {name: value for name, value in {"loss": seen.get("loss"), **scalars}.items() if value is not None}
+            self.watcher.step(logits, classes if logits is not None and _fit(classes, logits) else None, **named)
+
+    def state_dict(self) -> dict | None:
+        """What `state` takes; None where watching has ended."""
+        if self.watcher is not None:
+            with self._guarded():
+                return self.watcher.state_dict()
+        return None
+
+    def attempt(self, action: Callable[[], object]) -> None:
+        with self._guarded():
+            action()
+
+    def close(self, finished: bool = True) -> None:
+        """End the watching; a second call does nothing."""
+        watcher, self.watcher = self.watcher, None
+        for handle in self._handles:
+            handle.remove()
+        self._seen = {}
+        if watcher is not None:
+            watcher.close(finished=finished)
+            self._close_writers(finished)
+
+    def _close_writers(self, finished: bool) -> None:
+        for writer in self._writers:
+            try:
+                writer.close(finished=finished)
+            except OSError as error:
+                warnings.warn(f"fastrank: the run in {writer.path} could not be closed: {error}", RuntimeWarning, 2)
+
+    def _count(self, module: nn.Module, args: tuple, output: object) -> None:
+        self._forwards += module.training
+
+    def _look(self, module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
+        # Off schedule nothing is kept: logits may be the largest tensor of a step.
+        scheduled = not isinstance(self._every, int) or self._step % self._every == 0
+        if module.training and scheduled:
+            with self._guarded(), torch.no_grad():
+                found = {name: value.detach() for name, value in self._find(args, kwargs, output).items()}
+                self._seen = found if "logits" in found else {**self._seen, **found}
+
+    def _resumed(self, log: Any, step: int, config: Mapping[str, Any] | None) -> Any:
+        """`log` with every path that holds a run as the writer that goes on with it from `step`."""
+        if isinstance(log, list | tuple) and not hasattr(log, "log_step"):
+            return [self._resumed(item, step, config) for item in log]
+        if not isinstance(log, str | PathLike) or not (Path(log) / DATABASE).exists():
+            return log
+        writer = RunWriter(log, {**load_run(log).config, **(config or {})}, resume=True)
+        self._writers.append(writer)
+        writer.truncate(step - 1)
+        return writer
+
+    @contextmanager
+    def _guarded(self):
+        try:
+            yield
+        except Exception as error:
+            warnings.warn(f"fastrank: no longer watching: {error}", RuntimeWarning, stacklevel=4)
+            self.close(finished=False)
+
+
+def member(output: object, name: str) -> Any:
+    """`output[name]` or `output.name`, None where it has neither."""
+    return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+
+
+def find_logits(output: object) -> Tensor | None:
+    """`logits` of a model's output where it has them, else its first tensor of two and more dimensions."""
+    if isinstance(named := member(output, "logits"), Tensor):
+        return named
+    if isinstance(output, Tensor):
+        return output if output.ndim >= 2 else None
+    members = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
+    return next((found for member in members if (found := find_logits(member)) is not None), None)
+
+
+def _fit(target: Tensor | None, logits: Tensor) -> bool:
+    """Whether `target` is class indices of these logits; others (mixed, regression) have no accuracy."""
+    whole = isinstance(target, Tensor) and not target.is_floating_point() and target.dtype != torch.bool
+    return whole and target.shape == (logits.shape[0], *logits.shape[2:])
