@@ -3,7 +3,7 @@
 import pytest
 import torch
 from device_calls import DEVICE, MISSING
-from fastrank.kernels.rsvd import KINDS, sketch, subspace_step_many
+from fastrank.kernels.rsvd import KINDS, cosines_many, orthonormal_many, sketch, subspace_step_many
 from fastrank.kernels.rsvd import test_matrix as random_matrix
 
 if MISSING:
@@ -58,3 +58,20 @@ def test_steps(dtype, q):
         stream.synchronize()
         for a, b in zip(found, again, strict=True):
             assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_orthonormal_blocks_and_cosines(dtype):
+    generator, u = torch.Generator().manual_seed(0), EPS[dtype]
+    X = [torch.randn(shape, generator=generator, dtype=dtype) for shape in ((4608, 27), (70, 64), (300, 5), (130, 9))]
+    X[3][:, 4], X[2][7, 2] = 3 * X[3][:, 1], float("nan")
+    Q = orthonormal_many([x.to(DEVICE) for x in X], IMPL)
+    for own, true in zip(Q, orthonormal_many(X, "reference"), strict=True):
+        assert (own.cpu().double() - true.double()).abs().max() <= 100 * u  # both within their roundings
+    tops = [own[:, :15].T for own in Q]
+    found = cosines_many(tops, tops[:1] + [x + 1 for x in tops[1:]])
+    for index, (own, top) in enumerate(zip(found, tops, strict=True)):
+        top = top.cpu().double()
+        other = (top if index == 0 else top.to(dtype).add(1).double()).T
+        budget = (top.shape[1] + 1) * u * (top.abs() @ other.abs())
+        assert ((own.cpu().double() - (top @ other).abs().clamp_max(1.0)).abs() <= budget).all()
