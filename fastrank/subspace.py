@@ -29,8 +29,10 @@ COLD_PASSES = 3
 #: largest residual exceeds both that of the last call times JUMP and JUMP_FLOOR * sigma_1; or when A's squared
 #: Frobenius norm outside the block grew, as a share of the whole, by more than both sigma_k^2 and
 #: (JUMP_FLOOR sigma_1)^2. A new direction that belongs among the top k and was missed leaves so much there, however
-#: little of it the draws have.
-JUMP, JUMP_FLOOR, MAX_REPEATS = 3.0, 1e-3, 2
+#: little of it the draws have. Where a matrix changes so at every call, as activations of batch after batch do, that is
+#: its pace and no jump: both must also exceed JUMP times the second largest of what the first steps of the last PACE
+#: calls left. (One jump does not set the pace: the next, even in the next call, is seen.)
+JUMP, JUMP_FLOOR, MAX_REPEATS, PACE = 3.0, 1e-3, 2, 4
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class SubspaceState:
         cluster: [k] bool, the gap is below the residual: v_i is any vector of a cluster's space.
         block: [d, q] orthonormal, what the next call iterates.
         outside: [], the share of A's squared Frobenius norm that the block does not have.
+        pace: [2, 4], what the first steps of the last four warm calls left: the largest residual over sigma_1, and by
+            how much `outside` changed; 0 where there was none.
         calls: number of calls so far, which numbers the draws.
         seed: of the draws; same seed, same numbers on every machine.
         reason: why everything is NaN; empty otherwise.
@@ -59,6 +63,7 @@ class SubspaceState:
     cluster: Tensor
     block: Tensor
     outside: Tensor
+    pace: Tensor
     calls: int
     seed: int
     reason: str = ""
@@ -118,6 +123,7 @@ class _Job:
         self.calls = state.calls + 1 if state is not None else 1
         self.warm = state is not None and not state.reason
         self.dtype = torch.float64 if A.dtype == torch.float64 else torch.float32
+        self.pace: list[float] | None = None  # of the first step
         self.V: Tensor | None = None
         self.step: Step | None = None
         # Steps that are taken whatever comes, and at most.
@@ -128,13 +134,17 @@ class _Job:
     def signs(self) -> tuple[Tensor, ...]:
         """What tells whether something changed, and what it is held against."""
         step, state = self.step, self.state
-        return step.residual, step.S, step.norm[None], state.residual, state.outside[None]
+        return step.residual, step.S, step.norm[None], state.residual, state.outside[None], state.pace.flatten()
 
     def jumped(self, signs: Iterator[float]) -> bool:
-        residual, S, norm, before, outside = (list(islice(signs, len(x))) for x in self.signs())
-        floor = JUMP_FLOOR * S[0]
-        grown = norm[0] ** 2 * (1 - outside[0]) - sum(s * s for s in S)
-        return max(residual) > max(floor, JUMP * max(before)) or grown > max(S[self.k - 1], floor) ** 2
+        residual, S, norm, before, outside, pace = (list(islice(signs, len(x))) for x in self.signs())
+        floor, total = JUMP_FLOOR * S[0], norm[0] ** 2
+        left, grown = max(residual), total * (1 - outside[0]) - sum(s * s for s in S)
+        lefts, changes = pace[:PACE], pace[PACE:]
+        if self.pace is None and S[0] > 0:  # neither NaN nor a zero matrix
+            self.pace = [left / S[0], *lefts[:-1], abs(grown) / total, *changes[:-1]]
+        usual = JUMP * sorted(lefts)[-2] * S[0], JUMP * sorted(changes)[-2] * total
+        return left > max(floor, JUMP * max(before), usual[0]) or grown > max(S[self.k - 1] ** 2, floor**2, usual[1])
 
 
 def _many(A, k: int, states, seed: int) -> list[SubspaceState]:
@@ -166,12 +176,13 @@ def _run(jobs: list[_Job], k: int) -> None:
         # Of the steps of a range finder only the last one's triplets and residuals are wanted.
         for wanted in (0, k):
             now = [job for job in jobs if (taken < job.rounds) == (wanted == 0)]
-            for job, step in zip(now, subspace_step_many([j.A for j in now], [j.V for j in now], wanted), strict=True):
+            found = subspace_step_many([j.A for j in now], [j.V for j in now], wanted, entering=False)
+            for job, step in zip(now, found, strict=True):
                 job.step, job.V = step, step.V
         undecided = [job for job in jobs if job.rounds <= taken < job.most]
         again = {job for job in jobs if taken < job.rounds}
         if undecided:  # one wait for a device, not one a matrix
-            signs = iter(torch.cat([sign.double() for job in undecided for sign in job.signs()]).tolist())
+            signs = iter(torch.cat([sign for job in undecided for sign in job.signs()]).tolist())
             again |= {job for job in undecided if job.jumped(signs)}
         jobs = [job for job in jobs if job in again]
 
@@ -230,9 +241,7 @@ def _groups(jobs: list[_Job]) -> list[list[int]]:
     """Indices of those whose figures have one shape."""
     found: dict[tuple, list[int]] = {}
     for index, job in enumerate(jobs):
-        found.setdefault((job.k, job.step is not None and len(job.step.S) > job.k, job.dtype, job.A.device), []).append(
-            index
-        )
+        found.setdefault((job.k, job.step is not None and len(job.step.S), job.dtype, job.A.device), []).append(index)
     return list(found.values())
 
 
@@ -240,12 +249,16 @@ def _finished(jobs: list[_Job]) -> list[SubspaceState]:
     k = jobs[0].k
     if k == 0:
         return [_nan_state(job, "an empty matrix") for job in jobs]
-    values = torch.stack([job.step.S[: k + 1] for job in jobs])
-    S, rest = values[:, :k], values[:, k:]
+    values, norm = torch.stack([job.step.S for job in jobs]), torch.stack([job.step.norm for job in jobs])
+    S, rest = values[:, :k], values[:, k : k + 1]
     rest = rest if rest.shape[1] else S.new_zeros(len(S), 1)
     # The iteration's own rounding: a residual smaller than this is not a measurement.
     residual = torch.stack([job.step.residual for job in jobs]) + 8 * torch.finfo(S.dtype).eps * S[:, :1]
     error, cluster = _vector_error(S, residual, rest)
+    total = norm.double() ** 2
+    outside = ((total - values.double().square().sum(1)) / total).nan_to_num(nan=0.0).clamp_min(0)
+    pace = torch.tensor([job.pace or [0.0] * (2 * PACE) for job in jobs], dtype=torch.float64, device=S.device)
+    pace = pace.view(-1, 2, PACE)
     broken = S[:, 0].isnan().tolist()
     return [
         _nan_state(job, "non-finite values in the matrix")
@@ -258,17 +271,13 @@ def _finished(jobs: list[_Job]) -> list[SubspaceState]:
             error[i],
             cluster[i],
             job.step.V,
-            _outside(job.step),
+            outside[i],
+            pace[i],
             job.calls,
             job.seed,
         )
         for i, job in enumerate(jobs)
     ]
-
-
-def _outside(step: Step) -> Tensor:
-    total = step.norm.double() ** 2
-    return ((total - step.S.double().square().sum()) / total).nan_to_num(nan=0.0).clamp_min(0)
 
 
 def _vector_error(S: Tensor, residual: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
@@ -294,6 +303,7 @@ def _nan_state(job: _Job, reason: str) -> SubspaceState:
         cluster=torch.ones(job.k, dtype=torch.bool, device=job.A.device),
         block=like.new_zeros(job.A.shape[1], 0),
         outside=torch.full((), torch.nan, dtype=torch.float64, device=job.A.device),
+        pace=torch.zeros(2, PACE, dtype=torch.float64, device=job.A.device),
         calls=job.calls,
         seed=job.seed,
         reason=reason,

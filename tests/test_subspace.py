@@ -91,6 +91,38 @@ def test_a_jump_orthogonal_to_everything_is_seen_whatever_the_draws(n, d, power)
         assert (after.Vh.double() @ V[:, -1]).norm() > 0.99, seed
 
 
+def test_batches_of_activations_take_one_step_each_and_a_jump_among_them_more(monkeypatch):
+    """What changes at every call is the pace of the matrix, not a jump; what exceeds the pace still is one."""
+    g = torch.Generator().manual_seed(1)
+    mix = torch.randn(512, 128, generator=g) * torch.arange(1, 129) ** -0.7
+    batch = lambda: torch.relu(torch.randn(128, 128, generator=g) @ mix.T)  # noqa: E731
+    steps, step = [], subspace.subspace_step_many
+    counted = lambda A, *rest, **options: steps.extend(A) or step(A, *rest, **options)  # noqa: E731
+    monkeypatch.setattr(subspace, "subspace_step_many", counted)
+    state, taken = None, []
+    for _ in range(12):
+        steps.clear()
+        state = top_svd(batch(), state=state)
+        taken.append(len(steps))
+    assert sum(taken[4:]) <= 10  # 16 where every call is held against a calm one
+    v = torch.randn(512, generator=g)
+    jumped = batch() + 3 * state.S[0] * torch.outer(torch.randn(128, generator=g) / 128**0.5, v / v.norm())
+    state = top_svd(jumped, state=state)
+    assert sine(state.Vh[0], torch.linalg.svd(jumped.double())[2][0]) < 1e-2
+
+
+def test_two_jumps_in_a_row_are_both_seen():
+    A = decaying(128, 576)
+    state = top_svd(A)
+    for _ in range(3):
+        state = top_svd(A, state=state)
+    U, V = (torch.linalg.qr(torch.randn(side, 2, generator=torch.Generator().manual_seed(side)))[0] for side in A.shape)
+    for i in range(2):
+        A = A + (2 + i) * torch.outer(U[:, i], V[:, i])
+        state = top_svd(A, state=state)
+        assert sine(state.Vh[0], torch.linalg.svd(A.double())[2][0]) < 1e-2
+
+
 def random_pair(n, d):
     g = torch.Generator().manual_seed(n)
     return (torch.randn(side, n, generator=g, dtype=torch.float64) for side in (n, d))
@@ -116,7 +148,8 @@ def test_only_those_that_jumped_are_repeated(monkeypatch):
     for _ in range(2):
         states = top_svd(A, state=states)
     sizes, step = [], subspace.subspace_step_many
-    monkeypatch.setattr(subspace, "subspace_step_many", lambda A, V, k: sizes.append(len(A)) or step(A, V, k))
+    counted = lambda A, *rest, **options: sizes.append(len(A)) or step(A, *rest, **options)  # noqa: E731
+    monkeypatch.setattr(subspace, "subspace_step_many", counted)
     top_svd(A, state=states)
     assert [size for size in sizes if size] == [3]
     sizes.clear()

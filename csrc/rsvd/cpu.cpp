@@ -44,6 +44,13 @@ inline void store(T* p, V v) {
   __builtin_memcpy(p, &v, sizeof(V));
 }
 
+// Every lane x. (A difference: x - 0 is x, so that it is a broadcast alone; 0 + x is not where x is -0, and would take
+// an addition for each number of A.)
+template <class V, class T>
+inline V every(T x) {
+  return x - V{};
+}
+
 // a b + c, fused where the processor can.
 template <class V>
 inline V fma(V a, V b, V c) {
@@ -61,7 +68,7 @@ inline V fma(V a, V b, V c) {
 // (a, b) = (c a - s b, s a + c b)
 inline void rotate(double* a, double* b, double c, double s, int64_t ld) {
   using V = Vector<double, kLanes<double>>;
-  const V cosine = V{} + c, sine = V{} + s;
+  const V cosine = every<V>(c), sine = every<V>(s);
   for (int64_t i = 0; i < ld; i += kLanes<double>) {
     const V x = load<V>(a + i), y = load<V>(b + i);
     store(a + i, fma(cosine, x, -sine * y));
@@ -148,38 +155,62 @@ double largest(const Matrix& a, int64_t row, int64_t count) {
 
 // ---- y = a x ----
 
+// A tile one vector wide has as many sums at work: of every other term. `ahead`: what follows a's rows in the order of
+// times(), asked for while these are worked on; rows are read in pieces too short for the processor to see what comes.
 template <class T, int R, int N>
-inline void times_tile(const T* a, int64_t lda, int64_t depth, const T* x, int64_t width, T* y, bool add) {
-  constexpr int64_t L = kLanes<T>;
+inline void times_tile(const T* a, int64_t lda, int64_t depth, const T* x, int64_t width, T* y, bool add,
+                       const T* ahead) {
+  constexpr int64_t L = kLanes<T>, line = 64 / static_cast<int64_t>(sizeof(T));
+  constexpr int C = kVectors / N;
   using V = Vector<T, L>;
-  V acc[R][N] = {};
-  for (int64_t k = 0; k < depth; ++k) {
-    V b[N];
-#pragma GCC unroll 2
-    for (int n = 0; n < N; ++n) b[n] = load<V>(x + k * width + n * L);
+  V acc[C][R][N] = {};
+  for (int64_t first = 0; first < depth; first += line) {
+    const int64_t last = depth - first < line ? depth : first + line;
+    if (ahead)
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const V factor = V{} + a[r * lda + k];
+      for (int r = 0; r < R; ++r) __builtin_prefetch(ahead + r * lda + first, 0, 2);
+    const auto term = [&](int64_t k, V (&sums)[R][N]) __attribute__((always_inline)) {
+      V b[N];
 #pragma GCC unroll 2
-      for (int n = 0; n < N; ++n) acc[r][n] = fma(factor, b[n], acc[r][n]);
-    }
+      for (int n = 0; n < N; ++n) b[n] = load<V>(x + k * width + n * L);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const V factor = every<V>(a[r * lda + k]);
+#pragma GCC unroll 2
+        for (int n = 0; n < N; ++n) sums[r][n] = fma(factor, b[n], sums[r][n]);
+      }
+    };
+    int64_t k = first;
+    for (; k + C <= last; k += C)
+#pragma GCC unroll 2
+      for (int c = 0; c < C; ++c) term(k + c, acc[c]);
+    for (; k < last; ++k) term(k, acc[0]);
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
     for (int n = 0; n < N; ++n) {
       T* const to = y + r * width + n * L;
-      store(to, add ? load<V>(to) + acc[r][n] : acc[r][n]);
+      V total = acc[0][r][n];
+#pragma GCC unroll 2
+      for (int c = 1; c < C; ++c) total += acc[c][r][n];
+      store(to, add ? load<V>(to) + total : total);
     }
 }
 
 template <class T, int R>
-inline void times_rows(const T* a, int64_t lda, int64_t depth, const T* x, int64_t width, T* y, bool add) {
+inline void times_rows(const T* a, int64_t lda, int64_t depth, const T* x, int64_t width, T* y, bool add,
+                       const T* ahead) {
   constexpr int64_t L = kLanes<T>;
   int64_t j = 0;
-  for (; j + kVectors * L <= width; j += kVectors * L)
-    times_tile<T, R, kVectors>(a, lda, depth, x + j, width, y + j, add);
-  for (; j < width; j += L) times_tile<T, R, 1>(a, lda, depth, x + j, width, y + j, add);
+  for (; j + kVectors * L <= width; j += kVectors * L) {
+    times_tile<T, R, kVectors>(a, lda, depth, x + j, width, y + j, add, ahead);
+    ahead = nullptr;
+  }
+  for (; j < width; j += L) {
+    times_tile<T, R, 1>(a, lda, depth, x + j, width, y + j, add, ahead);
+    ahead = nullptr;
+  }
 }
 
 template <class T>
@@ -190,10 +221,13 @@ void times(const void* data, int64_t lda, int64_t rows, int64_t depth, const voi
   T* const y = static_cast<T*>(result);
   for (int64_t k = 0; k < depth || k == 0; k += kDepth) {
     const int64_t terms = depth - k < kDepth ? depth - k : kDepth;
+    // The next terms of these rows, or the first of those below (where there are none, nothing comes of it).
+    const T* const ahead = a + (k + kDepth < depth ? k + kDepth : rows * lda);
     int64_t i = 0;
     for (; i + kRows <= rows; i += kRows)
-      times_rows<T, kRows>(a + i * lda + k, lda, terms, x + k * width, width, y + i * width, add || k);
-    for (; i < rows; ++i) times_rows<T, 1>(a + i * lda + k, lda, terms, x + k * width, width, y + i * width, add || k);
+      times_rows<T, kRows>(a + i * lda + k, lda, terms, x + k * width, width, y + i * width, add || k, ahead + i * lda);
+    for (; i < rows; ++i)
+      times_rows<T, 1>(a + i * lda + k, lda, terms, x + k * width, width, y + i * width, add || k, ahead + i * lda);
   }
 }
 
@@ -210,7 +244,7 @@ inline void turned_tile(const T* a, int64_t lda, int64_t rows, const T* x, int64
     for (int n = 0; n < N; ++n) b[n] = load<V>(x + i * width + n * L);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const V factor = V{} + a[i * lda + r];
+      const V factor = every<V>(a[i * lda + r]);
 #pragma GCC unroll 2
       for (int n = 0; n < N; ++n) acc[r][n] = fma(factor, b[n], acc[r][n]);
     }
@@ -309,26 +343,37 @@ void residual(const void* block, int64_t width, const void* left, const double* 
     }
 }
 
+// Of T's own squares at most kTerms join one sum, so that they err by (kTerms + 1) 2^-24, the norm by half of that.
 template <class T>
 double squares(const void* data, int64_t lda, int64_t rows, int64_t columns, double scale) {
-  constexpr int64_t L = kLanes<double>, kChains = 4;
-  using V = Vector<double, L>;
-  using In = Vector<T, L>;
-  V sums[kChains] = {};
+  constexpr int64_t L = kLanes<T>, kChains = 4, kTerms = 4;
+  using V = Vector<T, L>;
+  using Wide = Vector<double, L>;
+  const T unit = static_cast<T>(scale);
+  Wide total = {};
   double rest = 0;
   for (int64_t i = 0; i < rows; ++i) {
     const T* const a = static_cast<const T*>(data) + i * lda;
     int64_t j = 0;
-    for (; j + kChains * L <= columns; j += kChains * L)
+    for (; j + kTerms * kChains * L <= columns; j += kTerms * kChains * L) {
+      V sums[kChains] = {};
 #pragma GCC unroll 4
-      for (int64_t c = 0; c < kChains; ++c) {
-        const V x = __builtin_convertvector(load<In>(a + j + c * L), V) * (V{} + scale);
-        sums[c] = fma(x, x, sums[c]);
-      }
+      for (int64_t t = 0; t < kTerms; ++t)
+#pragma GCC unroll 4
+        for (int64_t c = 0; c < kChains; ++c) {
+          const V x = load<V>(a + j + (t * kChains + c) * L) * every<V>(unit);
+          sums[c] = fma(x, x, sums[c]);
+        }
+#pragma GCC unroll 4
+      for (int64_t c = 0; c < kChains; ++c) total += __builtin_convertvector(sums[c], Wide);
+    }
+    for (; j + L <= columns; j += L) {
+      const V x = load<V>(a + j) * every<V>(unit);
+      total += __builtin_convertvector(x * x, Wide);
+    }
     for (; j < columns; ++j) rest += static_cast<double>(a[j]) * scale * (static_cast<double>(a[j]) * scale);
   }
-  for (int64_t c = 0; c < kChains; ++c)
-    for (int64_t l = 0; l < L; ++l) rest += sums[c][l];
+  for (int64_t l = 0; l < L; ++l) rest += total[l];
   return rest;
 }
 

@@ -49,7 +49,7 @@ struct Kernels {
                      double* sums);
   // sums[j] += sum over rows of (r - u s)_j^2, for j < k; r [rows, width], u [rows, k]
   void (*residual)(const void* r, int64_t width, const void* u, const double* s, int64_t rows, int64_t k, double* sums);
-  // sum of (scale a_ij)^2 over a[rows, columns], in double
+  // sum of (scale a_ij)^2 over a[rows, columns], of a few squares in T, then in double
   double (*squares)(const void* a, int64_t lda, int64_t rows, int64_t columns, double scale);
   // to[i] = sum over parts p of from[p * stride + i]
   void (*sum)(const void* from, int64_t parts, int64_t stride, int64_t count, void* to);

@@ -5,15 +5,17 @@ inline double dot(const double* a, const double* b, int64_t ld) {
   using V = Vector<double, kLanes<double>>;
   V sum = {};
   for (int64_t i = 0; i < ld; i += kLanes<double>) sum = fma(load<V>(a + i), load<V>(b + i), sum);
-  double total = 0;
-  for (int64_t i = 0; i < kLanes<double>; ++i) total += sum[i];
-  return total;
+  double lanes[kLanes<double>];
+  store(lanes, sum);
+  for (int64_t half = kLanes<double> / 2; half; half /= 2)
+    for (int64_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  return lanes[0];
 }
 
 // y += a x
 inline void axpy(double a, const double* x, double* y, int64_t ld) {
   using V = Vector<double, kLanes<double>>;
-  const V factor = V{} + a;
+  const V factor = every<V>(a);
   for (int64_t i = 0; i < ld; i += kLanes<double>) store(y + i, fma(factor, load<V>(x + i), load<V>(y + i)));
 }
 
@@ -102,8 +104,13 @@ inline void eigen(const double* g, int64_t q, int64_t ld, double tolerance, doub
   for (int sweep = 0; sweep < 30; ++sweep) {
     for (int64_t i = 0; i < q; ++i) norms[i] = dot(columns + i * ld, columns + i * ld, ld);
     bool rotated = false;
-    for (int64_t i = 0; i < q; ++i)
-      for (int64_t j = i + 1; j < q; ++j) {
+    // Round after round of disjoint pairs (the schedule of a tournament), whose dot products and angles overlap.
+    const int64_t players = q + q % 2, others = players - 1;
+    for (int64_t round = 0; round < others; ++round)
+      for (int64_t pair = 0; pair < players / 2; ++pair) {
+        const int64_t x = pair ? (round + pair) % others : others, y = (round + others - pair) % others;
+        const int64_t i = x < y ? x : y, j = x < y ? y : x;
+        if (j >= q) continue;
         double* const a = columns + i * ld;
         double* const b = columns + j * ld;
         const double product = dot(a, b, ld);

@@ -2,7 +2,7 @@
 // added in order, so results depend neither on the number of threads nor on the company of a matrix.
 //
 //   pack       V of each matrix, padded to whole vectors
-//   multiply   row ranges of all matrices, largest first: Y = A V, Z += A^T Y and Y's Gram matrix, one read of A
+//   multiply   row ranges of the matrices, largest first: Y = A V, Z += A^T Y and Y's Gram matrix, one read of A
 //   turn       each matrix: sums of the ranges, the algebra of q x q, the new V and U
 //   residual   row ranges again: || A v - s u ||, the second read of A (|| A ||_F comes with the first)
 //
@@ -17,6 +17,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <mutex>
 #include <vector>
 
 #include "common/pages.h"
@@ -40,17 +41,28 @@ struct Precision {
 };
 inline Precision precision(bool is_double) {
   if (is_double) return {0x1p-10, 0x1p-50, 0x1p-53, 0x1p-46, 0x1p-50, 1e-200, 900};
-  return {0x1p-10, 0x1p-21, 0x1p-24, 0x1p-22, 0x1p-40, 1e-40, 110};
+  // Cosines that Jacobi leaves are those of the next V, and are to be little beside `orthonormal`.
+  return {0x1p-10, 0x1p-21, 0x1p-24, 0x1p-22, 0x1p-28, 1e-40, 110};
 }
 
 inline int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
+
+// to[rows, :to_width] = the first `columns` of from's, times scale, and zeros.
+template <class T>
+void copy_columns(const T* from, int64_t from_width, int64_t rows, int64_t columns, T scale, T* to, int64_t to_width) {
+  for (int64_t i = 0; i < rows; ++i, from += from_width, to += to_width) {
+    if (scale == 1) memcpy(to, from, static_cast<size_t>(columns) * sizeof(T));
+    else for (int64_t j = 0; j < columns; ++j) to[j] = from[j] * scale;
+    if (to_width > columns) memset(to + columns, 0, static_cast<size_t>(to_width - columns) * sizeof(T));
+  }
+}
 
 struct Problem {
   const Kernels* kernels;
   Matrix a;
   const void* v;  // [d, q] in T, as all that follows
   int64_t q, k;
-  void *u, *s, *v_out, *residual, *entering, *norm;  // [n, k], [q], [d, q], [k], [q], [1]
+  void *u, *s, *v_out, *residual, *entering, *norm;  // [n, k], [q], [d, q], [k], [q] or null, [1]
 };
 
 class Arena {
@@ -65,6 +77,7 @@ class Arena {
     if (data_) give_pages(data_, std::max<int64_t>(size_, 64));
   }
   char* at(int64_t offset) const { return data_ + offset; }
+  int64_t size() const { return size_; }
 
  private:
   char* data_ = nullptr;
@@ -81,6 +94,14 @@ inline double departure(const double* m, const double* g, int64_t q, int64_t wid
     worst = std::max(worst, sum);
   }
   return static_cast<double>(q) * 0x1p-52 * worst * worst;
+}
+
+// How many columns are orthonormal to `tolerance` from the first on, by their Gram matrix.
+inline int64_t orthonormal_columns(const double* g, int64_t q, int64_t width, double tolerance) {
+  for (int64_t i = 0; i < q; ++i)
+    for (int64_t j = 0; j <= i; ++j)
+      if (!(std::fabs(g[i * width + j] - (i == j)) <= tolerance)) return i;
+  return q;
 }
 
 // An orthonormal basis in place of x [d, width], whose first q columns count: see orthonormal() of kernels/rsvd/steps.py.
@@ -112,16 +133,18 @@ void orthonormalise(const Kernels& kernels, T* x, int64_t d, int64_t q, int64_t 
         kernels.gram(x, d, width, g);
       }
     }
-    double deviation = 0;
-    for (int64_t i = 0; i < q; ++i)
-      for (int64_t j = 0; j <= i; ++j) deviation = std::max(deviation, std::fabs(g[i * width + j] - (i == j)));
-    if (deviation <= limits.orthonormal) return;
+    const int64_t fixed = orthonormal_columns(g, q, width, limits.orthonormal);
+    if (fixed == q) return;
     kernels.orthonormaliser(g, q, width, limits.dependent, order, turned, rest);
     std::fill(m, m + area, 0.0);
     for (int64_t i = 0; i < q; ++i)
       for (int64_t j = 0; j < q; ++j) m[i * width + j] = turned[j * width + i];
     const double left = departure(m, g, q, width);
-    kernels.product(x, d, width, m, width, width, x, width);
+    // Columns that are orthonormal as they came, such as a block that goes on, stay as they are.
+    const int64_t kept = pass == 0 ? fixed / kernels.lanes * kernels.lanes : 0, turning = width - kept;
+    std::fill(rest, rest + area, 0.0);
+    copy_columns(m + kept, width, q, turning, 1.0, rest, turning);
+    kernels.product(x, d, width, rest, turning, turning, x + kept, width);
     bool now = false;
     for (int64_t j = 0; j < q; ++j)
       if (m[j * width + j] == 0) lost[j] = now = true;
@@ -144,34 +167,50 @@ void orthonormalise(const Kernels& kernels, T* x, int64_t d, int64_t q, int64_t 
 
 class Steps {
  public:
-  Steps(std::vector<Problem> problems, int threads) : problems_(std::move(problems)), threads_(threads) {
+  Steps(std::vector<Problem> problems, int threads) : problems_(std::move(problems)), threads_(std::max(threads, 1)) {
     double numbers = 0;
     for (const Problem& p : problems_) numbers += static_cast<double>(p.a.rows) * static_cast<double>(p.a.columns);
     if (numbers < kSerialNumbers) threads_ = 1;
+    int64_t slot = 0;
     for (size_t i = 0; i < problems_.size(); ++i) {
-      members_.emplace_back(problems_[i], arena_);
-      todo_.push_back(i);
+      Arena own;
+      members_.emplace_back(problems_[i], own);
+      Member& m = members_.back();
+      if (m.parts == 1) slot = std::max(slot, own.size());
+      else m.base = arena_.take(own.size());
+      order_.push_back(i);
     }
-    std::stable_sort(todo_.begin(), todo_.end(), [&](size_t x, size_t y) { return work(x) > work(y); });
+    std::stable_sort(order_.begin(), order_.end(), [&](size_t x, size_t y) { return work(x) > work(y); });
+    for (int thread = 0; thread < threads_; ++thread) slots_.push_back(arena_.take(slot));
     arena_.open();
   }
 
   void run() {
-    const std::vector<size_t> all = todo_;
-    pass();
+    std::vector<size_t> whole, cut;
+    for (const size_t i : order_) (members_[i].parts == 1 ? whole : cut).push_back(i);
+    pass(cut);
     std::vector<size_t> again;
-    for (const size_t i : all)
+    for (const size_t i : cut)
       if (members_[i].out_of_range) again.push_back(i);
-    if (!again.empty()) {
-      todo_ = again;
-      parallel(todo_, [&](size_t i) { find_scale(i); });
-      pass();
-    }
-    todo_.clear();
-    for (const size_t i : all)
-      if (problems_[i].k > 0) todo_.push_back(i);
-    ranges([&](size_t i, int64_t range) { is_double(i) ? residual<double>(i, range) : residual<float>(i, range); });
-    parallel(all, [&](size_t i) { is_double(i) ? finish<double>(i) : finish<float>(i); });
+    parallel(again, [&](size_t i) { find_scale(i); });
+    pass(again);
+    ranges(cut, [&](size_t i, int64_t range) {
+      is_double(i) ? residual<double>(i, range) : residual<float>(i, range);
+    });
+    parallel(cut, [&](size_t i) { is_double(i) ? finish<double>(i) : finish<float>(i); });
+    // Of one range: all of it in one task, while A is in the cache, and in memory that the last one left there.
+    parallel(whole, [&](size_t i) {
+      members_[i].base = take_slot();
+      for (bool first = true; first || members_[i].out_of_range; first = false) {
+        if (!first) find_scale(i);
+        is_double(i) ? pack<double>(i) : pack<float>(i);
+        is_double(i) ? multiply<double>(i, 0) : multiply<float>(i, 0);
+        is_double(i) ? turn<double>(i) : turn<float>(i);
+      }
+      is_double(i) ? residual<double>(i, 0) : residual<float>(i, 0);
+      is_double(i) ? finish<double>(i) : finish<float>(i);
+      give_slot(members_[i].base);
+    });
   }
 
  private:
@@ -193,22 +232,36 @@ class Steps {
       squares = arena.take(parts * 8);
     }
     int64_t width, top_width, rows, parts;
-    int64_t packed, y, z, g, top, sums, s, squares;  // offsets
+    int64_t base = 0;
+    int64_t packed, y, z, g, top, sums, s, squares;  // offsets from base
     double scale = 1;
     bool scaled = false, out_of_range = false, bad = false;
   };
 
   std::vector<Problem> problems_;
   std::vector<Member> members_;
-  std::vector<size_t> todo_;
+  std::vector<size_t> order_;  // the largest first
+  std::vector<int64_t> slots_;  // idle ones, of as many as threads
+  std::mutex slots_mutex_;
   Arena arena_;
   int threads_;
+
+  int64_t take_slot() {
+    const std::lock_guard<std::mutex> guard(slots_mutex_);
+    const int64_t slot = slots_.back();
+    slots_.pop_back();
+    return slot;
+  }
+  void give_slot(int64_t slot) {
+    const std::lock_guard<std::mutex> guard(slots_mutex_);
+    slots_.push_back(slot);
+  }
 
   bool is_double(size_t i) const { return problems_[i].kernels->element_size == 8; }
   int64_t work(size_t i) const { return problems_[i].a.rows * problems_[i].a.columns * members_[i].width; }
   template <class T>
-  T* at(int64_t offset) const {
-    return reinterpret_cast<T*>(arena_.at(offset));
+  T* at(const Member& m, int64_t offset) const {
+    return reinterpret_cast<T*>(arena_.at(m.base + offset));
   }
 
   template <class Body>
@@ -218,9 +271,9 @@ class Steps {
   }
 
   template <class Body>
-  void ranges(const Body& body) {
+  void ranges(const std::vector<size_t>& which, const Body& body) {
     std::vector<std::pair<size_t, int64_t>> tasks;
-    for (const size_t i : todo_)
+    for (const size_t i : which)
       for (int64_t range = 0; range < members_[i].parts; ++range) tasks.emplace_back(i, range);
     parallel_for(static_cast<int64_t>(tasks.size()), threads_, [&](int64_t task) {
       const auto& [i, range] = tasks[static_cast<size_t>(task)];
@@ -228,21 +281,20 @@ class Steps {
     });
   }
 
-  void pass() {
-    parallel(todo_, [&](size_t i) { is_double(i) ? pack<double>(i) : pack<float>(i); });
-    ranges([&](size_t i, int64_t range) { is_double(i) ? multiply<double>(i, range) : multiply<float>(i, range); });
-    parallel(todo_, [&](size_t i) { is_double(i) ? turn<double>(i) : turn<float>(i); });
+  void pass(const std::vector<size_t>& which) {
+    parallel(which, [&](size_t i) { is_double(i) ? pack<double>(i) : pack<float>(i); });
+    ranges(which, [&](size_t i, int64_t range) {
+      is_double(i) ? multiply<double>(i, range) : multiply<float>(i, range);
+    });
+    parallel(which, [&](size_t i) { is_double(i) ? turn<double>(i) : turn<float>(i); });
   }
 
   template <class T>
   void pack(size_t i) {
     const Problem& p = problems_[i];
     const Member& m = members_[i];
-    T* const to = at<T>(m.packed);
     const T* const v = static_cast<const T*>(p.v);
-    const T scale = static_cast<T>(m.scale);
-    for (int64_t r = 0; r < p.a.columns; ++r)
-      for (int64_t j = 0; j < m.width; ++j) to[r * m.width + j] = j < p.q ? v[r * p.q + j] * scale : T(0);
+    copy_columns(v, p.q, p.a.columns, p.q, static_cast<T>(m.scale), at<T>(m, m.packed), m.width);
   }
 
   void find_scale(size_t i) {
@@ -278,17 +330,17 @@ class Steps {
     const Problem& p = problems_[i];
     const Member& m = members_[i];
     const int64_t d = p.a.columns, area = m.width * m.width;
-    T* const z = at<T>(m.z) + range * d * m.width;
-    double* const g = at<double>(m.g) + range * area;
+    T* const z = at<T>(m, m.z) + range * d * m.width;
+    double* const g = at<double>(m, m.g) + range * area;
     memset(z, 0, static_cast<size_t>(d * m.width) * sizeof(T));
     std::fill(g, g + area, 0.0);
     const T scale = static_cast<T>(m.scale);
-    double& squares = at<double>(m.squares)[range];
+    double& squares = at<double>(m, m.squares)[range];
     squares = 0;
     T scaled[kBlockRows * kMaxWidth];
     blocks<T>(i, range, [&](const T* a, int64_t lda, int64_t row, int64_t count) {
-      T* const y = at<T>(m.y) + row * m.width;
-      p.kernels->times(a, lda, count, d, at<T>(m.packed), m.width, y, false);
+      T* const y = at<T>(m, m.y) + row * m.width;
+      p.kernels->times(a, lda, count, d, at<T>(m, m.packed), m.width, y, false);
       p.kernels->gram(y, count, m.width, g);
       squares += p.kernels->squares(a, lda, count, d, m.scale);
       const T* right = y;
@@ -308,7 +360,7 @@ class Steps {
     const Precision limits = precision(sizeof(T) == 8);
     const int64_t n = p.a.rows, d = p.a.columns, q = p.q, w = m.width, area = w * w;
     std::vector<double> space(static_cast<size_t>(9 * area + 4 * w));
-    double* const g = at<double>(m.g);
+    double* const g = at<double>(m, m.g);
     double* const gz = space.data();
     double* const turned = gz + area;
     double* const vectors = turned + area;
@@ -316,8 +368,7 @@ class Steps {
     double* const right = mixed + area;
     double* const other = right + area;
     double* const rest = other + area;  // 2 areas and 2 rows
-    double* const roots = rest + 2 * area + 2 * w;
-    T* const z = at<T>(m.z);
+    T* const z = at<T>(m, m.z);
     if (m.parts > 1) {
       kernels.sum(z, m.parts, d * w, d * w, z);
       for (int64_t part = 1; part < m.parts; ++part)
@@ -327,23 +378,13 @@ class Steps {
     double largest = 0, sum = 0;
     for (int64_t j = 0; j < q; ++j) largest = std::max(largest, gz[j * w + j]);
     for (int64_t e = 0; e < area; ++e) sum += gz[e] + g[e];
+    for (int64_t part = 0; part < m.parts; ++part) sum += at<double>(m, m.squares)[part];
     const bool finite = std::isfinite(sum);
     m.out_of_range = !m.scaled && !(finite && largest >= limits.smallest);
     if (m.out_of_range) return;
     if ((m.bad = !finite)) return;
 
-    // The entering block's own Ritz pairs: theta^2 x = G x, residual Z x - theta^2 V x.
-    kernels.eigen(g, q, w, limits.jacobi, roots, vectors, rest);
-    for (int64_t a = 0; a < q; ++a)
-      for (int64_t b = 0; b < w; ++b) {
-        right[a * w + b] = b < q ? vectors[b * w + a] : 0;
-        other[a * w + b] = b < q ? vectors[b * w + a] * roots[b] * roots[b] / m.scale : 0;
-      }
-    double sums[kMaxWidth] = {};
-    kernels.difference(z, at<T>(m.packed), d, w, right, other, sums);
-    T* const entering = static_cast<T*>(p.entering);
-    for (int64_t j = 0; j < q; ++j)
-      entering[j] = static_cast<T>(roots[j] > limits.noise * roots[0] ? sqrt(sums[j]) / roots[j] / m.scale : 0.0);
+    if (p.entering) entering<T>(i, g, space.data());
 
     // T makes Q = Y T orthonormal; columns of Y that are rounding alone, or depend on others, have no part in it.
     double longest = 0;
@@ -353,7 +394,7 @@ class Steps {
         for (int64_t b = 0; b < q; ++b) g[j * w + b] = g[b * w + j] = 0;
     kernels.orthonormaliser(g, q, w, limits.dependent, nullptr, turned, rest);
     kernels.congruence(turned, gz, q, w, other, rest);
-    double* const s = at<double>(m.s);
+    double* const s = at<double>(m, m.s);
     kernels.eigen(other, q, w, limits.jacobi, s, vectors, rest);
     std::fill(mixed, mixed + area, 0.0);
     kernels.multiply(vectors, turned, q, w, mixed);
@@ -365,32 +406,59 @@ class Steps {
     std::fill(right, right + area, 0.0);
     for (int64_t a = 0; a < q; ++a)
       for (int64_t b = 0; b < q; ++b) right[a * w + b] = s[b] > 0 ? mixed[b * w + a] : 0;
-    kernels.product(at<T>(m.y), n, w, right, w, p.k, p.u, p.k);
+    if (p.k > 0) {
+      std::fill(other, other + area, 0.0);
+      copy_columns(right, w, q, p.k, 1.0, other, m.top_width);
+      kernels.product(at<T>(m, m.y), n, w, other, m.top_width, p.k, p.u, p.k);
+    }
     for (int64_t a = 0; a < q; ++a)
       for (int64_t b = 0; b < q; ++b) right[a * w + b] = s[b] > 0 ? right[a * w + b] / s[b] : 0;
     kernels.product(z, d, w, right, w, w, z, w);
     // Orthonormal by construction, but for columns without a value and where much cancelled.
     if (!(s[q - 1] > 0 && departure(right, gz, q, w) <= limits.orthonormal)) orthonormalise(kernels, z, d, q, w);
     T* const v = static_cast<T*>(p.v_out);
-    T* const top = at<T>(m.top);
+    T* const top = at<T>(m, m.top);
     const T scale = static_cast<T>(m.scale);
-    for (int64_t r = 0; r < d; ++r) {
-      for (int64_t j = 0; j < q; ++j) v[r * q + j] = z[r * w + j];
-      for (int64_t j = 0; j < m.top_width; ++j) top[r * m.top_width + j] = j < p.k ? z[r * w + j] * scale : T(0);
-    }
+    copy_columns(z, w, d, q, T(1), v, q);
+    if (p.k > 0) copy_columns(z, w, d, p.k, scale, top, m.top_width);
+  }
+
+  // The entering block's own Ritz pairs: theta^2 x = G x, residual Z x - theta^2 V x. `space` as in turn().
+  template <class T>
+  void entering(size_t i, const double* g, double* space) {
+    const Problem& p = problems_[i];
+    const Member& m = members_[i];
+    const Precision limits = precision(sizeof(T) == 8);
+    const int64_t q = p.q, w = m.width, area = w * w;
+    double* const vectors = space + area;
+    double* const right = vectors + area;
+    double* const other = right + area;
+    double* const rest = other + area;
+    double* const roots = rest + 2 * area + 2 * w;
+    p.kernels->eigen(g, q, w, limits.jacobi, roots, vectors, rest);
+    for (int64_t a = 0; a < q; ++a)
+      for (int64_t b = 0; b < w; ++b) {
+        right[a * w + b] = b < q ? vectors[b * w + a] : 0;
+        other[a * w + b] = b < q ? vectors[b * w + a] * roots[b] * roots[b] / m.scale : 0;
+      }
+    double sums[kMaxWidth] = {};
+    p.kernels->difference(at<T>(m, m.z), at<T>(m, m.packed), p.a.columns, w, right, other, sums);
+    T* const out = static_cast<T*>(p.entering);
+    for (int64_t j = 0; j < q; ++j)
+      out[j] = static_cast<T>(roots[j] > limits.noise * roots[0] ? sqrt(sums[j]) / roots[j] / m.scale : 0.0);
   }
 
   template <class T>
   void residual(size_t i, int64_t range) {
     const Problem& p = problems_[i];
     const Member& m = members_[i];
-    if (m.bad) return;
-    double* const sums = at<double>(m.sums) + range * m.top_width;
+    if (m.bad || p.k == 0) return;
+    double* const sums = at<double>(m, m.sums) + range * m.top_width;
     std::fill(sums, sums + m.top_width, 0.0);
     T found[kBlockRows * kMaxWidth];
     blocks<T>(i, range, [&](const T* a, int64_t lda, int64_t row, int64_t count) {
-      p.kernels->times(a, lda, count, p.a.columns, at<T>(m.top), m.top_width, found, false);
-      p.kernels->residual(found, m.top_width, static_cast<const T*>(p.u) + row * p.k, at<double>(m.s), count, p.k,
+      p.kernels->times(a, lda, count, p.a.columns, at<T>(m, m.top), m.top_width, found, false);
+      p.kernels->residual(found, m.top_width, static_cast<const T*>(p.u) + row * p.k, at<double>(m, m.s), count, p.k,
                           sums);
     });
   }
@@ -405,15 +473,15 @@ class Steps {
       std::fill_n(static_cast<T*>(p.u), p.a.rows * p.k, nan);
       std::fill_n(static_cast<T*>(p.s), p.q, nan);
       std::fill_n(out, p.k, nan);
-      std::fill_n(static_cast<T*>(p.entering), p.q, nan);
+      if (p.entering) std::fill_n(static_cast<T*>(p.entering), p.q, nan);
       *static_cast<T*>(p.norm) = nan;
       std::copy_n(static_cast<const T*>(p.v), p.a.columns * p.q, static_cast<T*>(p.v_out));
       return;
     }
     double squares = 0;
-    for (int64_t part = 0; part < m.parts; ++part) squares += at<double>(m.squares)[part];
+    for (int64_t part = 0; part < m.parts; ++part) squares += at<double>(m, m.squares)[part];
     *static_cast<T*>(p.norm) = static_cast<T>(sqrt(squares) / m.scale);
-    const double* const sums = at<double>(m.sums);
+    const double* const sums = at<double>(m, m.sums);
     for (int64_t j = 0; j < p.k; ++j) {
       double total = 0;
       for (int64_t part = 0; part < m.parts; ++part) total += sums[part * m.top_width + j];
@@ -437,12 +505,9 @@ void orthonormal_one(const Block& block) {
   arena.open();
   T* const x = reinterpret_cast<T*>(arena.at(offset));
   const T* const from = static_cast<const T*>(block.x);
-  for (int64_t i = 0; i < block.d; ++i)
-    for (int64_t j = 0; j < width; ++j) x[i * width + j] = j < block.q ? from[i * block.q + j] : T(0);
+  copy_columns(from, block.q, block.d, block.q, T(1), x, width);
   orthonormalise(*block.kernels, x, block.d, block.q, width);
-  T* const out = static_cast<T*>(block.out);
-  for (int64_t i = 0; i < block.d; ++i)
-    for (int64_t j = 0; j < block.q; ++j) out[i * block.q + j] = x[i * width + j];
+  copy_columns(x, width, block.d, block.q, T(1), static_cast<T*>(block.out), block.q);
 }
 
 inline void orthonormal_many(std::vector<Block>& blocks, int threads) {

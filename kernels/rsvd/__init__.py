@@ -90,7 +90,9 @@ def sketch(
     return torch.ops.fastrank.sketch(A.detach(), q, _signed(seed), stream, kind, impl)
 
 
-def subspace_step_many(A: list[Tensor], V: list[Tensor], k: int, impl: str | None = None) -> list[Step]:
+def subspace_step_many(
+    A: list[Tensor], V: list[Tensor], k: int, impl: str | None = None, entering: bool = True
+) -> list[Step]:
     """One step of block subspace iteration for each of many matrices, with two reads of each.
 
     Args:
@@ -98,6 +100,7 @@ def subspace_step_many(A: list[Tensor], V: list[Tensor], k: int, impl: str | Non
             copied once otherwise. Not differentiated.
         V: [d, q] orthonormal, q <= min(d, 128); float64 for float64 A, else float32.
         k: pairs whose U and residual are wanted; 0: none, which saves the second read.
+        entering: whether the residuals of the entering block are wanted, another eigenproblem; empty otherwise.
 
     Raises:
         TypeError, ValueError: an argument that does not fit.
@@ -106,7 +109,7 @@ def subspace_step_many(A: list[Tensor], V: list[Tensor], k: int, impl: str | Non
     check_steps(A, V, k)
     A, V = [a.detach() for a in A], [v.detach() for v in V]
     run = register.step_many if unobserved((*A, *V)) else torch.ops.fastrank.subspace_step_many
-    return [Step(*members) for members in zip(*run(A, V, k, impl), strict=True)]
+    return [Step(*members) for members in zip(*run(A, V, k, impl, entering), strict=True)]
 
 
 def orthonormal_many(X: list[Tensor], impl: str | None = None) -> list[Tensor]:

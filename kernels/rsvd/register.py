@@ -16,7 +16,7 @@ _library.define(
 )
 _library.define("sketch(Tensor A, int q, int seed, int stream, str kind, str? impl=None) -> Tensor")
 _library.define(
-    "subspace_step_many(Tensor[] A, Tensor[] V, int k, str? impl=None) -> "
+    "subspace_step_many(Tensor[] A, Tensor[] V, int k, str? impl=None, bool entering=True) -> "
     "(Tensor[] U, Tensor[] S, Tensor[] V_next, Tensor[] residual, Tensor[] entering, Tensor[] norm)"
 )
 _library.define("orthonormal_many(Tensor[] X, str? impl=None) -> Tensor[]")
@@ -57,23 +57,25 @@ def sketch(A: Tensor, q: int, seed: int, stream: int, kind: str, impl: str | Non
     return Y
 
 
-def step_many(A: list[Tensor], V: list[Tensor], k: int, impl: str | None = None) -> Steps:
+def step_many(A: list[Tensor], V: list[Tensor], k: int, impl: str | None = None, entering: bool = True) -> Steps:
     if not A:
         return ([],) * 6
     chosen = backend.chosen("subspace_step_many", A[0].device.type, impl)
-    if chosen == "reference":
-        found = [steps.subspace_step(a, v, k) for a, v in zip(A, V, strict=True)]
-        return tuple(map(list, zip(*found, strict=True)))
-    if chosen == "triton":
-        return _triton_steps(A, V, k)
+    if chosen != "native":
+        found = _steps(A, V, k) if chosen == "reference" else _triton_steps(A, V, k)
+        return found if entering else (*found[:4], [x[:0].clone() for x in found[4]], found[5])
     A, V = [_by_rows(a) for a in A], [v.contiguous() for v in V]
-    found = tuple(map(list, zip(*(_outputs(a, v, k) for a, v in zip(A, V, strict=True)), strict=True)))
+    found = _outputs(A, V, k, entering)
     items = [
         (*_matrix(a), v.data_ptr(), v.shape[1], min(k, v.shape[1]), *(x.data_ptr() for x in out))
         for a, v, *out in zip(A, V, *found, strict=True)
     ]
     backend.core().subspace_step_many_cpu(items, backend.threads())
     return found
+
+
+def _steps(A: list[Tensor], V: list[Tensor], k: int) -> Steps:
+    return tuple(map(list, zip(*(steps.subspace_step(a, v, k) for a, v in zip(A, V, strict=True)), strict=True)))
 
 
 def orthonormal_many(X: list[Tensor], impl: str | None = None) -> list[Tensor]:
@@ -112,10 +114,16 @@ def _triton():
     return triton
 
 
-def _outputs(A: Tensor, V: Tensor, k: int) -> tuple[Tensor, ...]:
-    q = V.shape[1]
-    k = min(k, q)
-    return tuple(V.new_empty(shape) for shape in ((len(A), k), (q,), V.shape, (k,), (q,), ()))
+def _outputs(A: list[Tensor], V: list[Tensor], k: int, entering: bool) -> Steps:
+    """Empty ones, each with memory of its own: a state that is saved must not take the others with it."""
+    widths = [v.shape[1] for v in V]
+    tops = [min(k, q) for q in widths]
+    U = [v.new_empty((len(a), top)) for a, v, top in zip(A, V, tops, strict=True)]
+    S, residual, values, norm = (
+        [v.new_empty(shape) for v, shape in zip(V, shapes, strict=True)]
+        for shapes in (widths, tops, widths if entering else [0] * len(V), [()] * len(V))
+    )
+    return U, S, [torch.empty_like(v) for v in V], residual, values, norm
 
 
 def _by_rows(A: Tensor) -> Tensor:
@@ -149,9 +157,8 @@ def _(A, q, seed, stream, kind, impl=None):
 
 
 @torch.library.register_fake("fastrank::subspace_step_many", lib=_library)
-def _(A, V, k, impl=None):
-    found = [_outputs(a, v, k) for a, v in zip(A, V, strict=True)]
-    return tuple(map(list, zip(*found, strict=True))) if found else ([],) * 6
+def _(A, V, k, impl=None, entering=True):
+    return _outputs(A, V, k, entering)
 
 
 @torch.library.register_fake("fastrank::orthonormal_many", lib=_library)

@@ -242,6 +242,8 @@ def test_entering_residuals(impl):
         expected = (A.double().T @ Y @ X - V.double() @ X * theta**2).norm(dim=0) / theta
         error = 2 * gamma(90, torch.float32) * A.double().norm() * Y.norm() / theta
         assert torch.all((step.entering - expected).abs() <= error)
+        (without,) = subspace_step_many([A], [V], 5, impl, entering=False)
+        assert without.entering.shape == (0,) and torch.equal(without.V, step.V) and torch.equal(without.U, step.U)
         V = step.V
 
 
