@@ -11,6 +11,10 @@ from fastrank.kernels.gram import config as gram_config
 from fastrank.kernels.gram import cost as gram
 from fastrank.kernels.gram import cost_patches
 from fastrank.kernels.occupancy import MULTIPROCESSORS
+from fastrank.kernels.rsvd import config as rsvd_config
+from fastrank.kernels.rsvd import cost as rsvd
+from fastrank.kernels.small_eigh import config as small_eigh_config
+from fastrank.kernels.small_eigh import cost as small_eigh
 from fastrank.kernels.tempered_ce import config
 from fastrank.kernels.tempered_ce import cost as loss
 from fastrank.kernels.tempered_mse import config as mse_config
@@ -19,6 +23,16 @@ from fastrank.kernels.tempered_mse import cost as squared_error
 PAGE = Path(__file__).with_name("gpu.md")
 BEGIN, END = "<!-- begin: python docs/gpu.py -->\n", "<!-- end -->\n"
 
+#: The weights of a ResNet-50 as matrices [out, in].
+RESNET50 = [(64, 147), *(
+    shape
+    for width, blocks, before in ((64, 3, 64), (128, 4, 256), (256, 6, 512), (512, 3, 1024))
+    for block in range(blocks)
+    for shape in (
+        (width, 4 * width if block else before), (width, 9 * width), (4 * width, width),
+        *([] if block else [(4 * width, before)]),
+    )
+), (1000, 2048)]  # fmt: skip
 #: Ops on the shapes that `fastrank bench --gpu-check` times too.
 CASES: dict[str, tuple[Launch, ...]] = {
     f"loss and gradient, {rows:,} x {classes:,}, bf16": (
@@ -45,6 +59,15 @@ for mode in ("exact", "fast"):
         for c, side in ((64, 56), (512, 7))
         for way in ("general", "by shifts")
     }
+CASES |= {
+    "sketch, 2,048 x 100,000, 64 columns, fp32": rsvd.sketch(2048, 100_000, 64),
+    "subspace_step_many, 54 weights of ResNet-50, 27 columns, 15 pairs, fp32": rsvd.steps(RESNET50, 27, 15),
+    "orthonormal_many, the same, 27 columns, fp32": rsvd.orthonormal([(d, min(27, n, d)) for n, d in RESNET50]),
+    "cosines_many, the same, 15 directions each, fp32": rsvd.cosines([(15, 15, d) for _, d in RESNET50]),
+    "eigh_many, 54 of order 27": small_eigh.eigh([27] * 54),
+    "eigvalsh_many, 50 of order 256": small_eigh.eigvalsh([256] * 50),
+    "inertia_many, 50 of order 256": small_eigh.inertia([256] * 50),
+}
 
 #: The loss's shapes, [rows, classes, target] of bf16 logits: launch-bound, long rows, few rows.
 SHAPES = (
@@ -124,9 +147,18 @@ def _predictions() -> str:
 def _kernels() -> str:
     columns = ("op", "kernel", "blocks", "read", "written", "asked for", "flops", "issued", "bound by", "roofline us",
                "predicted us")  # fmt: skip
-    lines = ["### Launch by launch, on an H100\n", f"| {' | '.join(columns)} |", "|---|" + "---|" * (len(columns) - 1)]
+    chains = (
+        "`small`, `basis`, `jacobi`, `tridiagonal`, `bisect` and `count` are chains of dependent steps, a program or a "
+        "few for each matrix: how long they wait between steps is in no count, and will be most of their time.\n"
+    )
+    lines = [
+        "### Launch by launch, on an H100\n",
+        chains,
+        f"| {' | '.join(columns)} |",
+        "|---|" + "---|" * (len(columns) - 1),
+    ]
     h100 = DEVICES["h100"]
-    for case in list(CASES)[2:7]:
+    for case in [*list(CASES)[2:7], *list(CASES)[-6:]]:
         for x in CASES[case]:
             issued = x.flops if x.issued is None else x.issued
             asked = x.read if x.requested is None else x.requested
@@ -156,6 +188,8 @@ def _resources() -> str:
         if "split" in name
     ]
     others = {f"squared error: {name}": claim for name, claim in mse_config.CLAIMS.items()} | gram_claims
+    others |= {f"rsvd: {name}": claim for name, claim in rsvd_config.CLAIMS.items()}
+    others |= {f"small_eigh: {name}": claim for name, claim in small_eigh_config.CLAIMS.items()}
     lines += [f"| {name} | {claim.registers}, {claim.blocks} |" for name, claim in others.items()]
     archs = ", ".join(f"sm_{arch}" for arch in MULTIPROCESSORS)
     checked = (

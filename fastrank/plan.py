@@ -5,8 +5,9 @@ The model is built on torch's meta device, without memory, and run forward once 
 
 * launches of our kernels, with bytes and flops (kernels/*/cost.py), and torch's matrix products, under a roofline;
 * torch's small operations, counted by running the very code on a tiny matrix; each takes a launch;
-* factorisations of torch.linalg: flops only. No roofline says how long they take. On a GPU a share of the peak is
-  assumed (`tracking_cost.LIBRARY_SHARE`), on a CPU the rate is measured on the spot.
+* eigenproblems that no kernel of ours takes on a GPU, and all of them on a CPU: flops only. No roofline says how long
+  they take. On a GPU a share of the peak is assumed (`tracking_cost.LIBRARY_SHARE`), on a CPU the rate is measured on
+  the spot.
 
 Every figure is a prediction.
 """
@@ -167,7 +168,7 @@ def plan(
     for matrix in matrices(model, example, kinds, layers, mode):
         if precision == "bf16" and matrix.source in ("act", "input", "logits"):
             matrix = matrix._replace(dtype=torch.bfloat16)
-        works.append(work_on(matrix, figures))
+        works.append(work_on(matrix, figures, on_cpu))
     step_flops, step_ops = ((1 + BACKWARD) * count for count in _forward(model, example))
     peak = utilisation * target.flops["bf16_tensor" if precision == "bf16" else "fp32"]
     # A small step is as long as its launches take.

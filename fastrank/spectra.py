@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from fastrank.arrays import as_matrices
-from fastrank.kernels.small_eigh import eigvalsh_many
-from fastrank.precision import one_thread
+from fastrank.kernels.small_eigh import MOST_VALUES, eigvalsh_many
 from fastrank.small_grams import U64, SmallGram, centred, small_gram_groups
 
-#: On CUDA the eigenvalues are cuSOLVER's, whose backward error is taken as EIGH * k * u * lambda_1 for a k x k matrix:
-#: LAPACK's own estimate is p(k) * u * lambda_1 with a modestly growing p; in practice the error stays below sqrt(k) * u
-#: * lambda_1. On the CPU the bound is our solver's own and proven.
+#: On CUDA the eigenvalues of matrices of order k > 512 are cuSOLVER's, whose backward error is taken as EIGH * k * u *
+#: lambda_1: LAPACK's own estimate is p(k) * u * lambda_1 with a modestly growing p; in practice the error stays below
+#: sqrt(k) * u * lambda_1. All other bounds are our solvers' own and proven.
 EIGH = 4.0
 
 
@@ -130,17 +129,23 @@ def of_grams(grams: list[SmallGram]) -> list[Spectrum]:
 
 def _eigenvalues(G: list[Tensor]) -> tuple[list[Tensor], Sequence[Tensor]]:
     """Ascending, of lower triangles, with a bound; NaN where a matrix is not finite."""
-    if G and G[0].device.type == "cpu":
+    if not G or G[0].device.type == "cpu":
         return eigvalsh_many(G)
-    values, errors = [], []
-    for g in G:
-        # cuSOLVER may never return from NaN.
-        finite = bool(g.isfinite().all())
-        with one_thread():
-            v = torch.linalg.eigvalsh(g) if finite and len(g) else g.new_full((len(g),), math.nan)
-        values.append(v)
-        errors.append(EIGH * len(g) * U64 * v[-1].abs() if len(g) else g.new_zeros(()))
-    return values, errors
+    # Beyond the kernels' orders cuSOLVER takes over.
+    grouped = [i for i, g in enumerate(G) if len(g) <= MOST_VALUES]
+    found = dict(zip(grouped, zip(*eigvalsh_many([G[i] for i in grouped]), strict=True), strict=True))
+    found |= {i: _large(g) for i, g in enumerate(G) if i not in found}
+    values, errors = zip(*(found[i] for i in range(len(G))), strict=True)
+    return list(values), errors
+
+
+def _large(G: Tensor) -> tuple[Tensor, Tensor]:
+    """cuSOLVER's eigenvalues and the error that is assumed of them."""
+    # It may never return from NaN.
+    if not bool(G.isfinite().all()):
+        return G.new_full((len(G),), math.nan), G.new_full((), math.nan)
+    values = torch.linalg.eigvalsh(G)
+    return values, EIGH * len(G) * U64 * values[-1].abs()
 
 
 def of_eigenvalues(g: SmallGram, eigenvalues: Tensor, eigen_error: Tensor) -> Spectrum:

@@ -52,6 +52,7 @@ class SubspaceState:
             how much `outside` changed; 0 where there was none.
         calls: number of calls so far, which numbers the draws.
         seed: of the draws; same seed, same numbers on every machine.
+        directions: how many of S exceed 0, a plain number: nobody has to ask the device for it.
         reason: why everything is NaN; empty otherwise.
     """
 
@@ -66,6 +67,7 @@ class SubspaceState:
     pace: Tensor
     calls: int
     seed: int
+    directions: int
     reason: str = ""
 
     @property
@@ -259,10 +261,11 @@ def _finished(jobs: list[_Job]) -> list[SubspaceState]:
     outside = ((total - values.double().square().sum(1)) / total).nan_to_num(nan=0.0).clamp_min(0)
     pace = torch.tensor([job.pace or [0.0] * (2 * PACE) for job in jobs], dtype=torch.float64, device=S.device)
     pace = pace.view(-1, 2, PACE)
-    broken = S[:, 0].isnan().tolist()
+    # -1: NaN.
+    directions = torch.where(S[:, 0].isnan(), -1, (S > 0).sum(1)).tolist()
     return [
         _nan_state(job, "non-finite values in the matrix")
-        if broken[i]
+        if directions[i] < 0
         else SubspaceState(
             job.step.U,
             S[i],
@@ -275,6 +278,7 @@ def _finished(jobs: list[_Job]) -> list[SubspaceState]:
             pace[i],
             job.calls,
             job.seed,
+            directions[i],
         )
         for i, job in enumerate(jobs)
     ]
@@ -306,5 +310,6 @@ def _nan_state(job: _Job, reason: str) -> SubspaceState:
         pace=torch.zeros(2, PACE, dtype=torch.float64, device=job.A.device),
         calls=job.calls,
         seed=job.seed,
+        directions=0,
         reason=reason,
     )

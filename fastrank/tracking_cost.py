@@ -1,6 +1,6 @@
 """What a tracked step does with one matrix, counted: our kernels, torch's operations, factorisations.
 
-It follows `fastrank.spectra` and `fastrank.subspace` as they stand, for a GPU; `fastrank.plan` adds it up.
+It follows `fastrank.spectra` and `fastrank.subspace` as they stand, for a GPU or a CPU; `fastrank.plan` adds it up.
 """
 
 from __future__ import annotations
@@ -16,12 +16,16 @@ from fastrank.capture import MAX_FEATURES
 from fastrank.kernels import cost
 from fastrank.kernels.cost import Device, Launch
 from fastrank.kernels.gram import cost as gram
+from fastrank.kernels.rsvd import cost as rsvd
+from fastrank.kernels.rsvd import cost_step
+from fastrank.kernels.small_eigh import MOST_VALUES, eigh_many, eigvalsh_many
+from fastrank.kernels.small_eigh import cost as small_eigh
 from fastrank.metrics import OF_SPECTRUM
 from fastrank.metrics.alignment import alignment
 from fastrank.precision import one_thread
 from fastrank.ranks import rank_counts
 from fastrank.spectra import spectrum
-from fastrank.subspace import OVERSAMPLE, top_svd
+from fastrank.subspace import FRESH, OVERSAMPLE, top_svd
 from fastrank.watcher import TOP
 
 #: Share of its unit's peak that a factorisation of torch.linalg is taken to reach on a GPU: a guess from the nature of
@@ -43,7 +47,8 @@ class Matrix(NamedTuple):
 
 @dataclass(frozen=True)
 class Call:
-    """A factorisation of torch.linalg: its flops, by the textbook's count (Golub & Van Loan, Matrix Computations)."""
+    """A factorisation that is timed as a whole: its flops, by the textbook's count (Golub & Van Loan, Matrix
+    Computations). Of torch.linalg on a GPU, our own on a CPU."""
 
     name: str
     flops: int
@@ -74,15 +79,19 @@ class Work:
     temporary: int
 
 
-def work_on(matrix: Matrix, figures: tuple[str, ...]) -> Work:
+def work_on(matrix: Matrix, figures: tuple[str, ...], on_cpu: bool = False) -> Work:
     kind, layer, source, n, d, dtype, ops = matrix
     # What is not a view is a copy: a subset of features, rows or patches; logits as float32; the softmax.
     copied = source == "input" or (source == "act" and d == MAX_FEATURES) or kind == "logits"
     if kind == "align":
-        launches, calls, kept, temporary = _subspace(n, d, dtype)
-        ops += _ops("top_svd", n < d) + (_ops("alignment") if source == "input" else 0)
+        launches, calls, kept, temporary = _subspace(n, d, dtype, on_cpu)
+        ops += _ops("top_svd", n < d)
+        if source == "input":
+            ops += _ops("alignment")
+            if not on_cpu:
+                launches += rsvd.cosines([(min(TOP, n, d), min(TOP, n, d), d)])
     else:
-        launches, calls, temporary = _spectrum(n, d, torch.float32 if kind == "logits" else dtype)
+        launches, calls, temporary = _spectrum(n, d, torch.float32 if kind == "logits" else dtype, on_cpu)
         ops, kept = ops + _ops("spectrum", n < d) + _ops("figures", figures=figures), 0
     if copied:
         moved = n * d * dtype.itemsize
@@ -90,7 +99,7 @@ def work_on(matrix: Matrix, figures: tuple[str, ...]) -> Work:
     return Work(kind, layer, source, n, d, dtype, launches, ops, calls, kept, temporary)
 
 
-def _spectrum(n: int, d: int, dtype: torch.dtype) -> tuple[tuple[Launch, ...], tuple[Call, ...], int]:
+def _spectrum(n: int, d: int, dtype: torch.dtype, on_cpu: bool) -> tuple[tuple[Launch, ...], tuple[Call, ...], int]:
     """As `spectra.spectrum`: the smaller Gram matrix in mode "exact", then its eigenvalues."""
     k = min(n, d)
     square = 8 * k * k
@@ -99,26 +108,33 @@ def _spectrum(n: int, d: int, dtype: torch.dtype) -> tuple[tuple[Launch, ...], t
     else:
         launches, rows = gram.accumulate(n, d, dtype, shift=False), n
         launches = (Launch("torch.zeros", 0, square), *launches)
-    launches = (*launches, Launch("torch.isfinite", square, k * k))
-    calls = (Call("eigvalsh", 4 * k**3 // 3, "fp64"),)
+    calls = ()
+    if not on_cpu and k <= MOST_VALUES:
+        launches = (*launches, *small_eigh.eigvalsh([k]))
+    else:
+        launches = launches if on_cpu else (*launches, Launch("torch.isfinite", square, k * k))
+        calls = (Call("eigvalsh", 4 * k**3 // 3, "fp64"),)
     # The matrix and the solver's copy.
     return launches, calls, 2 * square + gram.Cut(rows, k).workspace
 
 
-def _subspace(n: int, d: int, dtype: torch.dtype) -> tuple[tuple[Launch, ...], tuple[Call, ...], int, int]:
-    """A warm call without a jump, as products and factorisations of torch: one step of block subspace iteration."""
-    q, k, size = min(TOP + OVERSAMPLE, n, d), min(TOP, n, d), 4
-
-    def product(m: int, inner: int, columns: int) -> Launch:
-        moved = size * (m * inner + inner * columns)
-        return Launch("torch.mm", moved, size * m * columns, {"fp32": 2 * m * inner * columns})
-
-    launches = (product(n, d, q), product(d, n, q), product(n, q, q), product(d, q, q), product(n, d, k))
-    if dtype.itemsize != size:
-        launches = (Launch("torch.float", n * d * dtype.itemsize, n * d * size), *launches)
-    qr = [Call("qr", 2 * (2 * m * q * q - 2 * q**3 // 3), "fp32") for m in (n, d)]
-    kept = size * (n + d) * q
-    return launches, (*qr, Call("svd", 22 * q**3, "fp32")), kept, kept + size * n * (q + k)
+def _subspace(
+    n: int, d: int, dtype: torch.dtype, on_cpu: bool
+) -> tuple[tuple[Launch, ...], tuple[Call, ...], int, int]:  # fmt: skip
+    """A warm call without a jump: fresh directions, an orthonormal block, one step of block subspace iteration."""
+    q, k = min(TOP + OVERSAMPLE, n, d), min(TOP, n, d)
+    size = 8 if dtype == torch.float64 else 4
+    kept = size * (n * k + d * q)
+    if on_cpu:
+        # Both small eigenproblems of a step.
+        calls = (Call("eigh", sum(x.flops["fp64"] for x in small_eigh.eigh([q, q])), "fp64"),) if q else ()
+        return (cost_step.step(n, d, q, k, dtype),), calls, kept, kept + size * n * (q + k)
+    if not q:
+        return (), (), 0, 0
+    computed = torch.float64 if size == 8 else torch.float32
+    launches = (rsvd.test_matrix(d, min(FRESH, q), computed), *rsvd.orthonormal([(d, q)], computed))
+    launches += rsvd.steps([(n, d)], q, k, dtype)
+    return launches, (), kept, kept + rsvd.workspace(n, d, q, dtype)
 
 
 @cache
@@ -141,7 +157,10 @@ def _ops(what: str, wide: bool = False, figures: tuple[str, ...] = ()) -> int:
 class Operations(TorchDispatchMode):
     """Counts what reaches a backend and computes, but for views, products, factorisations and our own kernels."""
 
-    COUNTED_APART = ("mm", "linalg", "eigvalsh_", "gram_", "empty", "zeros", "new_zeros", "tril", "isfinite", "index")
+    COUNTED_APART = (
+        "mm", "linalg", "eigvalsh_", "gram_", "test_matrix", "orthonormal_", "subspace_step_", "cosines_", "empty",
+        "zeros", "new_zeros", "tril", "isfinite", "index",
+    )  # fmt: skip
 
     def __init__(self, apart: tuple[str, ...] = COUNTED_APART) -> None:
         super().__init__()
@@ -159,11 +178,10 @@ class Operations(TorchDispatchMode):
 def _measured_rates() -> dict[str, float]:
     """Flops a second of each factorisation here, on one thread as the watcher runs them, by one size of each."""
     A = torch.randn(256, 256, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    A, B = A + A.T, A[:, :27].float().repeat(4, 1)
+    A, B = A + A.T, A[:, :27].T @ A[:, :27]
     runs = {
-        "eigvalsh": (lambda: torch.linalg.eigvalsh(A), 4 * 256**3 / 3),
-        "qr": (lambda: torch.linalg.qr(B), 2 * (2 * 1024 * 27**2 - 2 * 27**3 / 3)),
-        "svd": (lambda: torch.linalg.svd(B[:27]), 22 * 27**3),
+        "eigvalsh": (lambda: eigvalsh_many([A]), 4 * 256**3 / 3),
+        "eigh": (lambda: eigh_many([B]), small_eigh.eigh([27])[0].flops["fp64"]),
     }
     with one_thread():
         return {name: flops / cost.best(run, 0.05) for name, (run, flops) in runs.items()}
@@ -172,5 +190,4 @@ def _measured_rates() -> dict[str, float]:
 def rates(device: Device) -> dict[str, float]:
     if device.name == "CPU":
         return _measured_rates()
-    units = {"eigvalsh": "fp64", "qr": "fp32", "svd": "fp32"}
-    return {name: LIBRARY_SHARE * device.flops[unit] for name, unit in units.items()}
+    return {"eigvalsh": LIBRARY_SHARE * device.flops["fp64"]}

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -147,6 +147,15 @@ def total(launches: Iterable[Launch], of: str) -> dict[str, int]:
         for unit, count in work.items():
             sums[unit] = sums.get(unit, 0) + count
     return sums
+
+
+def together(launches: Sequence[Launch]) -> Launch:
+    """What one launch does for several matrices, as one; blocks are then of unequal work."""
+    return Launch(
+        launches[0].kernel, sum(x.read for x in launches), sum(x.written for x in launches),
+        total(launches, "flops"), total(launches, "issued"),
+        sum(x.read if x.requested is None else x.requested for x in launches), sum(x.blocks or 0 for x in launches),
+    )  # fmt: skip
 
 
 def _bound(moved: float, work: dict[str, float], device: Device) -> float:

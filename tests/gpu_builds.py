@@ -319,7 +319,7 @@ def _small_eigh() -> list[TritonBuild]:
 
 
 def _rsvd() -> list[TritonBuild]:
-    from fastrank.kernels.rsvd import step_triton, triton
+    from fastrank.kernels.rsvd import cosines_triton, orthonormal_triton, step_triton, triton
 
     builds: dict[str, TritonBuild] = {}
     cpu = torch.device("cpu")
@@ -332,6 +332,10 @@ def _rsvd() -> list[TritonBuild]:
         calls.append(
             (name, q, lambda q=q: step_triton.subspace_step_many([torch.empty(256, 4096)], [torch.empty(4096, q)], 15))
         )
+    calls.append(("fp32", 64, lambda: orthonormal_triton.orthonormal_many([torch.empty(4096, 64)])))
+    for name in ("fp32", "fp64"):
+        rows = torch.empty(15, 4096, dtype=_DTYPES[name])
+        calls.append((name, 16, lambda rows=rows: cosines_triton.cosines_many([rows], [rows])))
     for dtype, q, call in calls:
 
         def name(launch, dtype=dtype, q=q):
@@ -339,13 +343,22 @@ def _rsvd() -> list[TritonBuild]:
             variant = constants.get("STAGE") or {True: "first", False: "next"}.get(constants.get("FIRST"), "float64")
             if kernel in ("project_kernel", "columns_kernel", "sketch_kernel", "add_spans_kernel"):
                 variant = "plain" if constants.get("FIRST", True) else "next plain"
-            if kernel in ("rotations_kernel", "left_kernel", "residual_kernel", "finish_kernel", "rows_kernel"):
+            if variant == "out" and "facts_ptr" in constants:
+                variant += " alone"
+            if kernel in (
+                "cosines_kernel",
+                "rotations_kernel",
+                "left_kernel",
+                "residual_kernel",
+                "finish_kernel",
+                "rows_kernel",
+            ):
                 variant = "plain"
             return _named(kernel, q, dtype, variant)
 
         for build in _recorded("rsvd", call, name):
             if build.kernel.__name__ != "jacobi_kernel" and (
-                q == 64 or "sketch" in build.name or "right" in build.name
+                q == 64 or build.kernel.__name__ in ("sketch_kernel", "right_kernel", "cosines_kernel")
             ):
                 builds.setdefault(build.name, build)
     return list(builds.values())

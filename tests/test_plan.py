@@ -8,6 +8,8 @@ import pytest
 import torch
 from fastrank.kernels import cost
 from fastrank.kernels.gram import cost as gram
+from fastrank.kernels.rsvd import cost as rsvd
+from fastrank.kernels.small_eigh import cost as small_eigh
 from torch import nn
 
 import fastrank.watcher as watcher
@@ -94,19 +96,31 @@ def test_counts_by_formula():
     assert [launch for launch in act.launches if launch.kernel.startswith("gram")] == [
         *gram.accumulate(20, 3, shift=False)
     ]
-    assert [(call.name, call.flops) for call in weight.calls] == [("eigvalsh", 4 * 3**3 // 3)]
-    # q = k = 3: A V, A^T Q, Q w, V u, and A V for the residual.
-    products = sum(launch.flops.get("fp32", 0) for launch in subspace.launches)
-    assert products == 2 * (3 * 8 * 3 + 8 * 3 * 3 + 3 * 3 * 3 + 8 * 3 * 3 + 3 * 8 * 3)
+    assert weight.launches[-2:] == small_eigh.eigvalsh([3])
+    # q = k = 3: A V, A^T Y, and A V for the residual; all fresh columns of the block are drawn.
+    products = [launch.flops.get("fp32", 0) for launch in subspace.launches]
+    assert sum(products[1:]) == 2 * 3 * (3 * 8 * 3) and products[0] == rsvd.NORMAL * 8 * 3
+    assert not any(work.calls for work in found.works)
     assert subspace.kept == 4 * (3 + 8) * 3
     c = found.cost()
     assert c.matrices == 7 and c.library_flops == sum(call.flops for w in found.works for call in w.calls)
     assert c.roofline_ms == pytest.approx(
         1e3 * cost.roofline([x for w in found.works for x in w.launches], cost.DEVICES["h100"])
     )
-    assert weight.calls[0].flops / found.rates["eigvalsh"] == pytest.approx(
-        weight.calls[0].flops / (LIBRARY_SHARE * 34e12)
-    )
+
+
+def test_larger_spectra_are_the_librarys():
+    """Above the kernels' orders, on a GPU; a CPU has its own solver, at the rate that it shows."""
+    with torch.device("meta"):
+        model, example = nn.Sequential(nn.Linear(600, 513)), torch.empty(600, 600)
+    found = plan(model, example, device="h100", track=["weight"], precision="fp32")
+    (call,) = found.works[0].calls
+    assert (call.name, call.flops) == ("eigvalsh", 4 * 513**3 // 3)
+    assert found.rates["eigvalsh"] == pytest.approx(LIBRARY_SHARE * 34e12)
+    found = plan(model, example, device="cpu", track=["align"])
+    assert {call.name for work in found.works for call in work.calls} == {"eigvalsh", "eigh"}
+    step = found.works[0].launches[-1]
+    assert step.kernel == "subspace_step" and step.flops["fp32"] >= 2 * 2 * 513 * 600 * 27 + 2 * 513 * 600 * 15
 
 
 def test_groups_add_up_and_every_divides():

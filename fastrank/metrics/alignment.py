@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastrank.errors import InputError
+from fastrank.kernels.rsvd import cosines_many
 from fastrank.precision import full_precision
 from fastrank.subspace import SubspaceState, top_svd
 
@@ -50,17 +51,27 @@ def alignment(W, A, k: int = 15):
     matrices = [side for side in sides if not isinstance(side, SubspaceState)]
     found = iter(top_svd(matrices, k))
     states = [side if isinstance(side, SubspaceState) else next(found) for side in sides]
-    return [_alignment(w, a, k) for w, a in zip(states[: len(W)], states[len(W) :], strict=True)]
-
-
-def _alignment(W: SubspaceState, A: SubspaceState, k: int) -> Alignment:
-    d = W.Vh.shape[1]
-    if A.Vh.shape[1] != d:
-        raise InputError("A", f"{d} features, as W has", f"{A.Vh.shape[1]}")
+    pairs = list(zip(states[: len(W)], states[len(W) :], strict=True))
+    for w, a in pairs:
+        if a.Vh.shape[1] != w.Vh.shape[1]:
+            raise InputError("A", f"{w.Vh.shape[1]} features, as W has", f"{a.Vh.shape[1]}")
     # A zero singular value has no direction of its own; NaN counts as none either.
-    w, a = (min(k, int((side.S > 0).sum())) for side in (W, A))
-    with full_precision(W.Vh.device):
-        cosines = (W.Vh[:w] @ A.Vh[:a].T.to(W.Vh)).abs().clamp_max(1.0)
+    tops = [[min(k, side.directions) for side in pair] for pair in pairs]
+    results: list[Alignment | None] = [None] * len(pairs)
+    for device in dict.fromkeys(w.Vh.device for w, _ in pairs):
+        here = [i for i, (w, _) in enumerate(pairs) if w.Vh.device == device]
+        left = [pairs[i][0].Vh[: tops[i][0]] for i in here]
+        right = [pairs[i][1].Vh[: tops[i][1]].to(x) for i, x in zip(here, left, strict=True)]
+        with full_precision(device):
+            found = cosines_many(left, right)
+        for i, cosines in zip(here, found, strict=True):
+            results[i] = _alignment(*pairs[i], cosines)
+    return results
+
+
+def _alignment(W: SubspaceState, A: SubspaceState, cosines: Tensor) -> Alignment:
+    w, a = cosines.shape
+    d = W.Vh.shape[1]
     errors = (W.vector_error[:w, None] + A.vector_error[None, :a].to(W.Vh)).clamp_max(1.0)
     reason = W.reason or A.reason
     if not cosines.numel():

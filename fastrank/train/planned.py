@@ -99,7 +99,7 @@ def to_text(found: Plan, title: str, budget: float | None, width: int | None = N
     table(
         "figures", [*kinds, ("a tracked step", str(all_of_it.matrices), all_of_it)],
         "roofline: the floor of these products from cold memory. kernels: our kernels as they are cut, and one launch "
-        "latency for each of torch's small operations. * factorisations of torch.linalg: "
+        "latency for each of torch's small operations. * factorisations timed as a whole: "
         + _assumptions(found)["library"],
     )  # fmt: skip
     console.print(

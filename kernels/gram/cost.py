@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from fastrank.kernels.cost import Launch
+from fastrank.kernels.cost import Launch, together
 from fastrank.kernels.gram.config import FAST_BLOCK
 
 # kSmall, kWide, kWideColumns, kSmallBlocks, kWideBlocks, kSplitRows, kReduceThreads and kReduceSplits of
@@ -129,19 +129,7 @@ def group(products: Iterable[Product]) -> tuple[Launch, ...]:
             kernel = p.dtype, unit(p.dtype, p.mode, p.shift), Cut(p.n, p.d).tile
             tiles.setdefault(kernel, []).append(first)
             reduces += rest
-    return tuple(_together(launches) for launches in [*tiles.values(), reduces] if launches)
-
-
-def _together(launches: list[Launch]) -> Launch:
-    """Several launches of a kernel as one; blocks are then of unequal work."""
-    work: dict[str, int] = {}
-    issued: dict[str, int] = {}
-    for x in launches:
-        work, issued = _add(work, x.flops), _add(issued, x.flops if x.issued is None else x.issued)
-    return Launch(
-        launches[0].kernel, sum(x.read for x in launches), sum(x.written for x in launches), work, issued,
-        sum(x.read if x.requested is None else x.requested for x in launches), sum(x.blocks or 0 for x in launches),
-    )  # fmt: skip
+    return tuple(together(launches) for launches in [*tiles.values(), reduces] if launches)
 
 
 def dual(n: int, d: int, dtype: torch.dtype = torch.float32, mode: str = "exact") -> tuple[Launch, ...]:

@@ -1,4 +1,5 @@
-"""Test matrices, sketches and warm steps of block subspace iteration, for many matrices of any shapes in one call.
+"""Test matrices, sketches, warm steps of block subspace iteration and cosines between directions, for many matrices of
+any shapes in one call.
 
 A test matrix is a function of seed, stream, kind and place alone: the same bits on every device, whatever the number of
 threads, and the global random state is not touched. Products are in float32 for float32 and 16-bit data (TF32 never),
@@ -13,7 +14,13 @@ from typing import NamedTuple
 import torch
 from fastrank.kernels.rsvd import register
 from fastrank.kernels.rsvd.config import KINDS, MAX_COLUMNS, ZETA
-from fastrank.kernels.rsvd.validate import check_orthonormal, check_sketch, check_steps, check_test_matrix
+from fastrank.kernels.rsvd.validate import (
+    check_cosines,
+    check_orthonormal,
+    check_sketch,
+    check_steps,
+    check_test_matrix,
+)  # fmt: skip
 from fastrank.kernels.tracing import unobserved
 from torch import Tensor
 
@@ -22,6 +29,7 @@ __all__ = [
     "MAX_COLUMNS",
     "ZETA",
     "Step",
+    "cosines_many",
     "orthonormal_many",
     "sketch",
     "subspace_step_many",
@@ -121,6 +129,21 @@ def orthonormal_many(X: list[Tensor], impl: str | None = None) -> list[Tensor]:
     check_orthonormal(X)
     X = [x.detach() for x in X]
     return (register.orthonormal_many if unobserved(tuple(X)) else torch.ops.fastrank.orthonormal_many)(X, impl)
+
+
+def cosines_many(W: list[Tensor], A: list[Tensor], impl: str | None = None) -> list[Tensor]:
+    """|W A^T| of each pair of W [k, d] and A [l, d], at most 1: of unit rows, the cosines between them, [k, l].
+
+    Float32 (TF32 never, by the kernel) or float64, any strides; a row of zeros gives zeros. Not differentiated.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit.
+        RuntimeError: an impl that cannot run here.
+    """
+    check_cosines(W, A)
+    W, A = [w.detach() for w in W], [a.detach() for a in A]
+    run = register.cosines_many if unobserved((*W, *A)) else torch.ops.fastrank.cosines_many
+    return run(W, A, impl)
 
 
 def _signed(seed: int) -> int:

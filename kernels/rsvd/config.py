@@ -73,6 +73,9 @@ STEP_TILE = SketchTile(64, 0, 16, 8)
 #: Columns that a block is padded to; wider blocks go to torch.
 STEP_WIDTHS = (16, 32, 64)
 
+#: Of cosines: rows of W and of A, numbers of each at a time. Fifteen leading directions fit one tile.
+COSINE_TILE = SketchTile(16, 16, 64, 4)
+
 #: What the tiles count on, as compiled by the triton that constraints.txt names: registers a thread at most, and blocks
 #: at once on a multiprocessor. Where a compiler gives something else, tests/compile says so and this table follows.
 CLAIMS = {
@@ -80,9 +83,12 @@ CLAIMS = {
     "add_spans 64 plain": Claim(32, 16),
     "apply 64 fill": Claim(120, 2),
     "apply 64 out": Claim(112, 2),
+    "apply 64 out alone": Claim(112, 2),
     "basis 64 first": Claim(224, 1),
     "basis 64 next": Claim(240, 1),
     "columns 64 plain": Claim(128, 2),
+    "cosines 16 fp64 plain": Claim(72, 3),
+    "cosines 16 plain": Claim(64, 8),
     "finish 64 plain": Claim(32, 8),
     "left 64 plain": Claim(112, 2),
     "project 64 next plain": Claim(64, 4),
@@ -96,5 +102,6 @@ CLAIMS = {
     "sketch 64 fp64 plain": Claim(216, 1),
     "sketch 64 plain": Claim(128, 2),
     "small 64 float64": Claim(256, 1),
+    "start 64 float64": Claim(80, 3),
     "test_matrix 64 float64": Claim(64, 8),
 }

@@ -99,6 +99,11 @@ def sketch(A: Tensor, q: int, seed: int, stream: int = 0, kind: str = "gaussian"
     return Y
 
 
+def cosines(W: Tensor, A: Tensor) -> Tensor:
+    """|W A^T|, at most 1."""
+    return (W @ A.T).abs_().clamp_max_(1.0)
+
+
 def _sparse_sign(first: int, rows: int, columns: int, seed: int, stream: int, device) -> Tensor:
     blocks = min(ZETA, columns)
     found = torch.zeros(rows, columns, device=device)

@@ -1,4 +1,4 @@
-"""`torch.ops.fastrank.{test_matrix,sketch,subspace_step_many,orthonormal_many}`: schema, implementations, shapes."""
+"""The randomized SVD ops as `torch.ops.fastrank.*`: schema, implementations per device, shapes for tracing."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ _library.define(
     "(Tensor[] U, Tensor[] S, Tensor[] V_next, Tensor[] residual, Tensor[] entering, Tensor[] norm)"
 )
 _library.define("orthonormal_many(Tensor[] X, str? impl=None) -> Tensor[]")
+_library.define("cosines_many(Tensor[] W, Tensor[] A, str? impl=None) -> Tensor[]")
 
 _MASK = 0xFFFFFFFFFFFFFFFF
 Steps = tuple[list[Tensor], ...]  # the members of `Step`, each a list
@@ -79,8 +80,17 @@ def _steps(A: list[Tensor], V: list[Tensor], k: int) -> Steps:
 
 
 def orthonormal_many(X: list[Tensor], impl: str | None = None) -> list[Tensor]:
-    if not X or backend.chosen("orthonormal_many", X[0].device.type, impl) == "reference":
+    if not X:
+        return []
+    chosen = backend.chosen("orthonormal_many", X[0].device.type, impl)
+    if chosen == "reference":
         return [steps.orthonormal(x) for x in X]
+    if chosen == "triton":
+        from fastrank.kernels.rsvd import orthonormal_triton
+
+        grouped = [i for i, x in enumerate(X) if x.shape[1] in range(1, STEP_WIDTHS[-1] + 1)]
+        found = dict(zip(grouped, orthonormal_triton.orthonormal_many([X[i] for i in grouped]), strict=True))
+        return [found[i] if i in found else steps.orthonormal(x) for i, x in enumerate(X)]
     X = [x.contiguous() for x in X]
     found = [torch.empty_like(x) for x in X]
     items = [
@@ -88,6 +98,14 @@ def orthonormal_many(X: list[Tensor], impl: str | None = None) -> list[Tensor]:
     ]
     backend.core().orthonormal_many_cpu(items, backend.threads())
     return found
+
+
+def cosines_many(W: list[Tensor], A: list[Tensor], impl: str | None = None) -> list[Tensor]:
+    if W and backend.chosen("cosines_many", W[0].device.type, impl) == "triton":
+        from fastrank.kernels.rsvd import cosines_triton
+
+        return cosines_triton.cosines_many(W, A)
+    return [reference.cosines(w, a) for w, a in zip(W, A, strict=True)]
 
 
 def _triton_steps(A: list[Tensor], V: list[Tensor], k: int) -> Steps:
@@ -143,6 +161,7 @@ for _key in ("CPU", "CUDA", "CompositeExplicitAutograd"):  # the last: every oth
     _library.impl("sketch", sketch, _key)
     _library.impl("subspace_step_many", step_many, _key)
     _library.impl("orthonormal_many", orthonormal_many, _key)
+    _library.impl("cosines_many", cosines_many, _key)
 _library.impl("test_matrix", test_matrix, "CompositeExplicitAutograd")  # no tensor to choose by
 
 
@@ -164,3 +183,8 @@ def _(A, V, k, impl=None, entering=True):
 @torch.library.register_fake("fastrank::orthonormal_many", lib=_library)
 def _(X, impl=None):
     return [x.new_empty(x.shape) for x in X]
+
+
+@torch.library.register_fake("fastrank::cosines_many", lib=_library)
+def _(W, A, impl=None):
+    return [w.new_empty(len(w), len(a)) for w, a in zip(W, A, strict=True)]

@@ -366,6 +366,8 @@ def basis_kernel(table_ptr, gram_ptr, t_ptr, lost_ptr, least, FIRST: tl.constexp
     t = table_ptr + b * _FIELDS
     q, j = tl.load(t + _Q), tl.arange(0, Q)
     G = _added(gram_ptr, tl.load(t + _COLUMN_BLOCK), tl.load(t + _COLUMN_BLOCKS), j, Q)
+    # A column that is not finite has NaN on the diagonal: it goes as one of zeros.
+    G = tl.where(tl.abs(G) < float("inf"), G, 0.0)
     late = tl.zeros((Q,), tl.int32)
     if not FIRST:
         late = ((tl.load(lost_ptr + b * Q + j) != 0) & (j < q)).to(tl.int32)
@@ -385,7 +387,8 @@ def apply_kernel(
     item_ptr, table_ptr, old_ptr, t_ptr, lost_ptr, facts_ptr, new_ptr, gram_ptr, out_ptr, first_ptr, seed: tl.uint64,
     STAGE: tl.constexpr, ACC: tl.constexpr, ZETA: tl.constexpr, ROWS: tl.constexpr, Q: tl.constexpr,
 ):  # fmt: skip
-    """The block times T: with random numbers in lost columns ("fill"), or as it is, to the caller ("out")."""
+    """The block times T: with random numbers in lost columns ("fill"), or as it is, to the caller ("out"), where V
+    stays if A is not finite."""
     item = item_ptr + tl.program_id(0) * 2
     b, block = tl.load(item), tl.load(item + 1)
     t = table_ptr + b * _FIELDS
@@ -399,10 +402,11 @@ def apply_kernel(
             x = tl.where(lost[None, :] & (i < d)[:, None], fill.to(ACC), x)
     _put(new_ptr, x, d, column, i, j, Q)
     if STAGE == "out":
-        v_ptr = tl.load(t + _V).to(tl.pointer_type(ACC))
         inside = (i < d)[:, None] & (j < q)[None, :]
-        v = tl.load(v_ptr + i[:, None] * tl.load(t + _VD) + j[None, :] * tl.load(t + _VQ), mask=inside, other=0.0)
-        x = tl.where(tl.load(facts_ptr + 2 * b + 1) != 0, x, v)
+        if facts_ptr is not None:
+            v_ptr = tl.load(t + _V).to(tl.pointer_type(ACC))
+            v = tl.load(v_ptr + i[:, None] * tl.load(t + _VD) + j[None, :] * tl.load(t + _VQ), mask=inside, other=0.0)
+            x = tl.where(tl.load(facts_ptr + 2 * b + 1) != 0, x, v)
         tl.store(out_ptr + tl.load(first_ptr + b) + i[:, None] * q + j[None, :], x, mask=inside)
     else:
         _gram(gram_ptr, new_ptr, d, column, block * ROWS, block + tl.load(t + _COLUMN_BLOCK), j, ROWS, Q)
@@ -484,10 +488,14 @@ def subspace_step_many(A: list[Tensor], V: list[Tensor], k: int) -> list[tuple[T
 
 
 def _kind(a: Tensor, q: int) -> _Kind:
-    width = next(width for width in STEP_WIDTHS if q <= width)
+    width = step_width(q)
     vector = 16 // a.element_size()
     wide = a.stride(1) == 1 and a.data_ptr() % 16 == 0 and a.stride(0) % vector == 0 and a.shape[1] % vector == 0
     return _Kind(a.dtype, width, vector if wide else 1)
+
+
+def step_width(q: int) -> int:
+    return next(width for width in STEP_WIDTHS if q <= width)
 
 
 def _steps(kind: _Kind, A: list[Tensor], V: list[Tensor], k: int) -> list[tuple[Tensor, ...]]:
@@ -513,7 +521,7 @@ def _steps(kind: _Kind, A: list[Tensor], V: list[Tensor], k: int) -> list[tuple[
     ]  # fmt: skip
     # A matrix's eigenvalues begin at multiples of Q, vectors at those of Q^2.
     places = [Q * b for b in range(2 * count)], [Q * Q * b for b in range(2 * count)]
-    table, u_at, v_at, jacobi, by_span, by_row, by_column, value_at, vector_at = _tables(
+    table, u_at, v_at, jacobi, by_span, by_row, by_column, value_at, vector_at = tables(
         [table, u_first[:-1], v_first[:-1], jacobi, *items, *places], device
     )
 
@@ -533,14 +541,16 @@ def _steps(kind: _Kind, A: list[Tensor], V: list[Tensor], k: int) -> list[tuple[
     numbers, shape = tl.float64 if acc == torch.float64 else tl.float32, jacobi_tile(Q, JACOBI)
     tall = {"ROWS": rows, "Q": Q, "num_warps": warps}
     read = {"TYPE": _TYPES[kind.dtype], "ACC": numbers, "VECTOR": kind.vector, "DEPTH": STEP_TILE.depth, **tall}
-    alone = {"Q": Q, "num_warps": 4 if Q == 16 else 8}
-    least, noise = DEPENDENT**2, NOISE[acc] ** 2
+    alone = {"Q": Q, "num_warps": alone_warps(Q)}
+    noise = NOISE[acc] ** 2
     span_programs, row_programs, column_programs = (item[-1],), (row_block[-1],), (column_block[-1],)
     with torch.cuda.device_of(y):
         project_kernel[span_programs](by_span, table, None, parts, squares, FIRST=True, SPAN=SKETCH_ROWS, **read)
         rows_kernel[row_programs](by_row, table, parts, y, row_gram, largest, ACC=numbers, **tall)
         columns_kernel[column_programs](by_column, table, y, largest, z, column_gram, **read)
-        small_kernel[(count,)](table, row_gram, column_gram, largest, small, T, facts, count, least, noise, **alone)
+        small_kernel[(count,)](
+            table, row_gram, column_gram, largest, small, T, facts, count, DEPENDENT**2, noise, **alone
+        )
         jacobi_kernel[(2 * count,)](
             jacobi, small, new(2 * count * 2 * Q * Q), values, vectors, value_at, vector_at,
             FLAT=True, N=Q, HALF=shape.rows, SWEEPS=SWEEPS, num_warps=shape.warps,
@@ -551,13 +561,7 @@ def _steps(kind: _Kind, A: list[Tensor], V: list[Tensor], k: int) -> list[tuple[
         right_kernel[column_programs](
             by_column, table, z, M, S, X, theta, facts, basis[0], column_gram, entering_part, ACC=numbers, **tall
         )
-        for turn in range(PASSES):
-            stage = "fill" if turn < PASSES - 1 else "out"
-            basis_kernel[(count,)](table, column_gram, T, lost, least, FIRST=turn == 0, **alone)
-            apply_kernel[column_programs](
-                by_column, table, basis[turn % 2], T, lost, facts, basis[1 - turn % 2], column_gram, after, v_at,
-                FILL_SEED, STAGE=stage, ACC=numbers, ZETA=ZETA, **tall,
-            )  # fmt: skip
+        orthonormalise(table, by_column, basis, column_gram, T, lost, facts, after, v_at, Q)
         if k:
             left_kernel[row_programs](by_row, table, y, M, S, facts, U, u_at, **tall)
             project_kernel[span_programs](
@@ -576,7 +580,30 @@ def _steps(kind: _Kind, A: list[Tensor], V: list[Tensor], k: int) -> list[tuple[
     return found
 
 
-def _tables(lists: list[list[int]], device: torch.device) -> list[Tensor]:
+def orthonormalise(
+    table: Tensor, by_column: Tensor, basis: list[Tensor], gram: Tensor, T: Tensor, lost: Tensor,
+    facts: Tensor | None, out: Tensor, first: Tensor, Q: int,
+) -> None:  # fmt: skip
+    """PASSES of Cholesky QR on the blocks in basis[0], whose Gram matrices are there; into `out`, from `first` on."""
+    programs, acc = (by_column.numel() // 2,), tl.float64 if out.dtype == torch.float64 else tl.float32
+    for turn in range(PASSES):
+        last = turn == PASSES - 1
+        basis_kernel[(len(T),)](
+            table, gram, T, lost, DEPENDENT**2, FIRST=turn == 0, Q=Q, num_warps=alone_warps(Q)
+        )  # fmt: skip
+        apply_kernel[programs](
+            by_column, table, basis[turn % 2], T, lost, facts if last else None, basis[1 - turn % 2], gram, out, first,
+            FILL_SEED, STAGE="out" if last else "fill", ACC=acc, ZETA=ZETA, ROWS=STEP_TILE.rows, Q=Q,
+            num_warps=STEP_TILE.warps,
+        )  # fmt: skip
+
+
+def alone_warps(Q: int) -> int:
+    """Of a program that has a [Q, Q] matrix to itself."""
+    return 4 if Q == 16 else 8
+
+
+def tables(lists: list[list[int]], device: torch.device) -> list[Tensor]:
     """Lists of whole numbers on the device, in one copy that nobody waits for (the caching allocators keep both ends
     until the stream has done with them)."""
     host = torch.tensor([x for numbers in lists for x in numbers], dtype=torch.int64, pin_memory=device.type == "cuda")

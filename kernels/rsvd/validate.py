@@ -52,6 +52,26 @@ def check_orthonormal(X: list[Tensor]) -> None:
             raise ValueError(f"X: expected tensors on one device, {X[0].device}, got {x.device} at {index}")
 
 
+def check_cosines(W: list[Tensor], A: list[Tensor]) -> None:
+    for name, items in (("W", W), ("A", A)):
+        if not isinstance(items, (list, tuple)):
+            raise TypeError(f"{name}: expected a list of tensors, got {type(items).__name__}")
+    if len(A) != len(W):
+        raise ValueError(f"A: expected {len(W)} matrices, as many as W, got {len(A)}")
+    for index, (w, a) in enumerate(zip(W, A, strict=True)):
+        check_matrix("W", w, f" at {index}")
+        check_matrix("A", a, f" at {index}")
+        if w.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"W: expected float32 or float64, got {w.dtype} at {index}")
+        if a.dtype != w.dtype:
+            raise TypeError(f"A: expected {w.dtype}, as W has, got {a.dtype} at {index}")
+        if a.shape[1] != w.shape[1]:
+            raise ValueError(f"A: expected [k, {w.shape[1]}] to fit W, got shape {tuple(a.shape)} at {index}")
+        for name, x in (("W", w), ("A", a)):
+            if x.device != W[0].device:
+                raise ValueError(f"{name}: expected tensors on one device, {W[0].device}, got {x.device} at {index}")
+
+
 def check_matrix(name: str, A: Tensor, where: str = "") -> None:
     if not isinstance(A, Tensor):
         raise TypeError(f"{name}: expected a torch tensor, got {type(A).__name__}{where}")

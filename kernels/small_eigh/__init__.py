@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import torch
 from fastrank.kernels.small_eigh import register as _register  # noqa: F401  (defines torch.ops.fastrank.*)
-from fastrank.kernels.small_eigh.config import MOST_VECTORS
+from fastrank.kernels.small_eigh.config import MOST_VALUES, MOST_VECTORS
 from fastrank.kernels.small_eigh.validate import check_matrices, check_shift
 from torch import Tensor
 
-__all__ = ["MOST_VECTORS", "eigh_many", "eigvalsh_many", "inertia_many"]
+__all__ = ["MOST_VALUES", "MOST_VECTORS", "eigh_many", "eigvalsh_many", "inertia_many"]
 
 
 def eigvalsh_many(G: list[Tensor], impl: str | None = None) -> tuple[list[Tensor], Tensor]:

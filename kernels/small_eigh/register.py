@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from fastrank.kernels import backend
 from fastrank.kernels.small_eigh import reference
@@ -19,8 +21,8 @@ def _eigvalsh_many(G: list[Tensor], impl: str | None = None) -> tuple[list[Tenso
     if not G:
         return [], torch.empty(0, dtype=torch.float64)
     chosen = backend.chosen("eigvalsh_many", G[0].device.type, impl)
-    if chosen == "triton" and _fits(G):
-        return _triton().eigvalsh_many(G)
+    if chosen == "triton":
+        return _small_ones(G, _triton().eigvalsh_many, reference.eigvalsh)
     if chosen != "native":
         values, errors = zip(*map(reference.eigvalsh, G), strict=True)
         return list(values), torch.stack(errors)
@@ -36,8 +38,9 @@ def _inertia_many(G: list[Tensor], shift: Tensor, impl: str | None = None) -> tu
     if not G:
         return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64)
     chosen = backend.chosen("inertia_many", G[0].device.type, impl)
-    if chosen == "triton" and _fits(G):
-        return _triton().inertia_many(G, shift)
+    if chosen == "triton":
+        counts, slack = _small_ones(G, _triton().inertia_many, reference.inertia, shift)
+        return (torch.stack(counts) if isinstance(counts, list) else counts), slack
     if chosen != "native":
         counts, slacks = zip(*map(reference.inertia, G, shift), strict=True)
         return torch.stack(counts), torch.stack(slacks)
@@ -69,9 +72,20 @@ def _eigh_many(G: list[Tensor], impl: str | None = None) -> list[Tensor]:
     return [*values, *vectors]
 
 
-def _fits(G: list[Tensor]) -> bool:
-    """Whether all are small enough for the Triton kernels; a call with larger ones goes to torch."""
-    return all(len(g) <= MOST_VALUES for g in G)
+def _small_ones(
+    G: list[Tensor], grouped: Callable[..., tuple], alone: Callable[..., tuple[Tensor, Tensor]], *more: Tensor
+) -> tuple:  # fmt: skip
+    """What the kernels give for the matrices up to their largest order, in one call, and torch for each larger one;
+    `more`: a number for each matrix."""
+    small = [i for i, g in enumerate(G) if len(g) <= MOST_VALUES]
+    if len(small) == len(G):
+        return grouped(G, *more)
+    found = {i: alone(g, *(x[i] for x in more)) for i, g in enumerate(G) if len(g) > MOST_VALUES}
+    if small:
+        own = (torch.stack([x[i] for i in small]) for x in more)
+        found |= dict(zip(small, zip(*grouped([G[i] for i in small], *own), strict=True), strict=True))
+    first, second = zip(*(found[i] for i in range(len(G))), strict=True)
+    return list(first), torch.stack(second)
 
 
 def _triton():

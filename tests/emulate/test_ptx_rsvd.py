@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from emulate.ptx.run import Run
+from emulate.ptx.run import KernelFailure, Run
 from fastrank.kernels.rsvd import KINDS, reference, steps
+from fastrank.kernels.rsvd.config import SketchTile
+from rsvd_mutants import replaced
 
 OUTPUTS = {
     "test_matrix_kernel": {"out_ptr"},
@@ -21,6 +23,8 @@ OUTPUTS = {
     "right_kernel": {"basis_ptr", "gram_ptr", "entering_ptr"},
     "basis_kernel": {"t_ptr", "lost_ptr"},
     "apply_kernel": {"new_ptr", "gram_ptr", "out_ptr"},
+    "start_kernel": {"basis_ptr", "gram_ptr"},
+    "cosines_kernel": {"out_ptr"},
     "residual_kernel": {"residual_ptr"},
     "finish_kernel": {"values_ptr", "entering_ptr", "norm_ptr", "residual_ptr"},
 }
@@ -36,10 +40,12 @@ def driver(triton_emulator):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_matrices_have_the_references_bits(kind, driver):
+def test_matrices_have_the_references_bits(kind, driver, monkeypatch):
     from emulate import tempered_mse_launches
     from fastrank.kernels.rsvd import triton as kernels
 
+    # Of few numbers a thread: the code of 16 is long.
+    monkeypatch.setattr(kernels, "TEST_TILE", SketchTile(16, 16, 0, 2))
     dtype = torch.float64 if kind == "rademacher" else torch.float32
     arguments = 9, 13, 2**64 - 3, 2**32 - 1, kind, dtype, CPU
     with tempered_mse_launches.triton_on_cpu(driver):
@@ -92,3 +98,56 @@ def test_a_step_gives_the_same_bits_under_every_schedule(driver, monkeypatch):
                     2 * float(found[3].norm()) + budget
                 )
     driver.behind = []
+
+
+def orthonormal(schedule: str, driver) -> torch.Tensor:
+    """A block of two blocks of rows, with a column that depends on others and one that is not finite."""
+    from emulate import tempered_mse_launches
+    from fastrank.kernels.rsvd import orthonormal_triton
+
+    X = torch.randn(70, 4, generator=torch.Generator().manual_seed(0))
+    X[:, 2], X[3, 1] = 2 * X[:, 0], float("nan")
+    driver.behind, driver.run = [X], Run(schedule)
+    try:
+        with tempered_mse_launches.triton_on_cpu(driver):
+            (found,) = orthonormal_triton.orthonormal_many([X])
+    finally:
+        driver.behind = []
+    assert (found - steps.orthonormal(X)).abs().max() <= 2.0**-22
+    return found
+
+
+def test_orthonormal_blocks_have_the_same_bits_under_every_schedule(driver):
+    assert torch.equal(orthonormal("warps-reverse+early", driver), orthonormal("random:1", driver))
+
+
+def test_cosines_have_the_same_bits_under_every_schedule(driver):
+    from emulate import tempered_mse_launches
+    from fastrank.kernels.rsvd import cosines_triton
+
+    generator = torch.Generator().manual_seed(0)
+    W = [torch.randn(70, 3, generator=generator).T, torch.randn(17, 5, generator=generator) / 5]
+    A = [torch.randn(4, 70, generator=generator) / 70, torch.randn(2, 5, generator=generator)]
+    driver.behind, first = [*W, *A], None
+    with tempered_mse_launches.triton_on_cpu(driver):
+        for schedule in ("lockstep", "warps-reverse+early", "random:1"):
+            driver.run = Run(schedule)
+            got = cosines_triton.cosines_many(W, A)
+            first = first or got
+            for w, a, found, before in zip(W, A, got, first, strict=True):
+                exact, budget = w.double() @ a.double().T, 72 * 2.0**-24 * (w.double().abs() @ a.double().abs().T)
+                assert torch.equal(found, before)
+                assert ((found - exact.abs().clamp_max(1.0)).abs() <= budget).all()
+    driver.behind = []
+
+
+def test_a_missing_barrier_is_caught(driver, tmp_path):
+    """What the interpreter, which has no threads, cannot show: rows of the Gram matrix are read by other threads than
+    have written them."""
+    from fastrank.kernels.rsvd import step_triton
+
+    line = "total = tl.zeros((Q, Q), tl.float64)\n    for at"
+    barrier = "tl.debug_barrier()\n    " + line
+    with replaced(step_triton, barrier, line, tmp_path), pytest.raises((KernelFailure, AssertionError)):
+        for schedule in ("warps", "warps-reverse+early"):
+            orthonormal(schedule, driver)

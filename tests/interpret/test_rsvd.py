@@ -10,11 +10,12 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 pytest.importorskip("triton")
 
 import torch
-from fastrank.kernels.rsvd import KINDS, sketch, subspace_step_many
+from fastrank.kernels.rsvd import KINDS, cosines_many, orthonormal_many, sketch, step_triton, subspace_step_many, triton
 from fastrank.kernels.rsvd import test_matrix as random_matrix
-from fastrank.kernels.rsvd.config import SKETCH_ROWS
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+#: Of a span, so that short rows have several.
+SKETCH_ROWS = 48
 EPS = {torch.float64: 2.0**-53, torch.float32: 2.0**-24}
 
 
@@ -29,8 +30,9 @@ def test_matrices_are_the_references_bit_by_bit(kind):
 
 @pytest.mark.parametrize(("dtype", "q", "kind"), [(torch.float32, 19, "gaussian"), (torch.float64, 5, "sparse_sign"),
                                                   (torch.bfloat16, 33, "rademacher")], ids=str)  # fmt: skip
-def test_sketch(dtype, q, kind):
+def test_sketch(dtype, q, kind, monkeypatch):
     """Sums of SKETCH_ROWS products and of as many as there are spans: gamma of their number, whatever their order."""
+    monkeypatch.setattr(triton, "SKETCH_ROWS", SKETCH_ROWS)
     d = SKETCH_ROWS + 37
     A = torch.randn(d, 66 if q == 5 else 20, generator=torch.Generator().manual_seed(0)).to(dtype).T
     omega = random_matrix(d, q, 5, 1, kind, torch.float64)
@@ -49,12 +51,13 @@ def problem(n, d, q, dtype=torch.float32, rank=None):
     return A.to(dtype), V.to(torch.float64 if dtype == torch.float64 else torch.float32)
 
 
-def test_steps_of_many_matrices():
+def test_steps_of_many_matrices(monkeypatch):
     """In one call: several blocks and spans, odd sizes, a transpose, a full rank of columns, 16-bit numbers, float64, a
     deficient rank, zeros, a NaN. Against the reference in float64; every V orthonormal."""
-    cases = [problem(66, SKETCH_ROWS + 8, 13), problem(33, 20, 20), problem(30, 41, 5, torch.float64),
-             problem(50, 64, 9, torch.bfloat16), problem(20, 24, 6, rank=3), problem(10, 24, 3),
-             problem(12, 16, 7)]  # fmt: skip
+    monkeypatch.setattr(step_triton, "SKETCH_ROWS", SKETCH_ROWS)
+    cases = [problem(66, SKETCH_ROWS + 24, 6), problem(33, 17, 17), problem(30, 41, 5, torch.float64),
+             problem(20, 24, 4, torch.bfloat16), problem(20, 24, 5, rank=3), problem(10, 24, 3),
+             problem(12, 16, 5)]  # fmt: skip
     cases[1] = cases[1][0].T.contiguous().T, cases[1][1]
     cases[5][0].zero_()
     cases[6][0][3, 4] = float("nan")
@@ -96,3 +99,32 @@ def test_blocks_that_are_too_wide_go_to_torch():
     assert torch.equal(
         subspace_step_many([A], [V], 2, impl="triton")[0].S, subspace_step_many([A], [V], 2, impl="reference")[0].S
     )
+
+
+def test_orthonormal_blocks():
+    """Several blocks of rows and widths, float64, a transpose; NaN and Inf, dependent columns and zeros, as in the
+    reference."""
+    generator = torch.Generator().manual_seed(0)
+    X = [torch.randn(shape, generator=generator) for shape in ((130, 7), (40, 20), (30, 5), (6, 70), (9, 9), (70, 65))]
+    X[0][100, 3], X[1][2, 7], X[4] = float("nan"), -float("inf"), torch.zeros(9, 9)
+    X[0][:, 5], X[2], X[3] = 2 * X[0][:, 4], X[2].double(), 1e-20 * X[3].T
+    for got, true in zip(orthonormal_many(X, "triton"), orthonormal_many(X, "reference"), strict=True):
+        assert got.dtype == true.dtype
+        # Both are orthonormal to a few roundings, from Gram matrices in float64.
+        assert (got.double() - true.double()).abs().max() <= 4 * EPS[got.dtype]
+
+
+def test_cosines():
+    """Tiles that are not full, in one call: strides, no rows, a row of zeros, one of NaN, float64, values beyond 1."""
+    generator = torch.Generator().manual_seed(0)
+    pairs = [((15, 70), (15, 70)), ((17, 9), (3, 9)), ((1, 5), (0, 5)), ((2, 300), (20, 300))]
+    pairs = [[torch.randn(s, generator=generator) / s[1] ** 0.5 for s in pair] for pair in pairs]
+    W, A = map(list, zip(*pairs, strict=True))
+    W[0], W[3], A[3] = W[0].T.contiguous().T, W[3].double(), A[3].double()
+    W[0][2], A[0][4] = 0, float("nan")
+    for w, a, found in zip(W, A, cosines_many(W, A, "triton"), strict=True):
+        w, a = w.double(), a.double()
+        budget = (w.shape[1] + 1) * EPS[found.dtype] * (w.abs() @ a.abs().T)
+        expected = (w @ a.T).abs().clamp_max(1.0)
+        assert torch.equal(found.isnan(), expected.isnan()) and found.shape == expected.shape
+        assert ((found.double() - expected).abs() <= budget).logical_or(expected.isnan()).all()

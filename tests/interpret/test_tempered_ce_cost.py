@@ -11,6 +11,7 @@ pytest.importorskip("triton")
 
 import numpy as np
 import torch
+import triton.language as tl
 from fastrank.kernels.tempered_ce import cost
 from fastrank.kernels.tempered_ce import triton as kernels
 from triton.runtime.interpreter import InterpreterBuilder
@@ -35,20 +36,22 @@ def traffic(monkeypatch):
     return traffic_of(monkeypatch, kernels)
 
 
-def traffic_of(monkeypatch, kernels):
-    """{kernel: Traffic}, filled while the kernels of a module run."""
+def traffic_of(monkeypatch, *modules, tables=False):
+    """{kernel: Traffic}, filled while the kernels of modules run, in their order; the second launch of one is "name 2".
+    With `tables`, whole numbers of 64 bits are tables that are not counted."""
     found, current = {}, []
     load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
 
     def counted_load(self, pointers, mask, *rest):
-        seen = current[-1]
-        itemsize = pointers.get_element_ty().primitive_bitwidth // 8
-        seen.requested += seen.add(pointers.data, mask.data, itemsize, seen.read)
+        seen, kind = current[-1], pointers.get_element_ty()
+        if not (tables and kind == tl.int64):
+            seen.requested += seen.add(pointers.data, mask.data, kind.primitive_bitwidth // 8, seen.read)
         seen.blocks.add(tuple(self.grid_idx))
         return load(self, pointers, mask, *rest)
 
     def counted_store(self, pointers, value, mask, *rest):
         seen = current[-1]
+        seen.blocks.add(tuple(self.grid_idx))
         seen.add(pointers.data, mask.data, pointers.get_element_ty().primitive_bitwidth // 8, seen.written)
         return store(self, pointers, value, mask, *rest)
 
@@ -61,21 +64,33 @@ def traffic_of(monkeypatch, kernels):
 
         def __getitem__(self, grid):
             def launch(*args, **options):
-                current.append(found.setdefault(self.name, Traffic()))
+                times = sum(name.partition(" ")[0] == self.name for name in found) + 1
+                current.append(found.setdefault(f"{self.name} {times}" if times > 1 else self.name, Traffic()))
                 self.kernel[grid](*args, **options)
                 current.pop()
 
             return launch
 
-    for name in ("forward", "reduce", "backward"):
-        if not hasattr(kernels, f"{name}_kernel"):
-            continue
-        monkeypatch.setattr(kernels, f"{name}_kernel", Counted(name, getattr(kernels, f"{name}_kernel")))
+    for module in modules:
+        for name in [name for name in vars(module) if name.endswith("_kernel")]:
+            counted = Counted(name.removesuffix("_kernel"), getattr(module, name))
+            monkeypatch.setattr(module, name, counted)
     return found
 
 
 def size(addresses):
     return sum(itemsize for _, itemsize in addresses)
+
+
+def held_to(traffic, launches):
+    """What was seen is what the launches say, one by one and in their order."""
+    launches = [launch for launch in launches if not launch.kernel.startswith("torch.")]
+    assert [launch.kernel for launch in launches] == [name.partition(" ")[0] for name in traffic]
+    for launch, (name, seen) in zip(launches, traffic.items(), strict=True):
+        requested = launch.read if launch.requested is None else launch.requested
+        assert (launch.read, launch.written, requested, launch.blocks) == (
+            size(seen.read), size(seen.written), seen.requested, len(seen.blocks)
+        ), name  # fmt: skip
 
 
 #: A row for each tile, odd rows and classes, rows of several tiles; and, in float32, rows split over programs.

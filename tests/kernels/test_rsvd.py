@@ -14,6 +14,7 @@ from fastrank.kernels.rsvd import (
     MAX_COLUMNS,
     ZETA,
     config,
+    cosines_many,
     orthonormal_many,
     reference,
     sketch,
@@ -420,9 +421,20 @@ def test_operators_are_registered_as_they_behave():
     tests = ("test_schema", "test_faketensor")
     opcheck(torch.ops.fastrank.subspace_step_many, ([A, A], [V, V], 3), test_utils=tests)
     opcheck(torch.ops.fastrank.orthonormal_many, ([V],), test_utils=tests)
+    opcheck(torch.ops.fastrank.cosines_many, ([A], [A[:2]]), test_utils=tests)
     opcheck(torch.ops.fastrank.sketch, (A, 3, 0, 0, "gaussian"), test_utils=tests)
     arguments = (5, 3, 0, 0, "gaussian", torch.float32, torch.device("cpu"))
     opcheck(torch.ops.fastrank.test_matrix, arguments, test_utils=tests)
+
+
+def test_cosines():
+    """|W A^T| of each pair, at most 1; no rows, zeros, strides, float64."""
+    W = [random(3, 40, torch.float32), random(2, 7, torch.float64), torch.zeros(2, 5), random(0, 5, torch.float32)]
+    A = [random(40, 4, torch.float32).T, random(3, 7, torch.float64), torch.ones(3, 5), torch.ones(3, 5)]
+    for w, a, found in zip(W, A, cosines_many(W, A), strict=True):
+        assert found.dtype == w.dtype
+        torch.testing.assert_close(found, (w.double() @ a.double().T).abs().clamp_max(1.0).to(w.dtype))
+    assert cosines_many([], []) == []
 
 
 @pytest.mark.parametrize(
@@ -445,6 +457,10 @@ def test_operators_are_registered_as_they_behave():
         (ValueError, "k", lambda: subspace_step_many([torch.ones(3, 3)], [torch.eye(3)], -1)),
         (TypeError, "X", lambda: orthonormal_many([torch.eye(3).half()])),
         (ValueError, "X", lambda: orthonormal_many([torch.ones(3, 4)])),
+        (TypeError, "W", lambda: cosines_many([torch.ones(3, 4).half()], [torch.ones(3, 4)])),
+        (TypeError, "A", lambda: cosines_many([torch.ones(3, 4)], [torch.ones(3, 4).double()])),
+        (ValueError, "A", lambda: cosines_many([torch.ones(3, 4)], [torch.ones(4, 3)])),
+        (ValueError, "A", lambda: cosines_many([torch.ones(3, 4)], [])),
     ],
 )
 def test_bad_arguments_are_named(error, argument, call):

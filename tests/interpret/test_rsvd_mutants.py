@@ -1,0 +1,82 @@
+"""Mistakes planted in the Triton kernels of rsvd, each caught against the reference in Triton's interpreter."""
+
+import os
+
+import pytest
+
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("Triton's interpreter is chosen at import: run TRITON_INTERPRET=1 pytest tests/interpret",
+                allow_module_level=True)  # fmt: skip
+pytest.importorskip("triton")
+
+import torch
+from fastrank.kernels import rsvd
+from fastrank.kernels.rsvd import cosines_many, cosines_triton, orthonormal_many, orthonormal_triton, step_triton
+from rsvd_mutants import replaced
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+
+def step():
+    """Two spans; numbers whose powers of two matter; three steps of the block's own figures."""
+    generator = torch.Generator().manual_seed(0)
+    A = 50 * torch.randn(9, 20, generator=generator)
+    V = torch.linalg.qr(torch.randn(20, 3, generator=generator))[0]
+    (got,), (true,) = (
+        rsvd.subspace_step_many([a], [v], 2, impl)
+        for a, v, impl in ((A, V, "triton"), (A.double(), V.double(), "reference"))
+    )
+    size = float(A.norm()) * 1e-4  # of roundings, far below any figure
+    for name in ("S", "residual", "entering", "norm"):
+        assert (getattr(got, name) - getattr(true, name)).abs().max() <= size, name
+    for name in ("U", "V"):
+        assert ((getattr(got, name).double() * getattr(true, name)).sum(0).abs() - 1).abs().max() <= 1e-3, name
+
+
+def orthonormal():
+    X = torch.randn(70, 5, generator=torch.Generator().manual_seed(0))
+    X[:, 2], X[3, 1] = X[:, 0] - X[:, 4], float("inf")
+    got, true = (orthonormal_many([X], impl)[0] for impl in ("triton", "reference"))
+    assert (got - true).abs().max() <= 2.0**-22
+
+
+def cosines():
+    W, A = torch.full((3, 40), 0.5), torch.randn(17, 40, generator=torch.Generator().manual_seed(0))
+    W = W.T.contiguous().T
+    got, true = (cosines_many([W], [A], impl)[0] for impl in ("triton", "reference"))
+    assert (got - true).abs().max() <= 1e-5
+
+
+#: (name, module, its text, the replacement, the call that shows it).
+MUTANTS = [
+    ("spans on top of each other", step_triton, "tl.load(t + _PART) + span * n, i, j, Q)\n    if FIRST:",
+     "tl.load(t + _PART), i, j, Q)\n    if FIRST:", step),
+    ("S in Z's units", step_triton, "s = tl.sqrt(s2) / tl.load(facts_ptr + 2 * b)", "s = tl.sqrt(s2)", step),
+    ("entering in Z's units", step_triton, "x_ptr + there, j, ROWS, Q) / power - change",
+     "x_ptr + there, j, ROWS, Q) - change", step),
+    ("the smallest first", step_triton, "values_ptr + b * Q + q - 1 - j", "values_ptr + b * Q + j", step),
+    ("Y transformed by the transpose", step_triton, "M = _times(t_ptr + there, Q, 1,",
+     "M = _times(t_ptr + there, 1, Q,", step),
+    ("residuals with the wrong sign", step_triton, "av - u * tl.load", "av + u * tl.load", step),
+    ("columns filled in their own place", step_triton, "tl.sum(kept, 0) + tl.cumsum(late, 0) - late",
+     "tl.cumsum(kept, 0) + tl.cumsum(late, 0) - late", orthonormal),
+    ("nothing filled", step_triton, "& 1) != 0) & (j < q)", "& 1) != 0) & (j < 0)", orthonormal),
+    ("what is not finite kept as zeros", orthonormal_triton, "tl.float64), mask=broken)",
+     "tl.float64), mask=broken & (j < 0))", orthonormal),
+    ("cosines above 1", cosines_triton, "tl.where(found > 1.0, 1.0, found)", "found", cosines),
+    ("A at W's stride", cosines_triton, "j[None, :] * a_row\n", "j[None, :] * w_row\n", cosines),
+    ("the last numbers left out", cosines_triton, "range(0, d, DEPTH)", "range(0, d - DEPTH, DEPTH)", cosines),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("call", [step, orthonormal, cosines], ids=lambda f: f.__name__)
+def test_without_a_mutant_all_is_well(call, monkeypatch):
+    monkeypatch.setattr(step_triton, "SKETCH_ROWS", 16)
+    call()
+
+
+@pytest.mark.parametrize(("name", "module", "old", "new", "call"), MUTANTS, ids=[m[0] for m in MUTANTS])
+def test_mistakes_are_caught(name, module, old, new, call, tmp_path):
+    with replaced(module, old, new, tmp_path) as mutant, pytest.raises(AssertionError):
+        mutant.SKETCH_ROWS = 16
+        call()
