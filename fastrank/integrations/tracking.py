@@ -77,7 +77,12 @@ class Tracking:
         with self._guarded():
             if not self._forwards:
                 cure = "name the module that the loop calls"
-                raise InputError("module", "a module whose forward runs at every step", "one that did not run", cure)
+                raise InputError(
+                    "module",
+                    "a module whose forward runs in training mode at every step",
+                    "one that did not run so",
+                    cure,
+                )
             seen, self._seen, self._forwards = self._seen, {}, 0
             self._step += 1
             logits, classes = seen.get("logits"), seen.get("target") if target is None else target()

@@ -204,7 +204,7 @@ def test_a_forward_that_is_not_called_is_said_once(tmp_path):
         def training_step(self, batch):
             return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
 
-    with pytest.warns(RuntimeWarning, match="one that did not run; name the module") as warned:
+    with pytest.warns(RuntimeWarning, match="one that did not run so; name the module") as warned:
         fit(Beside(), small_batches(3), WatchCallback(), path=tmp_path)
     assert len([w for w in warned if "no longer watching" in str(w.message)]) == 1
 
