@@ -186,7 +186,8 @@ class Capture:
         draw = hash_name(name) + self._draws
         if isinstance(module, nn.Linear):
             X = x.reshape(-1, x.shape[-1])
-            return X if len(X) <= self._input_rows else X.index_select(0, self._rows(len(X), draw).to(x.device))
+            # A copy in any case: a later layer may write to what is kept until the end of the step.
+            return X.clone() if len(X) <= self._input_rows else X.index_select(0, self._rows(len(X), draw).to(x.device))
         return self._patches(module, x, draw)
 
     def _patches(self, module: nn.Module, x: Tensor, draw: int) -> Tensor:

@@ -252,8 +252,7 @@ class Watcher:
             elif kind == "weight":
                 self._held_weights[name] = found, found._version
             elif kind == "input":
-                # A view of a tensor that a later layer may write to.
-                self._held_inputs[name] = found.clone() if found._is_view() else found
+                self._held_inputs[name] = found
             else:
                 self._measure_bound(name.partition("#")[0], found)
 

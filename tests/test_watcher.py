@@ -319,6 +319,43 @@ def test_copies_and_pickles_of_a_watched_model_carry_no_watching(tmp_path):
     assert w.latest["logits/norm"] == pytest.approx(float(logits.detach().norm()), rel=1e-6)
 
 
+def test_what_a_later_layer_overwrites_was_taken_before():
+    class Overwrites(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 5)
+
+        def forward(self, x):
+            out = self.second(x.detach())
+            x.zero_()
+            return out
+
+    torch.manual_seed(0)
+    model, kept, overwritten = Overwrites(), Sink(), Sink()
+    x = torch.randn(9, 6)
+    for sink in (kept, overwritten):
+        with fastrank.watch(model, log=sink, metrics=["align"]) as w:
+            model.second(x.clone()) if sink is kept else model(x.clone())
+            w.step()
+    key = "align/second/max"
+    assert kept[0][1][key] == overwritten[0][1][key] > 0
+
+
+def test_weights_that_changed_before_they_were_measured_are_left_out_by_name():
+    torch.manual_seed(0)
+    model, sink = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3)), Sink()
+    with fastrank.watch(model, log=sink, metrics=["weight"]) as w:
+        model[0](torch.randn(5, 6))  # not through the watched model
+        with torch.no_grad():
+            model[0].weight.mul_(2)
+        w.step()
+        model(torch.randn(5, 6))
+        w.step()
+    assert "weight/0/rank" not in sink[0][1]
+    assert any(key == "weight/0" and "changed before the end" in text for _, key, text in sink.notes)
+    assert sink[1][1]["weight/0/rank"] == 4
+
+
 def test_inputs_passed_by_keyword_are_aligned():
     class Keyword(nn.Module):
         def __init__(self):
