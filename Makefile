@@ -7,7 +7,7 @@ DEMO_OUT ?= runs/demo
 # As the command line does for itself (fastrank/cli.py): waiting threads sleep instead of spinning.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-python test-device-code install bench gpu-check lint clean
+.PHONY: demo test test-python test-device-code mutants install bench gpu-check lint clean
 
 demo: install
 	$(BIN)/fastrank train --preset demo --temperature 1 100 --out $(DEMO_OUT)
@@ -27,6 +27,10 @@ test-device-code: install
 	{ $(BIN)/python -m pytest tests/emulate tests/compile && \
 	  TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpret; } > build/test-device-code.log 2>&1; \
 	status=$$?; cat build/test-device-code.log; exit $$status
+
+# All planted bugs of the CUDA sources, of which `make test` takes every third: each is a compilation.
+mutants: install
+	FASTRANK_ALL_MUTANTS=1 $(BIN)/python -m pytest tests/emulate/test_mutants_source.py tests/emulate/test_mutants_patches.py
 
 bench: install
 	$(BIN)/fastrank bench
