@@ -13,6 +13,7 @@
 namespace fastrank {
 namespace small_eigh {
 namespace FASTRANK_ISA_NAMESPACE {
+namespace {
 
 // Rows of U that update the rest at once, which is part of the bound too. Where the matrix leaves L2 its traffic counts.
 inline int64_t panel_of(int64_t m) { return m <= 512 ? 16 : kMostPanel; }
@@ -196,6 +197,7 @@ inline double count_positive(double* a, int64_t ld, int64_t m, int64_t* positive
   return slack == slack ? slack : INFINITY;
 }
 
+}  // namespace
 }  // namespace FASTRANK_ISA_NAMESPACE
 }  // namespace small_eigh
 }  // namespace fastrank

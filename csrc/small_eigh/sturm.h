@@ -13,6 +13,7 @@
 namespace fastrank {
 namespace small_eigh {
 namespace FASTRANK_ISA_NAMESPACE {
+namespace {
 
 // Vectors of shifts at once, to fill the time that a step of one of them takes.
 #if defined(__AVX512F__)
@@ -125,6 +126,7 @@ inline double bisect(const double* d, const double* e2, int64_t m, double* value
   return 1.01 * (0.5 * widest + kU * extent + 3 * kU * (most + extent + e_most) + 0x1p-59);
 }
 
+}  // namespace
 }  // namespace FASTRANK_ISA_NAMESPACE
 }  // namespace small_eigh
 }  // namespace fastrank

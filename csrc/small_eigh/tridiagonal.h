@@ -12,6 +12,7 @@
 namespace fastrank {
 namespace small_eigh {
 namespace FASTRANK_ISA_NAMESPACE {
+namespace {
 
 constexpr int64_t kGroup = 4;  // rows at once: each vector of columns is loaded once for all of them
 // Sums are cut after as many terms, so that their roundings do not grow with m.
@@ -151,6 +152,7 @@ inline double tridiagonalize(double* a, int64_t ld, int64_t m, double norm2, dou
   return 1.01 * error;
 }
 
+}  // namespace
 }  // namespace FASTRANK_ISA_NAMESPACE
 }  // namespace small_eigh
 }  // namespace fastrank

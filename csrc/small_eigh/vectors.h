@@ -8,6 +8,7 @@
 namespace fastrank {
 namespace small_eigh {
 namespace FASTRANK_ISA_NAMESPACE {
+namespace {
 
 #if defined(__AVX512F__)
 constexpr int kLanes = 8;
@@ -72,6 +73,7 @@ inline double dot_roundings(int64_t n) {
   return static_cast<double>(ceil_div(n, 4 * kLanes) + 1 + 2 + kSumRoundings);  // 1: products, where they are not fused
 }
 
+}  // namespace
 }  // namespace FASTRANK_ISA_NAMESPACE
 }  // namespace small_eigh
 }  // namespace fastrank
