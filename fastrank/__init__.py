@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 #: can still choose how torch's threads wait.
 _HOME = {
     "Alignment": "metrics.alignment",
+    "Evaluation": "evaluation",
     "FusedLinearTemperedCE": "loss",
     "GramState": "gram",
     "InputError": "errors",
@@ -24,6 +25,7 @@ _HOME = {
     "Watcher": "watcher",
     "alignment": "metrics.alignment",
     "doctor": "diagnosis",
+    "evaluate": "evaluation",
     "linear_tempered_cross_entropy": "loss",
     "load_run": "record",
     "matrix_rank": "ranks",
@@ -36,6 +38,7 @@ _HOME = {
 
 __all__ = [
     "Alignment",
+    "Evaluation",
     "FusedLinearTemperedCE",
     "GramState",
     "InputError",
@@ -49,6 +52,7 @@ __all__ = [
     "Watcher",
     "alignment",
     "doctor",
+    "evaluate",
     "linear_tempered_cross_entropy",
     "load_run",
     "matrix_rank",
@@ -62,6 +66,7 @@ __all__ = [
 if TYPE_CHECKING:
     from fastrank.diagnosis import doctor
     from fastrank.errors import InputError
+    from fastrank.evaluation import Evaluation, evaluate
     from fastrank.gram import GramState
     from fastrank.loss import (
         FusedLinearTemperedCE,

@@ -5,7 +5,8 @@ This is the only file that knows hooks. A *source* is a matrix [n, d] with rows 
 * `act`: the output of a layer, in a mode (`flatten`, `channels`, `pool`), see `as_matrix`;
 * `weight`: the layer's weight as [out, in], a convolution's as [out, in / groups * kh * kw];
 * `input`: the layer's input in the coordinates of that weight: features of a linear layer, patches of a convolution;
-  of these a seeded sample of rows. `bound` is the input with all its rows, never formed: its spectrum.
+  of these a seeded sample of rows. `bound` is the input with all its rows, never formed: its spectrum;
+* `features`: the input of a linear layer with all its rows, in place.
 """
 
 from __future__ import annotations
@@ -108,7 +109,8 @@ class Capture:
 
     `matrix()` gives a view or a sampled copy of live data: `emit` must take what it needs before it returns. A
     module that runs several times in one forward emits under `name`, `name#2`, ... Hooks of modules in evaluation
-    mode, and all hooks while not armed, return at once. `attach` sets the hooks, `detach` removes every one.
+    mode (or in training mode, with `training=False`), and all hooks while not armed, return at once. `attach` sets the
+    hooks, `detach` removes every one.
     """
 
     def __init__(
@@ -121,12 +123,13 @@ class Capture:
         seed: int = 0,
         max_features: int = MAX_FEATURES,
         input_rows: int = INPUT_ROWS,
+        training: bool = True,
     ) -> None:
         if mode not in MODES:
             raise InputError("mode", f"one of {', '.join(MODES)}", repr(mode))
         self.armed = False
         self._emit, self._kinds, self._mode, self._seed = emit, kinds, mode, seed
-        self._max_features, self._input_rows = max_features, input_rows
+        self._max_features, self._input_rows, self._training = max_features, input_rows, training
         self._runs: dict[str, int] = {}
         self._indices: dict[tuple, Tensor] = {}
         self._draws = 0
@@ -136,12 +139,12 @@ class Capture:
         self._handles = [handle for layer in self._layers for handle in self._hook(layer)]
 
     def _hook(self, layer: Layer):
-        wants_input = layer.weight and self._kinds & {"weight", "input", "bound"}
+        wants_input = layer.weight and self._kinds & {"weight", "input", "bound", "features"}
         if not (wants_input or (layer.output and "act" in self._kinds)):
             return
 
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
-            if not self.armed or not module.training:
+            if not self.armed or module.training != self._training:
                 return
             run = self._runs[layer.name] = self._runs.get(layer.name, 0) + 1
             name = layer.name if run == 1 else f"{layer.name}#{run}"
@@ -153,6 +156,8 @@ class Capture:
                     self._emit("input", name, lambda: self._input(module, x.detach(), name))
                 if wants_input and "bound" in self._kinds and weight is not None and x is not None:
                     self._emit("bound", name, lambda: input_spectrum(module, x.detach()))
+                if wants_input and "features" in self._kinds and isinstance(module, nn.Linear) and x is not None:
+                    self._emit("features", name, lambda: x.detach().reshape(-1, x.shape[-1]))
                 tensor = first_tensor(output)
                 if layer.output and "act" in self._kinds and tensor is not None:
                     self._emit("act", name, lambda: self._features(as_matrix(tensor.detach(), self._mode), name))
