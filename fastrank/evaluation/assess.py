@@ -15,7 +15,7 @@ from fastrank.capture import MAX_FEATURES
 from fastrank.errors import InputError
 from fastrank.evaluation.one_pass import Batch, Forwards, Observer, Shapes, labelled, peek
 from fastrank.evaluation.ood import VARIANCE, FeatureMean, Neco, OutOfDistribution, Scores, detection, orthodev, sum_of
-from fastrank.evaluation.penultimate import FeatureStates, collapse_of, layer_figures
+from fastrank.evaluation.penultimate import KEPT, FeatureStates, collapse_of, layer_figures
 from fastrank.evaluation.probes import Probe, ProbeAccuracy, ProbeProtocol, kappa, rho
 from fastrank.evaluation.representations import Representations
 from fastrank.evaluation.result import Evaluation, Probes
@@ -103,7 +103,8 @@ def evaluate(
     sets = ood if isinstance(ood, Mapping) else {} if ood is None else {"ood": ood}
 
     logits = LogitsState(shapes.classes, T, forwards.device)
-    features = FeatureStates(shapes, seed, forwards.device)
+    kept = 0 if test is not None else min(KEPT, KEPT if known is None else known)
+    features = FeatureStates(shapes, kept, seed, forwards.device)
     training = _representations(forwards, shapes, shapes.classes, options, hold_out=test is None, known=known)
     forwards.run(labelled(loader), (logits, features, training), limit)
     if distributed:
@@ -222,12 +223,13 @@ def _representations(
     """States that keep as many samples as fit the memory, and no more than there are."""
     widths = shapes.layers
     size = 4 * sum(widths.values())
-    fits = int(options.probe_memory // size) if size else 0
-    known = fits if known is None else known
-    wanted = fits if "adam" in options.methods or (hold_out and options.methods) else 0
-    capacity = min(wanted, known, options.limit or known)
-    if wanted and not capacity:
-        raise InputError("probe_memory", f"at least {size} bytes, one sample of all layers", options.probe_memory)
+    capacity = 0
+    if "adam" in options.methods or (hold_out and options.methods):
+        fits = int(options.probe_memory // size)
+        if not fits:
+            expected = f"at least {size} bytes, one sample of all layers"
+            raise InputError("probe_memory", expected, f"{options.probe_memory:g}")
+        capacity = min(one for one in (fits, known, options.limit) if one is not None)
     ridge_features = options.ridge_features if "ridge" in options.methods else 0
     return Representations(
         widths, classes, capacity, ridge_features, hold_out and bool(options.methods), options.seed, forwards.device,

@@ -26,28 +26,27 @@ GNC2_CLASSES = 400
 class FeatureStates(Observer):
     """Of the classifier's input: Gram matrix, class moments, and a sample with the model's own decisions."""
 
-    def __init__(self, shapes: Shapes, seed: int, device: torch.device) -> None:
+    def __init__(self, shapes: Shapes, capacity: int, seed: int, device: torch.device) -> None:
+        """capacity: samples kept, 0 where a test set takes their place."""
         self.d = shapes.features
-        if self.d is None:
-            return
-        self.gram = GramState(self.d, device=device)
-        self.moments = ClassMoments(shapes.classes, self.d, device)
-        self._sample = Sample(KEPT, seed, device)
-        self._rows = torch.empty(KEPT, self.d, device=device)
-        self._logits = torch.empty(KEPT, shapes.classes, device=device)
+        self._sample = Sample(capacity, seed, device)
+        self._rows = torch.empty(capacity, self.d or 0, device=device)
+        self._logits = torch.empty(capacity, shapes.classes, device=device)
         self._batch: Batch | None = None
+        if self.d is not None:
+            self.gram = GramState(self.d, device=device)
+            self.moments = ClassMoments(shapes.classes, self.d, device)
 
     def begin(self, batch: Batch) -> None:
         self._batch = batch
 
     def end(self, features: Tensor | None, logits: Tensor) -> None:
-        if self.d is None or features is None:
-            return
-        self.gram.update(features)
-        self.moments.update(features, self._batch.labels)
         rows, slots = self._sample.take(self._batch.first, self._batch.rows)
-        self._rows[slots] = features[rows].float()
         self._logits[slots] = logits[rows].float()
+        if self.d is not None:
+            self.gram.update(features)
+            self.moments.update(features, self._batch.labels)
+            self._rows[slots] = features[rows].float()
 
     def all_reduce(self) -> None:
         if self.d is not None:
@@ -65,8 +64,8 @@ class FeatureStates(Observer):
 
     def show(self, observer: Observer) -> None:
         """The kept sample, as one batch."""
-        if self.d is not None:
-            observer.end(self._rows[: self._sample.rows], self._logits[: self._sample.rows])
+        n = self._sample.rows
+        observer.end(None if self.d is None else self._rows[:n], self._logits[:n])
 
 
 class Agreement(Observer):

@@ -48,7 +48,7 @@ def train_all(
     names = [config.name for config in configs]
     if len(set(names)) < len(names):
         raise InputError("temperature", "values that differ", ", ".join(names))
-    torch_device = _device(device)
+    on = torch_device(device)
     if workers < 0:
         raise InputError("workers", "a whole number >= 0", workers)
     for config in configs:
@@ -60,7 +60,7 @@ def train_all(
                 out / config.name,
                 "--resume continues it, another --out keeps both",
             )
-    return [train(config, out / config.name, resume, torch_device, workers) for config in configs]
+    return [train(config, out / config.name, resume, on, workers) for config in configs]
 
 
 def train(config: TrainConfig, path: Path, resume: bool, device: torch.device, workers: int = 0) -> Result:
@@ -177,7 +177,8 @@ def _optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
     return (torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW)(model.parameters(), **settings)
 
 
-def _device(name: str) -> torch.device:
+def torch_device(name: str) -> torch.device:
+    """The device of a name as of `--device`; InputError where this machine has none such."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
