@@ -1,8 +1,8 @@
 """Linear probes of every layer, trained together as one batched problem ([U] Table 5), and what [U] reads from them.
 
 Each layer has its own softmax regression on its standardised features, trained by Adam with the paper's settings. The
-problems share samples, labels, batches and steps, so one batched product serves all layers of a width, and one fused
-step all of them.
+problems share samples, labels, batches and steps, so one gathering, one batched product for all layers of a width (on a
+CPU, a walk through them in the cache) and one fused step serve all of them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ from torch import Tensor
 
 from fastrank.errors import InputError
 from fastrank.evaluation.one_pass import Batch, Observer
+
+#: Rows of a layer worked on at a time on a CPU. 1024 and 256 take 0.5 to 0.7 of the time of 4096 (1 core, 64 to 2048
+#: features, 10 to 94 classes).
+CPU_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -88,13 +92,8 @@ def train_probes(
     optimizer = torch.optim.Adam(parameters, protocol.lr, weight_decay=protocol.weight_decay, fused=True)
     onehot = torch.nn.functional.one_hot(labels, classes).to(torch.float32)
     for batch in _batches(n, protocol, world, labels.device, distributed):
-        chosen = slice(None) if batch is None else batch
-        target = onehot[chosen]
-        rows = len(target)
         for X, W, b in zip(groups, weights, biases, strict=True):
-            x = X if batch is None else X.index_select(1, batch)
-            error = torch.baddbmm(b[:, None], x, W).softmax(-1).sub_(target).div_(rows)
-            W.grad, b.grad = torch.bmm(x.mT, error), error.sum(1)
+            gradient_(X, onehot, W, b, batch, blocks=X.device.type == "cpu")
         if distributed:
             for parameter in parameters:
                 dist.all_reduce(parameter.grad)
@@ -106,14 +105,38 @@ def train_probes(
     ]
 
 
+def gradient_(X: Tensor, onehot: Tensor, W: Tensor, b: Tensor, batch: Tensor | None, blocks: bool) -> None:
+    """Sets the gradients of W [G, C, d] and b [G, C]: mean cross-entropy of the rows `batch` (None: all) of X [G, n, d].
+
+    One batched product for all layers, or (`blocks`, for a CPU) layer by layer in blocks of rows that stay in the cache
+    from their gathering to their gradient.
+    """
+    if not blocks:
+        x, target = (X, onehot) if batch is None else (X.index_select(1, batch), onehot.index_select(0, batch))
+        error = torch.baddbmm(b[:, None], x, W.mT).softmax(-1).sub_(target).div_(len(target))
+        W.grad, b.grad = torch.bmm(error.mT, x), error.sum(1)
+        return
+    W.grad, b.grad = torch.zeros_like(W), torch.zeros_like(b)
+    rows = len(onehot) if batch is None else len(batch)
+    for start in range(0, rows, CPU_ROWS):
+        block = slice(start, start + CPU_ROWS)
+        index = None if batch is None else batch[block]
+        target = onehot[block] if index is None else onehot.index_select(0, index)
+        for i in range(len(W)):
+            x = X[i, block] if index is None else X[i].index_select(0, index)
+            error = torch.addmm(b[i], x, W[i].T).softmax(1).sub_(target)
+            W.grad[i].addmm_(error.T, x, alpha=1 / rows)
+            b.grad[i].add_(error.sum(0), alpha=1 / rows)
+
+
 def _start(groups: Sequence[Tensor], classes: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(weights [G, d, C], biases [G, C]) as `torch.nn.Linear` draws them, uniform within 1 / sqrt(d)."""
+    """(weights [G, C, d], biases [G, C]) as `torch.nn.Linear` draws them, uniform within 1 / sqrt(d)."""
     generator = torch.Generator().manual_seed(seed)
     for X in groups:
         G, _, d = X.shape
         W = torch.empty(G, classes, d).uniform_(-1, 1, generator=generator) / math.sqrt(d)
         b = torch.empty(G, classes).uniform_(-1, 1, generator=generator) / math.sqrt(d)
-        yield W.mT.contiguous().to(X.device), b.to(X.device)
+        yield W.to(X.device), b.to(X.device)
 
 
 def _batches(
@@ -162,7 +185,7 @@ def _unchanged(X: Tensor) -> tuple[Tensor, Tensor]:
 
 def _finished(W: Tensor, b: Tensor, mean: Tensor, std: Tensor) -> Probe:
     broken = not bool(W.isfinite().all() and b.isfinite().all())
-    return Probe(W.T, b, mean, std, "non-finite features" if broken else "")
+    return Probe(W, b, mean, std, "non-finite features" if broken else "")
 
 
 class ProbeAccuracy(Observer):

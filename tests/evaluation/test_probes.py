@@ -5,9 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from fastrank.errors import InputError
-from fastrank.evaluation.probes import ProbeProtocol, kappa, rho, train_probes
+from fastrank.evaluation.probes import CPU_ROWS, ProbeProtocol, gradient_, kappa, rho, train_probes
 from fastrank.evaluation.ridge import ridge_probe
 from fastrank.evaluation.sample import Sample, held_out, keys
 
@@ -47,6 +48,21 @@ def test_together_is_one_at_a_time(batch_size):
             assert (linear.weight - probe.weight).abs().max() < 2e-5
             x = (X[i] - X[i].mean(0)) / X[i].std(0, correction=0)
             assert (probe.predict(X[i]) == linear(x).argmax(1)).float().mean() > 0.98
+
+
+def test_blocks_and_batched_products_are_autograds_gradient():
+    g = torch.Generator().manual_seed(0)
+    n = 2 * CPU_ROWS + 5
+    X, y = torch.randn(2, n, 6, generator=g), torch.randint(3, (n,), generator=g)
+    for batch in (None, torch.randperm(n, generator=g)[: CPU_ROWS + 7]):
+        W, b = torch.randn(2, 3, 6, generator=g).requires_grad_(), torch.randn(2, 3, generator=g).requires_grad_()
+        x, target = (X, y) if batch is None else (X[:, batch], y[batch])
+        logits = torch.baddbmm(b[:, None], x, W.mT)
+        sum(nn.functional.cross_entropy(one, target) for one in logits).backward()
+        for blocks in (True, False):
+            own = W.detach().clone(), b.detach().clone()
+            gradient_(X, nn.functional.one_hot(y, 3).float(), *own, batch, blocks)
+            assert torch.allclose(own[0].grad, W.grad, atol=1e-6) and torch.allclose(own[1].grad, b.grad, atol=1e-6)
 
 
 def test_a_layer_that_is_not_finite_touches_no_other():
