@@ -202,7 +202,8 @@ def test_kill_leaves_every_finished_step_readable(tmp_path):
 
 def test_evaluate_stores_with_the_run_and_report_shows_it(fastrank, tmp_path):
     pytest.importorskip("scipy")
-    fastrank("train", *TINY, "--epochs", 1, "--samples-per-class", 12, "--track", "off", "--out", tmp_path)
+    fastrank("train", *TINY, "--epochs", 1, "--samples-per-class", 12, "--batch-size", 60,
+             "--track", "off", "--out", tmp_path)  # fmt: skip
     run = tmp_path / "digits-mlp-T1-s0"
     before = load_run(run).evaluation
     code, text, error = fastrank("evaluate", run, "--ood", "digits", "--epochs", 2, "--probe-batch", 64,

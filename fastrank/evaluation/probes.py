@@ -106,7 +106,7 @@ def train_probes(
 
 
 def gradient_(X: Tensor, onehot: Tensor, W: Tensor, b: Tensor, batch: Tensor | None, blocks: bool) -> None:
-    """Sets the gradients of W [G, C, d] and b [G, C]: mean cross-entropy of the rows `batch` (None: all) of X [G, n, d].
+    """Sets the gradients of W [G, C, d], b [G, C]: mean cross-entropy of the rows `batch` (None: all) of X [G, n, d].
 
     One batched product for all layers, or (`blocks`, for a CPU) layer by layer in blocks of rows that stay in the cache
     from their gathering to their gradient.

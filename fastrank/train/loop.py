@@ -22,7 +22,7 @@ from fastrank.record.schema import DATABASE
 from fastrank.train.checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
 from fastrank.train.config import TrainConfig
 from fastrank.train.data import load_data
-from fastrank.train.evaluate import evaluate_run
+from fastrank.train.final_figures import evaluate_run
 from fastrank.train.models import build_model, check_model
 from fastrank.train.progress import Progress
 from fastrank.train.splits import steps_per_epoch
