@@ -1,0 +1,168 @@
+"""The deep unconstrained feature model: a chain of matrices on identity inputs, its loss and its gradients.
+
+Samples are rows, as everywhere in the package: `Z = W_1 W_2 ... W_L` with W_1 [N, d] the features that training moves
+freely (their input is the identity, one orthogonal direction per sample), W_2 ... W_{L-1} [d, d] and W_L [d, C]. The
+literature writes the transpose. With L = 1, Z = W_1 [N, C] is itself trained: multinomial regression. The loss is the
+unregularised cross-entropy, mean over the N = C * samples rows of Z.
+
+Every tensor has a leading dimension of runs. Nothing here mixes two runs, so a run's numbers do not depend on its
+company, and one that diverges harms no other. DevNotes.md has the derivations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastrank.errors import InputError
+
+
+@dataclass(frozen=True)
+class DeepUFM:
+    """Sizes of the model: C classes, L >= 1 layers, inner width d, n samples per class.
+
+    Raises:
+        InputError: classes < 2, or another size < 1.
+    """
+
+    classes: int = 10
+    depth: int = 3
+    width: int = 32
+    samples: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least in (("classes", 2), ("depth", 1), ("width", 1), ("samples", 1)):
+            if not (isinstance(getattr(self, name), int) and getattr(self, name) >= least):
+                raise InputError(name, f"an integer of at least {least}", getattr(self, name))
+
+    @property
+    def rows(self) -> int:
+        """N, the number of samples."""
+        return self.classes * self.samples
+
+    @property
+    def labels(self) -> Tensor:
+        """[N] int64; the samples of a class are neighbours."""
+        return torch.arange(self.classes).repeat_interleave(self.samples)
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Of W_1 ... W_L."""
+        sizes = [self.rows, *[self.width] * (self.depth - 1), self.classes]
+        return list(zip(sizes, sizes[1:], strict=False))
+
+    @property
+    def parameters(self) -> int:
+        return sum(m * n for m, n in self.shapes)
+
+
+def split(flat: Tensor, model: DeepUFM) -> list[Tensor]:
+    """Views [B, m, n] of the layers in a flat state [B, parameters]."""
+    sizes = [m * n for m, n in model.shapes]
+    parts = zip(flat.split(sizes, 1), model.shapes, strict=True)
+    return [part.unflatten(1, shape) for part, shape in parts]
+
+
+def join(weights: list[Tensor]) -> Tensor:
+    """The flat state [B, parameters] of weights [B, m, n]."""
+    return torch.cat([w.flatten(1) for w in weights], 1)
+
+
+def check_weights(weights: list[Tensor], model: DeepUFM) -> None:
+    """Raises InputError unless the weights are finite, of one floating dtype and of the model's shapes."""
+    shapes = [tuple(w.shape[1:]) for w in weights]
+    if shapes != model.shapes or len({(len(w), w.dtype, w.device) for w in weights}) != 1:
+        raise InputError("weights", f"tensors [runs, m, n] with (m, n) = {model.shapes}, of one dtype", shapes)
+    if weights[0].dtype not in (torch.float32, torch.float64):
+        raise InputError("weights", "float32 or float64", weights[0].dtype)
+
+
+def features(weights: list[Tensor]) -> Tensor:
+    """[B, N, d], W_1 ... W_{L-1}; depth 2 or more."""
+    H = weights[0]
+    for W in weights[1:-1]:
+        H = torch.bmm(H, W)
+    return H
+
+
+def logits(weights: list[Tensor]) -> Tensor:
+    """[B, N, C], W_1 ... W_L."""
+    return torch.bmm(features(weights), weights[-1]) if len(weights) > 1 else weights[0]
+
+
+def margins(Z: Tensor, labels: Tensor) -> Tensor:
+    """[B, N], the target's logit less the largest other one."""
+    target = torch.nn.functional.one_hot(labels, Z.shape[-1]).bool()
+    others = Z.masked_fill(target, -torch.inf).amax(-1)
+    return Z.masked_fill(~target, -torch.inf).amax(-1) - others
+
+
+def losses(Z: Tensor, labels: Tensor) -> Tensor:
+    """[B], mean cross-entropy over the rows; small ones keep their digits (log1p of the others' share)."""
+    target = torch.nn.functional.one_hot(labels, Z.shape[-1]).bool()
+    at = Z.masked_fill(~target, 0).sum(-1, keepdim=True)
+    others = torch.logsumexp((Z - at).masked_fill(target, -torch.inf), -1)
+    return torch.logaddexp(others, others.new_zeros(())).mean(-1)
+
+
+class Chain:
+    """Products and gradients of a batch of runs, in buffers that are used again at every step.
+
+    Forward keeps the prefixes A_l = W_1 ... W_l; backward the D_l = dloss/dA_l; then dloss/dW_l = A_{l-1}^T D_l. No
+    autograd, no allocation; the layers' updates are one batched product each.
+    """
+
+    def __init__(self, model: DeepUFM, runs: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+        new = {"dtype": dtype, "device": device}
+        N, C = model.rows, model.classes
+        self.prefixes = [torch.empty(runs, N, n, **new) for _, n in model.shapes]
+        self.back = [torch.empty(runs, N, n, **new) for _, n in model.shapes]
+        self._by_class = torch.empty(C, runs, N, **new)
+        self._others = torch.empty(runs, N, **new)
+        target = torch.nn.functional.one_hot(model.labels, C).T[:, None].to(**new)  # [C, 1, N]
+        self._target, self._rest = target, 1 - target
+
+    def forward(self, weights: list[Tensor]) -> Tensor:
+        """The logits; a buffer."""
+        if len(weights) == 1:
+            return weights[0]
+        for l in range(1, len(weights)):
+            torch.bmm(self.prefixes[l - 1] if l > 1 else weights[0], weights[l], out=self.prefixes[l])
+        return self.prefixes[-1]
+
+    def backward(self, weights: list[Tensor], scale: Tensor) -> None:
+        """D_l of scale * N * loss, scale [B, 1, 1]; `forward` has been called with the same weights."""
+        Z = self.forward(weights)
+        P = self._by_class  # classes first: torch's softmax over a short last dimension takes 15 times as long
+        P.copy_(Z.permute(2, 0, 1))
+        torch.softmax(P, 0, out=P)
+        # p - 1 at the target as minus the sum of the others: near a perfect fit p rounds to 1.
+        P.mul_(self._rest)
+        torch.sum(P, 0, out=self._others)
+        P.addcmul_(self._target, self._others, value=-1)
+        self.back[-1].copy_(P.permute(1, 2, 0)).mul_(scale)
+        for l in range(len(weights) - 1, 0, -1):
+            torch.bmm(self.back[l], weights[l].mT, out=self.back[l - 1])
+
+    def gradients(self, weights: list[Tensor], scale: Tensor, out: list[Tensor]) -> None:
+        """out_l = scale * N * dloss/dW_l."""
+        self.backward(weights, scale)
+        out[0].copy_(self.back[0])
+        for l in range(1, len(weights)):
+            torch.bmm(self._prefix(l, weights).mT, self.back[l], out=out[l])
+
+    def descend_(self, weights: list[Tensor], scale: Tensor, shrink: Tensor | None = None) -> None:
+        """One step, W_l = shrink * W_l - scale * N * dloss/dW_l, all layers from the same weights."""
+        self.backward(weights, scale)
+        for l in range(1, len(weights)):
+            if shrink is not None:
+                weights[l].mul_(shrink)
+            weights[l].baddbmm_(self._prefix(l, weights).mT, self.back[l], alpha=-1)
+        if shrink is not None:
+            weights[0].mul_(shrink)
+        weights[0].sub_(self.back[0])
+
+    def _prefix(self, l: int, weights: list[Tensor]) -> Tensor:
+        return self.prefixes[l - 1] if l > 1 else weights[0]
