@@ -62,14 +62,21 @@ def descend(
     state = join([W.detach() for W in weights])
     # A call with other arguments would go on from a state that is not its own.
     key = _fingerprint(model, rates, decay, record, loss_below, collapse, state)
-    at, records, active, stopped = 0, [], torch.ones(runs, dtype=torch.bool, device=device), rates.new_full((runs,), torch.nan)
+    at, records, active, stopped = (
+        0,
+        [],
+        torch.ones(runs, dtype=torch.bool, device=device),
+        rates.new_full((runs,), torch.nan),
+    )
     stopped, saved = stopped.double(), time.monotonic()
     if checkpoint is not None and checkpoint.is_file():
         held = torch.load(checkpoint, map_location=device, weights_only=True)
         if held["key"] != key:
             raise InputError("checkpoint", "one of a call with these arguments", str(checkpoint), "delete it")
         at, records, active, stopped, state = (held[k] for k in ("at", "records", "active", "stopped", "state"))
-    size = group or (runs if device.type != "cpu" else max(1, GROUP_BYTES // (3 * model.parameters * dtype.itemsize // 2)))
+    size = group or (
+        runs if device.type != "cpu" else max(1, GROUP_BYTES // (3 * model.parameters * dtype.itemsize // 2))
+    )
     limit = None
     for step in record[len(records) :]:
         if step > at:
@@ -79,7 +86,8 @@ def descend(
         found = measure(split(state, model), model, collapse) if not records or bool(active.all()) else None
         if found is None:  # those that stopped keep their figures
             found = {name: value.clone() for name, value in records[-1].items()}
-            for name, value in measure(split(state[active], model), model, collapse).items():
+            fresh = measure(split(state[active], model), model, collapse) if bool(active.any()) else {}
+            for name, value in fresh.items():
                 found[name][active] = value
         records.append(found)
         limit = DIVERGED * records[0]["loss"].clamp_min(torch.tensor(float(model.classes)).log().item())

@@ -26,8 +26,8 @@ def flow(
 ) -> Trajectory:
     """The flow from `weights`, recorded at `times` (ascending, from 0 on), in float64.
 
-    rtol, atol: of the local error of each step, in the weights (root mean square over a run's weights). loss_below as in
-    `descend`. `diverged` marks runs whose step vanished.
+    rtol, atol: of the local error of each step, in the weights (root mean square over a run's weights). loss_below as
+    in `descend`. `diverged` marks runs whose step vanished.
 
     Raises:
         InputError: shapes that do not fit, times out of order.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -20,9 +22,9 @@ def gaussian(model: DeepUFM, seeds: list[int], scale: float = 1.0) -> list[Tenso
 
 
 def orthogonal(model: DeepUFM, seeds: list[int], scale: float = 1.0) -> list[Tensor]:
-    """Each layer is `scale` times a random matrix with orthonormal rows or columns (Haar), so sigma(Z) = scale^L.
+    """Each layer is `scale` times a random matrix with orthonormal rows or columns (Haar).
 
-    That holds where the width is at least N; a narrower layer can only be a projection.
+    So sigma(Z) = scale^L where N = d = C; in wider layers they are the cosines between two random subspaces times that.
     """
     _positive("scale", scale)
     weights = split(torch.stack([_normal(model, seed) for seed in seeds]), model)
@@ -60,11 +62,11 @@ def spectral(model: DeepUFM, U: Tensor, s: Tensor, V: Tensor | None = None, seed
         )
         frames = list(_orthonormal(normal))
     ends = [left, *frames, V.double()]
-    return [torch.einsum("mk,bk,nk->bmn", a, root, b) for a, b in zip(ends, ends[1:], strict=False)]
+    return [torch.einsum("mk,bk,nk->bmn", a, root, b) for a, b in itertools.pairwise(ends)]
 
 
 def perturbed(weights: list[Tensor], relative: Tensor, seeds: list[int]) -> list[Tensor]:
-    """Balanced weights of a perturbed product: Z + relative * ||Z||_F * E, with E Gaussian of norm 1, centred over classes.
+    """Balanced weights of a perturbed product: Z + relative * ||Z||_F * E, with E Gaussian, centred, norm 1.
 
     The perturbed Z is factored again by its own SVD, so that every run starts balanced.
 

@@ -54,7 +54,7 @@ class Integrator:
         gap = h * sum(e * k for e, k in zip(self.E, K, strict=True) if e)
         error = self._norm(gap, self._scale(y, new)).nan_to_num(nan=torch.inf)
         good = error < 1
-        factor = (SAFETY * error.clamp_min(1e-10) ** -0.2).clamp(SHRINK, GROW)
+        factor = (SAFETY * torch.exp(-0.2 * torch.log(error.clamp_min(1e-10)))).clamp(SHRINK, GROW)
         # A step that was cut to arrive on time says little about the next one's length.
         next_h = torch.where(clipped & good, torch.maximum(self.h[runs], h[:, 0] * factor), h[:, 0] * factor)
         kept = runs[good]

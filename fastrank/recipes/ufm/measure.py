@@ -23,8 +23,8 @@ def measure(weights: list[Tensor], model: DeepUFM, collapse: bool = True) -> dic
     loss: mean cross-entropy. margin: smallest z_y - max z_other over samples. accuracy: share of positive margins.
     norm: ||Z||_F. etf: distance of the class means of Z, centred over classes, to the simplex (`etf_error`, with the
     identity as the other factor): 0 exactly at neural collapse of the logits.
-    COLLAPSE: of the features W_1 ... W_{L-1} and the classifier W_L, as in fastrank.evaluation; NaN with L = 1, where no
-    layer lies between them. NC1 is 0 with one sample per class.
+    COLLAPSE: of the features W_1 ... W_{L-1} and the classifier W_L, as in fastrank.evaluation; NaN with L = 1, where
+    no layer lies between them. NC1 is 0 with one sample per class.
     """
     weights = [W.double() for W in weights]
     Z, labels = logits(weights), model.labels.to(weights[0].device)
