@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,7 +48,7 @@ def train_all(
     names = [config.name for config in configs]
     if len(set(names)) < len(names):
         raise InputError("temperature", "values that differ", ", ".join(names))
-    torch_device = _device(device)
+    torch_device = choose_device(device)
     if workers < 0:
         raise InputError("workers", "a whole number >= 0", workers)
     for config in configs:
@@ -63,11 +63,19 @@ def train_all(
     return [train(config, out / config.name, resume, torch_device, workers) for config in configs]
 
 
-def train(config: TrainConfig, path: Path, resume: bool, device: torch.device, workers: int = 0) -> Result:
+def train(
+    config: TrainConfig,
+    path: Path,
+    resume: bool,
+    device: torch.device,
+    workers: int = 0,
+    facts: Mapping[str, Any] | None = None,
+) -> Result:
     """Train one run into the directory `path`, or go on from its last checkpoint (from nothing, where it has none).
 
     A resumed run computes what an uninterrupted one computes, bit for bit on the same machine: the order of the data
     is a function of (seed, epoch), and the checkpoint holds everything else. Recorded steps beyond it are replaced.
+    `facts` are stored with the run's configuration.
 
     Raises:
         InputError: a mistake in `config` or `path`, another configuration than the one to resume, a loss that is not
@@ -88,7 +96,9 @@ def train(config: TrainConfig, path: Path, resume: bool, device: torch.device, w
     criterion = TemperedCE(T=config.temperature)
     with ExitStack() as stack:
         writer = stack.enter_context(
-            RunWriter(path, {**asdict(config), "device": str(device), "workers": workers}, resume=resume)
+            RunWriter(
+                path, {**asdict(config), "device": str(device), "workers": workers, **(facts or {})}, resume=resume
+            )
         )
         watcher = stack.enter_context(_watcher(config, model, writer))
         step = 0
@@ -177,7 +187,8 @@ def _optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
     return (torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW)(model.parameters(), **settings)
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """The device of that name, "auto" for CUDA where there is one; InputError where this machine lacks it."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
