@@ -11,7 +11,7 @@ from fastrank import InputError
 from fastrank.recipes.ufm import initialise
 from fastrank.recipes.ufm.descent import descend
 from fastrank.recipes.ufm.measure import measure
-from fastrank.recipes.ufm.model import Chain, DeepUFM, logits, losses
+from fastrank.recipes.ufm.model import Chain, DeepUFM, join, logits, losses, split
 from fastrank.recipes.ufm.trajectory import log_steps
 
 MODELS = [DeepUFM(3, 1, 1), DeepUFM(5, 1, 4, 2), DeepUFM(4, 2, 7), DeepUFM(6, 3, 5, 3), DeepUFM(10, 7, 12)]
@@ -25,9 +25,9 @@ def test_loss_and_gradients_are_autograds(model, scale):
     oracle = torch.stack([torch.nn.functional.cross_entropy(z, model.labels) for z in Z])
     expected = torch.autograd.grad(oracle.sum(), weights)
     weights = [W.detach() for W in weights]
-    found = [torch.empty_like(W) for W in weights]
-    step = torch.full((3, 1, 1), 1 / model.rows, dtype=torch.float64)
-    Chain(model, 3, torch.float64).gradients(weights, step, found)
+    chain = Chain(model, 3, torch.float64)
+    chain.load(join(weights))
+    found = split(chain.gradients(torch.full((3, 1, 1), 1 / model.rows, dtype=torch.float64)), model)
     torch.testing.assert_close(losses(logits(weights), model.labels), oracle.detach(), rtol=1e-12, atol=1e-14)
     for one, other in zip(found, expected, strict=True):
         assert float((one - other).abs().max()) <= 1e-12 * float(other.abs().max().clamp_min(1e-3))
@@ -36,10 +36,11 @@ def test_loss_and_gradients_are_autograds(model, scale):
 def test_gradient_and_loss_keep_their_digits_near_a_perfect_fit():
     model = DeepUFM(4, 1)
     Z = 40.0 * torch.eye(4)[None]  # p at the target rounds to 1 in float32; the others' share is 3 exp(-40)
-    out = [torch.empty_like(Z)]
-    Chain(model, 1, torch.float32).gradients([Z], torch.ones(1, 1, 1), out)
+    chain = Chain(model, 1, torch.float32)
+    chain.load(Z.flatten(1))
+    found = chain.gradients(torch.ones(1, 1, 1)).view(4, 4)
     others = torch.tensor(3.0, dtype=torch.float64) * torch.tensor(-40.0, dtype=torch.float64).exp()
-    torch.testing.assert_close(out[0][0].diagonal().double(), -others.expand(4), rtol=1e-5, atol=0)
+    torch.testing.assert_close(found.diagonal().double(), -others.expand(4), rtol=1e-5, atol=0)
     torch.testing.assert_close(losses(Z.double(), model.labels), others[None], rtol=1e-12, atol=0)
 
 

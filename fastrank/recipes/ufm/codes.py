@@ -17,8 +17,9 @@ from fastrank.errors import InputError
 from fastrank.evaluation.softmax_codes import one_vs_rest_margin
 from fastrank.extras import require
 
-#: Temperatures of the smoothed minimum, and Adam's steps at each. A last refinement is exact.
-ANNEALING, STEPS = (0.3, 0.1, 0.03, 0.01), 150
+#: Temperatures of the smoothed minimum, the ascent's steps at each, and a step's length (root mean square per entry). A
+#: last refinement is exact.
+ANNEALING, STEPS, RATE = (0.3, 0.1, 0.03, 0.01), 100, 0.02
 #: Unknowns up to which SciPy's SLSQP refines: its work grows with their cube.
 MOST_UNKNOWNS = 400
 
@@ -99,21 +100,28 @@ def best_features(W: Tensor) -> Tensor:
 def _ascend(classes: int, rank: int, starts: int, seed: int) -> tuple[Tensor, Tensor]:
     """W, H [starts, C, r], best first."""
     generator = torch.Generator().manual_seed(seed)
-    A = torch.randn(2, starts, classes, rank, dtype=torch.float64, generator=generator)
-    A[1] = A[0]
-    A.requires_grad_()
+    A = torch.randn(1, starts, classes, rank, dtype=torch.float64, generator=generator)
+    A = torch.nn.functional.normalize(torch.stack([A[0], A[0]]), dim=-1)
     same = torch.eye(classes, dtype=torch.bool)
-    optimiser = torch.optim.Adam([A], lr=0.05)
-    with torch.enable_grad():
-        for tau in ANNEALING:
-            for _ in range(STEPS):
-                gaps = _gaps(*torch.nn.functional.normalize(A, dim=-1), same)
-                loss = (tau * torch.logsumexp(-gaps.flatten(1) / tau, 1)).sum()
-                (A.grad,) = torch.autograd.grad(loss, A)
-                optimiser.step()
-    W, H = torch.nn.functional.normalize(A.detach(), dim=-1)
+    mean = torch.zeros_like(A)
+    for tau in ANNEALING:
+        for _ in range(STEPS):
+            gradient = _smooth_gradient(A, same, tau)
+            mean = 0.9 * mean + 0.1 * gradient
+            A = A - RATE * mean / mean.square().mean((0, 2, 3), keepdim=True).sqrt().clamp_min(1e-12)
+            A = torch.nn.functional.normalize(A, dim=-1)
+    W, H = A
     order = _gaps(W, H, same).flatten(1).amin(1).argsort(descending=True)
     return W[order], H[order]
+
+
+def _smooth_gradient(A: Tensor, same: Tensor, tau: float) -> Tensor:
+    """Of tau * log sum exp(-gap / tau), along the spheres, at W, H = A [2, starts, C, r]."""
+    W, H = A
+    share = torch.softmax(-_gaps(W, H, same).flatten(1) / tau, 1).unflatten(1, same.shape)
+    pull = share - torch.diag_embed(share.sum(2))  # [k, j]: what <w_j, h_k> weighs in the smoothed loss
+    G = torch.stack([pull.mT @ H, pull @ W])
+    return G - (G * A).sum(-1, keepdim=True) * A
 
 
 def _gaps(W: Tensor, H: Tensor, same: Tensor) -> Tensor:

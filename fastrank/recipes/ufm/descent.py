@@ -79,7 +79,7 @@ def descend(
     )
     limit = None
     for step in record[len(records) :]:
-        if step > at:
+        if step > at and bool(active.any()):
             for some in active.nonzero().flatten().split(size):
                 state[some] = _steps(state[some], model, rates[some], decay[some], step - at)
         at = step
@@ -108,13 +108,13 @@ def descend(
 
 def _steps(state: Tensor, model: DeepUFM, lr: Tensor, decay: Tensor, count: int) -> Tensor:
     """`state` [b, P] after `count` steps; a copy whose layers are contiguous."""
-    weights = [W.contiguous() for W in split(state, model)]
     chain = Chain(model, len(state), state.dtype, state.device)
+    chain.load(state)
     scale = (lr / model.rows)[:, None, None]
     shrink = (1 - lr * decay)[:, None, None] if bool(decay.any()) else None
     for _ in range(count):
-        chain.descend_(weights, scale, shrink)
-    return join(weights)
+        chain.descend_(scale, shrink)
+    return join(chain.weights)
 
 
 def _per_run(name: str, value: float | Tensor, like: Tensor, least: float, strict: bool = False) -> Tensor:

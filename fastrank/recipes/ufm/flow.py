@@ -62,8 +62,5 @@ class _Rate:
     def __call__(self, y: Tensor, runs: Tensor) -> Tensor:
         if len(y) != self.size:
             self.chain, self.size = Chain(self.model, len(y), y.dtype, y.device), len(y)
-        weights = [W.contiguous() for W in split(y, self.model)]
-        out = [torch.empty_like(W) for W in weights]
-        scale = y.new_full((len(y), 1, 1), -1 / self.model.rows)
-        self.chain.gradients(weights, scale, out)
-        return join(out)
+        self.chain.load(y)
+        return self.chain.gradients(y.new_full((len(y), 1, 1), -1 / self.model.rows))

@@ -87,6 +87,8 @@ def balanced(Z: Tensor, like: list[Tensor]) -> list[Tensor]:
     if L == 1:
         return [Z]
     U, s, Vh = torch.linalg.svd(Z, full_matrices=False)
+    # Rounding's singular values are none; their L-th roots would be large, and their gradients denormal and slow.
+    s = s * (s > max(Z.shape[1:]) * torch.finfo(s.dtype).eps * s[:, :1])
     root = s ** (1 / L)
     first, last = like[0].new_zeros(like[0].shape), like[-1].new_zeros(like[-1].shape)
     k = min(s.shape[1], like[0].shape[2])

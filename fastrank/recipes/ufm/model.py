@@ -112,17 +112,20 @@ def losses(Z: Tensor, labels: Tensor) -> Tensor:
 
 
 class Chain:
-    """Products and gradients of a batch of runs, in buffers that are used again at every step.
+    """A batch of runs and the buffers of a step, used again at every step.
 
     Forward keeps the prefixes A_l = W_1 ... W_l; backward the D_l = dloss/dA_l; then dloss/dW_l = A_{l-1}^T D_l. No
-    autograd, no allocation; the layers' updates are one batched product each.
+    autograd, no allocation; the update of a layer is one batched product.
     """
 
     def __init__(self, model: DeepUFM, runs: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
         new = {"dtype": dtype, "device": device}
-        N, C = model.rows, model.classes
-        self.prefixes = [torch.empty(runs, N, n, **new) for _, n in model.shapes]
+        N, C, self.depth = model.rows, model.classes, model.depth
+        self.weights = [torch.empty(runs, *shape, **new) for shape in model.shapes]
+        #: [B, N, n]: A_1 ... A_L (A_1 is W_1 itself) and D_1 ... D_L.
+        self.prefixes = [self.weights[0], *(torch.empty(runs, N, n, **new) for _, n in model.shapes[1:])]
         self.back = [torch.empty(runs, N, n, **new) for _, n in model.shapes]
+        self._weights_T, self._prefixes_T = ([X.mT for X in many] for many in (self.weights, self.prefixes))
         # torch's vector code and its scalar code for what a vector does not fill round differently: rows are padded, so
         # that a run's bits do not depend on its place.
         filled = -(-runs * N // VECTOR) * VECTOR
@@ -132,45 +135,43 @@ class Chain:
         target = torch.nn.functional.one_hot(model.labels, C).T[:, None].to(**new)  # [C, 1, N]
         self._target, self._rest = target, 1 - target
 
-    def forward(self, weights: list[Tensor]) -> Tensor:
-        """The logits; a buffer."""
-        if len(weights) == 1:
-            return weights[0]
-        for l in range(1, len(weights)):
-            torch.bmm(self.prefixes[l - 1] if l > 1 else weights[0], weights[l], out=self.prefixes[l])
-        return self.prefixes[-1]
+    def load(self, flat: Tensor) -> None:
+        """Takes the weights of a flat state [B, parameters]."""
+        at = 0
+        for W in self.weights:
+            size = W.shape[1] * W.shape[2]
+            W.copy_(flat[:, at : at + size].view_as(W))
+            at += size
 
-    def backward(self, weights: list[Tensor], scale: Tensor) -> None:
-        """D_l of scale * N * loss, scale [B, 1, 1]; `forward` has been called with the same weights."""
-        Z = self.forward(weights)
+    def gradients(self, scale: Tensor) -> Tensor:
+        """[B, parameters], scale * N * dloss/dW; scale [B, 1, 1]."""
+        self._backward(scale)
+        return join([self.back[0], *(torch.bmm(self._prefixes_T[l - 1], self.back[l]) for l in range(1, self.depth))])
+
+    def descend_(self, scale: Tensor, shrink: Tensor | None = None) -> None:
+        """One step, W_l = shrink * W_l - scale * N * dloss/dW_l, all layers from the same weights."""
+        self._backward(scale)
+        if shrink is not None:
+            # A_1 is W_1: the products that read it come before it shrinks.
+            for W in self.weights[1:]:
+                W.mul_(shrink)
+        for l in range(1, self.depth):
+            self.weights[l].baddbmm_(self._prefixes_T[l - 1], self.back[l], alpha=-1)
+        if shrink is not None:
+            self.weights[0].mul_(shrink)
+        self.weights[0].sub_(self.back[0])
+
+    def _backward(self, scale: Tensor) -> None:
+        """D_l of scale * N * loss."""
+        for l in range(1, self.depth):
+            torch.bmm(self.prefixes[l - 1], self.weights[l], out=self.prefixes[l])
         P = self._by_class  # classes first: torch's softmax over a short last dimension takes 15 times as long
-        P.copy_(Z.permute(2, 0, 1))
+        P.copy_(self.prefixes[-1].permute(2, 0, 1))
         torch.softmax(self._padded, 0, out=self._padded)
         # p - 1 at the target as minus the sum of the others: near a perfect fit p rounds to 1.
         P.mul_(self._rest)
         torch.sum(self._padded, 0, out=self._sums)
         P.addcmul_(self._target, self._others, value=-1)
         self.back[-1].copy_(P.permute(1, 2, 0)).mul_(scale)
-        for l in range(len(weights) - 1, 0, -1):
-            torch.bmm(self.back[l], weights[l].mT, out=self.back[l - 1])
-
-    def gradients(self, weights: list[Tensor], scale: Tensor, out: list[Tensor]) -> None:
-        """out_l = scale * N * dloss/dW_l."""
-        self.backward(weights, scale)
-        out[0].copy_(self.back[0])
-        for l in range(1, len(weights)):
-            torch.bmm(self._prefix(l, weights).mT, self.back[l], out=out[l])
-
-    def descend_(self, weights: list[Tensor], scale: Tensor, shrink: Tensor | None = None) -> None:
-        """One step, W_l = shrink * W_l - scale * N * dloss/dW_l, all layers from the same weights."""
-        self.backward(weights, scale)
-        for l in range(1, len(weights)):
-            if shrink is not None:
-                weights[l].mul_(shrink)
-            weights[l].baddbmm_(self._prefix(l, weights).mT, self.back[l], alpha=-1)
-        if shrink is not None:
-            weights[0].mul_(shrink)
-        weights[0].sub_(self.back[0])
-
-    def _prefix(self, l: int, weights: list[Tensor]) -> Tensor:
-        return self.prefixes[l - 1] if l > 1 else weights[0]
+        for l in range(self.depth - 1, 0, -1):
+            torch.bmm(self.back[l], self._weights_T[l], out=self.back[l - 1])
