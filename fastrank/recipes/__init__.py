@@ -20,6 +20,8 @@ from fastrank.train.names import closest
 FILES = {
     "temperature-sweep": "temperature_sweep",
     "softmax-rank": "softmax_rank",
+    "ufm-depth": "ufm.recipe_depth",
+    "ufm-width": "ufm.recipe_width",
 }
 
 __all__ = [
