@@ -21,7 +21,10 @@ FILES = {
     "temperature-sweep": "temperature_sweep",
     "softmax-rank": "softmax_rank",
     "ufm-depth": "ufm.recipe_depth",
+    "ufm-spectral": "ufm.recipe_spectral",
+    "ufm-basin": "ufm.recipe_basin",
     "ufm-width": "ufm.recipe_width",
+    "ufm-codes": "ufm.recipe_codes",
 }
 
 __all__ = [

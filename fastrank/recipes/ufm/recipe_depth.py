@@ -24,8 +24,8 @@ from fastrank.recipes.ufm.runs import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: "product": every depth starts from the same small random Z, so that nothing but depth differs. "layers": every layer is
-#: Gaussian, as networks are initialised, where the start's own spectrum already spreads with depth.
+#: "product": every depth starts from the same small random Z, so that nothing but depth differs. "layers": every layer
+#: is Gaussian, as networks are initialised, where the start's own spectrum already spreads with depth.
 STARTS = {"product": 0.3, "layers": 1.0}
 
 
@@ -65,7 +65,9 @@ def draw(study: Study) -> Figure:
         labels, depths = _of(study, start)
         for name, colour in (("rank", "tab:blue"), ("effective rank", "tab:orange")):
             values = np.stack([study.values(label, name) for label in labels], 1)
-            line(axes[0, 0], depths, values, f"{name}, {start}", color=colour, linestyle=style, marker="o", markersize=3)
+            line(
+                axes[0, 0], depths, values, f"{name}, {start}", color=colour, linestyle=style, marker="o", markersize=3
+            )
     classes = study.settings(study.labels[0])["classes"]
     axes[0, 0].axhline(classes - 1, color="grey", linewidth=0.8)
     axes[0, 0].text(1.0, classes - 1.1, "C - 1", color="grey", fontsize=8, va="top")
@@ -88,11 +90,11 @@ def draw(study: Study) -> Figure:
 
 RECIPE = Recipe(
     name="ufm-depth",
-    claim="Without any regularisation, depth alone biases gradient descent to logits of rank below C - 1; one layer goes to "
-    "neural collapse.",
+    claim="Without any regularisation, depth alone biases gradient descent to logits of rank below C - 1; one layer goes "
+    "to neural collapse.",
     source="Garrod, Keating & Thrampoulidis 2026 (arXiv 2605.23087), abstract",
-    rule="At equal loss the rank (singular values above a tenth of the largest) falls with depth and is below C - 1 at the "
-    "largest depth, from the same product at every depth and from Gaussian layers; one layer ends within 0.1 of neural "
+    rule="At equal loss the rank (singular values above a tenth of the largest) falls with depth and is below C - 1 at "
+    "the largest depth, from the same product at every depth and from Gaussian layers; one layer ends within 0.1 of neural "
     "collapse.",
     scales={
         "smoke": Scale(_settings(5, 8, (1, 3, 6), 0.02), 3, "seconds"),

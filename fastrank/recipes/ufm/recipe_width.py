@@ -42,7 +42,15 @@ def effects(study: Study) -> list[Effect]:
         slope(study, "rank", _doublings(study), study.labels, ">", "doubling of the width"),
         difference(study, "rank", last, first, ">"),
         # What the effect hangs on: the product of wider Gaussian layers has a flatter spectrum before any step.
-        slope(study, "effective rank at start", _doublings(study), study.labels, ">", "doubling of the width", counts=False),
+        slope(
+            study,
+            "effective rank at start",
+            _doublings(study),
+            study.labels,
+            ">",
+            "doubling of the width",
+            counts=False,
+        ),
     ]
 
 
@@ -73,8 +81,8 @@ RECIPE = Recipe(
     name="ufm-width",
     claim="From randomly initialised layers, more width biases training to logits of higher rank, against depth.",
     source="Garrod, Keating & Thrampoulidis 2026 (arXiv 2605.23087), abstract",
-    rule="At equal loss and depth the rank (singular values above a tenth of the largest) rises per doubling of the width, "
-    "and is higher at the largest width than at the smallest.",
+    rule="At equal loss and depth the rank (singular values above a tenth of the largest) rises per doubling of the "
+    "width, and is higher at the largest width than at the smallest.",
     scales={
         "smoke": Scale(_settings(5, 6, (5, 32), 0.02), 4, "seconds"),
         "quick": Scale(_settings(10, 6, (10, 16, 32, 64, 128), 1e-3), 20, "about a minute"),
