@@ -165,8 +165,8 @@ RECIPE = Recipe(
     claim="Depth shrinks the basin of attraction of neural collapse.",
     source="Garrod, Keating & Thrampoulidis 2026 (arXiv 2605.23087), abstract",
     rule="From a collapsed start with a random perturbation of relative size eps, a run stays near collapse where it "
-    "ends closer to the simplex than any matrix of rank C - 2 can be. The log10 of the largest eps up to which all do falls "
-    "per decade of depth, and is smaller at the largest depth than at L = 2.",
+    "ends closer to the simplex than any matrix of rank C - 2 can be. The log10 of the largest eps up to which all do "
+    "falls per decade of depth, and is smaller at the largest depth than at L = 2.",
     scales={
         "smoke": Scale(_settings((1, 2, 4, 8), 5, 8, 1.0, 0.02), 2, "seconds"),
         "quick": Scale(_settings(range(1, 41), 10, 40, 0.3, 1e-3), 10, "about 5 minutes"),

@@ -30,12 +30,15 @@ def _settings(depths: Sequence[int], classes: int, decades: int) -> dict[str, di
     return {f"L={L}": {"classes": classes, "depth": L, "scale": 0.3, "decades": decades, "starts": 16} for L in depths}
 
 
-def learned_margin(Z: Tensor, rank: int) -> float:
-    """GNC2 of the classifier V S^(1/2) [C, rank] that logits Z [N, C] = U S V^T amount to, of their `rank` largest
-    singular values and centred over classes (which no softmax sees); NaN where a row vanishes."""
-    Z = Z - Z.mean(1, keepdim=True)
-    _, s, Vh = torch.linalg.svd(Z, full_matrices=False)
-    W = Vh[:rank].T * s[:rank].sqrt()
+def learned_margin(classifier: Tensor, rank: int) -> float:
+    """GNC2 of the last layer [d, C] in its `rank` largest directions, centred over classes (which no softmax sees); NaN
+    where a row vanishes.
+
+    Only there: the classifier of depth L has singular values s^(1/L), among which those that the features hardly use look
+    large.
+    """
+    _, s, Vh = torch.linalg.svd(classifier - classifier.mean(1, keepdim=True), full_matrices=False)
+    W = Vh[:rank].T * s[:rank]
     return one_vs_rest_margin(W).margin if bool((W.norm(dim=1) > 0).all()) else float("nan")
 
 
@@ -47,12 +50,12 @@ def run(jobs: Sequence[Job], device: torch.device) -> None:
         C = s["classes"]
         model = DeepUFM(C, s["depth"], C)  # balanced: wider layers would be these and zeros
         weights = [W.to(device) for W in same_product(model, [job.seed for job in batch], s["scale"])]
-        times, held, pieces = [0.0], [logits(weights).cpu()], []
+        times, held, pieces = [0.0], [weights[-1].cpu()], []
         for time in [10.0**k for k in range(1, s["decades"] + 1)]:
             pieces.append(flow(weights, model, [0.0, time - times[-1]], rtol=1e-6, atol=1e-9))
             weights = pieces[-1].weights
             times.append(time)
-            held.append(logits(weights).cpu())
+            held.append(weights[-1].cpu())
         found = pieces[-1]
         found.times = torch.tensor(times, dtype=torch.float64)
         names = pieces[0].figures
@@ -63,8 +66,8 @@ def run(jobs: Sequence[Job], device: torch.device) -> None:
         for rank in set(ranks):
             if (C, rank) not in codes:
                 codes[C, rank] = softmax_code(C, rank, s["starts"]).margin
-        margins = [[learned_margin(Z[i], rank) for Z in held] for i, rank in enumerate(ranks)]
-        unit = margin_at_unit_layers(held[-1], model.labels, model.depth)
+        margins = [[learned_margin(W[i], rank) for W in held] for i, rank in enumerate(ranks)]
+        unit = margin_at_unit_layers(logits(weights).cpu(), model.labels, model.depth)
 
         def more(i: int, C=C, ranks=ranks, margins=margins, unit=unit) -> dict[str, Any]:
             best = codes[C, ranks[i]]
@@ -107,6 +110,8 @@ def draw(study: Study) -> Figure:
         times = study.of(label)[0].series("logits/time")[1]
         shares = np.array([run.evaluation["shares"] for run in study.of(label)])
         line(axes[0, 1], times[1:], shares[:, 1:], label, color=colour)
+    axes[0, 0].set_xticks(list(codes))
+    axes[0, 2].set_xticks(list(codes))
     axes[0, 0].set(xlabel="rank", ylabel="one-vs-rest margin", title="learned classifiers and softmax codes")
     axes[0, 0].legend(fontsize=7)
     axes[0, 1].axhline(NEAR, color="grey", linewidth=0.8)
@@ -137,11 +142,11 @@ def notes(study: Study) -> list[str]:
 
 RECIPE = Recipe(
     name="ufm-codes",
-    claim="The low-rank solutions approach softmax codes: at their rank, their classifier's one-vs-rest margin tends to "
-    "the largest that unit vectors can have.",
+    claim="The low-rank solutions approach softmax codes: at their rank, their classifier's one-vs-rest margin tends "
+    "to the largest that unit vectors can have.",
     source="Garrod, Keating & Thrampoulidis 2026 (arXiv 2605.23087), abstract; Jiang et al. 2024 (arXiv 2310.05351)",
-    rule="At every depth the learned margin's share of the best one at the final rank (singular values above a tenth of "
-    "the largest) grows from t = 100 to the end of the flow, and is above 0.9 there.",
+    rule="At every depth the learned margin's share of the best one at the final rank (singular values above a tenth "
+    "of the largest) grows from t = 100 to the end of the flow, and is above 0.9 there.",
     scales={
         "smoke": Scale(_settings((2, 4), 4, 4), 3, "seconds"),
         "quick": Scale(_settings((2, 3, 4, 6, 8), 6, 12), 10, "about 3 minutes"),

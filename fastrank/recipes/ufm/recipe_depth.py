@@ -18,6 +18,7 @@ from fastrank.recipes.ufm.runs import (
     START_EFFECTIVE_RANK,
     STEPS,
     TRAIN_ACCURACY,
+    draw_sigma,
     simulate,
 )
 
@@ -70,17 +71,17 @@ def draw(study: Study) -> Figure:
             )
     classes = study.settings(study.labels[0])["classes"]
     axes[0, 0].axhline(classes - 1, color="grey", linewidth=0.8)
-    axes[0, 0].text(1.0, classes - 1.1, "C - 1", color="grey", fontsize=8, va="top")
+    axes[0, 0].text(0.98, classes - 1.05, "C - 1", color="grey", fontsize=8, ha="right", va="top",
+                    transform=axes[0, 0].get_yaxis_transform())  # fmt: skip
     axes[0, 0].set(xlabel="depth L", ylabel="of the logits at equal loss", ylim=(0, None))
     axes[0, 0].legend(fontsize=7)
     labels, depths = _of(study, "product")
     for label, L, colour in zip(labels, depths, colours(len(labels)), strict=True):
         sigma = np.stack([run.spectra["logits/sigma"][1][-1] for run in study.of(label)])
-        sigma = sigma[:, : classes - 1] / sigma[:, :1]
-        line(axes[0, 1], range(1, classes), sigma, f"L={L}", color=colour, marker="o", markersize=3)
+        draw_sigma(axes[0, 1], sigma[:, : classes - 1], f"L={L}", colour)
         losses = study.of(label)[0].series("logits/loss")[1]
         axes[0, 2].plot(losses, study.of(label)[0].series("logits/effective_rank")[1], color=colour)
-    axes[0, 1].set(yscale="log", xlabel="index i", ylabel="$\\sigma_i / \\sigma_1$", title="same product at start")
+    axes[0, 1].set_title("same product at start")
     axes[0, 1].axhline(0.1, color="grey", linewidth=0.8)
     axes[0, 1].legend(fontsize=7)
     axes[0, 2].set(xscale="log", xlabel="loss", ylabel="effective rank", title="on the way, seed 0")
@@ -90,12 +91,12 @@ def draw(study: Study) -> Figure:
 
 RECIPE = Recipe(
     name="ufm-depth",
-    claim="Without any regularisation, depth alone biases gradient descent to logits of rank below C - 1; one layer goes "
-    "to neural collapse.",
+    claim="Without any regularisation, depth alone biases gradient descent to logits of rank below C - 1; one layer "
+    "goes to neural collapse.",
     source="Garrod, Keating & Thrampoulidis 2026 (arXiv 2605.23087), abstract",
     rule="At equal loss the rank (singular values above a tenth of the largest) falls with depth and is below C - 1 at "
-    "the largest depth, from the same product at every depth and from Gaussian layers; one layer ends within 0.1 of neural "
-    "collapse.",
+    "the largest depth, from the same product at every depth and from Gaussian layers; one layer ends within 0.1 of "
+    "neural collapse.",
     scales={
         "smoke": Scale(_settings(5, 8, (1, 3, 6), 0.02), 3, "seconds"),
         "quick": Scale(_settings(10, 32, (1, 2, 3, 4, 5, 6, 8, 10), 1e-3), 20, "about a minute"),

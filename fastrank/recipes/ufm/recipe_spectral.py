@@ -115,7 +115,7 @@ RECIPE = Recipe(
     name="ufm-spectral",
     claim="Under spectral initialisation the singular values follow an ODE of their own; in deep models they repel "
     "each other early, and low rank emerges.",
-    source="Garrod, Keating & Thrampoulidis 2026 (arXiv 2605.23087), abstract; the ODE in fastrank/recipes/ufm/DevNotes.md",
+    source="Garrod, Keating & Thrampoulidis 2026 (arXiv 2605.23087), abstract; the ODE: DevNotes.md beside the code",
     rule="Flow of the layers and the ODE agree to 1e-6 of sigma_1 at all times; until the mean singular value is 1 the "
     "spread of log sigma grows for L > 2 and shrinks for L <= 2, as first-order theory has it; the deepest model ends "
     "with rank below C - 1.",

@@ -17,6 +17,7 @@ from fastrank.recipes.ufm.runs import (
     START_EFFECTIVE_RANK,
     STEPS,
     TRAIN_ACCURACY,
+    draw_sigma,
     simulate,
 )
 
@@ -69,10 +70,9 @@ def draw(study: Study) -> Figure:
     axes[0, 0].set_title(f"L = {settings['depth']}, C = {classes}", fontsize=9)
     axes[0, 0].legend(fontsize=7)
     for label, d, colour in zip(study.labels, widths, colours(len(widths)), strict=True):
-        sigma = np.stack([run.spectra["logits/sigma"][1][-1] for run in study.of(label)])[:, : classes - 1]
-        line(axes[0, 1], range(1, classes), sigma / sigma[:, :1], f"d={d}", color=colour, marker="o", markersize=3)
+        sigma = np.stack([run.spectra["logits/sigma"][1][-1] for run in study.of(label)])
+        draw_sigma(axes[0, 1], sigma[:, : classes - 1], f"d={d}", colour)
     axes[0, 1].axhline(0.1, color="grey", linewidth=0.8)
-    axes[0, 1].set(yscale="log", xlabel="index i", ylabel="$\\sigma_i / \\sigma_1$ at the end")
     axes[0, 1].legend(fontsize=7)
     return figure
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,9 @@ from fastrank.recipes.ufm.descent import descend
 from fastrank.recipes.ufm.model import DeepUFM, logits
 from fastrank.recipes.ufm.trajectory import Trajectory
 from fastrank.record import RunWriter
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 #: A singular value counts for the rank that the recipes compare when it is at least this share of the largest: from a
 #: generic start none is ever zero, and those that depth leaves behind differ from the others by factors.
@@ -72,6 +76,16 @@ def write(jobs: Sequence[Job], found: Trajectory, more: Callable[[int], dict[str
                 "steps": float(found.stopped[i].nan_to_num(float(found.times[-1]))),
                 "diverged": bool(found.diverged[i]), **more(i),
             })  # fmt: skip
+
+
+def draw_sigma(axes: Axes, sigma: np.ndarray, label: str, colour: tuple[float, ...]) -> None:
+    """sigma_i / sigma_1 against i on a log scale: median over seeds, the quartiles as a band. sigma: [seeds, k]."""
+    share = sigma / sigma[:, :1]
+    low, middle, high = np.quantile(share, (0.25, 0.5, 0.75), axis=0)
+    index = np.arange(1, sigma.shape[1] + 1)
+    axes.plot(index, middle, color=colour, label=label, marker="o", markersize=3)
+    axes.fill_between(index, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.set(yscale="log", xlabel="index i", ylabel="$\\sigma_i / \\sigma_1$ at the end")
 
 
 TRAIN_ACCURACY = Column("train accuracy", evaluated("train_accuracy", scale=100.0), form=".1f")
