@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,11 +32,10 @@ def _settings(depths: Sequence[int], classes: int, decades: int) -> dict[str, di
 
 
 def learned_margin(classifier: Tensor, rank: int) -> float:
-    """GNC2 of the last layer [d, C] in its `rank` largest directions, centred over classes (which no softmax sees); NaN
-    where a row vanishes.
+    """GNC2 of the last layer [d, C] in its `rank` largest directions, centred over classes, as softmax sees it.
 
-    Only there: the classifier of depth L has singular values s^(1/L), among which those that the features hardly use look
-    large.
+    Only there: the classifier of depth L has singular values s^(1/L), and those that the features hardly use look large
+    among them. NaN where a row vanishes.
     """
     _, s, Vh = torch.linalg.svd(classifier - classifier.mean(1, keepdim=True), full_matrices=False)
     W = Vh[:rank].T * s[:rank]
@@ -89,6 +89,7 @@ def effects(study: Study) -> list[Effect]:
     return found
 
 
+@functools.cache
 def _codes(classes: int) -> dict[int, Any]:
     return {rank: softmax_code(classes, rank, 8) for rank in range(2, classes)}
 
@@ -130,9 +131,11 @@ def draw(study: Study) -> Figure:
 
 
 def notes(study: Study) -> list[str]:
-    classes = study.settings(study.labels[0])["classes"]
+    first = study.settings(study.labels[0])
+    classes = first["classes"]
     codes = {rank: code.logits for rank, code in _codes(classes).items()}
-    found = []
+    end = f"1e{first['decades']}"
+    found = [f"The flow ends at time {end}; margins grow with its logarithm, and the claim is about their limit."]
     for label in study.labels:
         best = favoured(codes, study.settings(label)["depth"])
         found.append(f"{label}: the code of rank {best} has the largest margin at unit layer norms; "
