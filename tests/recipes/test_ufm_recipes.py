@@ -1,4 +1,4 @@
-"""The recipes of the unconstrained feature model at their smallest scale, from run directories to verdict and figure."""
+"""The recipes of the unconstrained feature model at their smallest scale, from run directories to figure."""
 
 from __future__ import annotations
 
