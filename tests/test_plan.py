@@ -17,7 +17,7 @@ from fastrank import watch
 from fastrank.errors import InputError
 from fastrank.plan import BACKWARD, cuts, matrices, plan
 from fastrank.tracking_cost import LIBRARY_SHARE
-from fastrank.watcher import PRESETS
+from fastrank.presets import PRESETS
 
 pytest.importorskip("timm")
 from fastrank.train.planned import parse_budget, plan_named, to_json, to_text
