@@ -127,11 +127,22 @@ class Capture:
         self._runs: dict[str, int] = {}
         self._indices: dict[tuple, Tensor] = {}
         self._draws = 0
-        self._layers, self._handles = layers, []
+        self._layers, self._handles, self._around = layers, [], ()
+
+    def around(self, model: nn.Module, begins: Callable[[], None], ends: Callable[[Tensor | None], None]) -> None:
+        """Also calls `begins()` before every training-mode forward of `model`, and `ends(output)` after it."""
+        self._around = (
+            (model.register_forward_pre_hook, ForwardHook(model, self.switch, lambda *_: begins())),
+            (
+                model.register_forward_hook,
+                ForwardHook(model, self.switch, lambda _, output: ends(output), takes_output=True),
+            ),
+        )
 
     def attach(self) -> None:
         if not self._handles:
             self._handles = [handle for layer in self._layers for handle in self._hook(layer)]
+            self._handles += [register(hook, with_kwargs=True) for register, hook in self._around]
 
     def _hook(self, layer: Layer):
         wants_input = layer.weight and bool(self._kinds & {"input", "bound"})

@@ -67,7 +67,6 @@ class ForwardHook(Hook):
 
     Args:
         takes_input, takes_output: which of the two `receive` wants; the other is None.
-        always: look while the switch is off, too.
     """
 
     def __init__(
@@ -77,10 +76,9 @@ class ForwardHook(Hook):
         receive: Callable[[Tensor | None, Tensor | None], None],
         takes_input: bool = False,
         takes_output: bool = False,
-        always: bool = False,
     ) -> None:
         self._module, self._switch, self._receive = module, switch, receive
-        self._takes_input, self._takes_output, self._always = takes_input, takes_output, always
+        self._takes_input, self._takes_output = takes_input, takes_output
         self._number = next(_NUMBERS)
         _TAPPED[self._number] = self
 
@@ -90,7 +88,7 @@ class ForwardHook(Hook):
                 x, y = self._tensors(args, kwargs, output)
                 torch.ops.fastrank.tap(x, y, self._switch.token, self._number)
             return
-        if (self._switch.armed or self._always) and module.training and not in_backward():
+        if self._switch.armed and module.training and not in_backward():
             x, y = self._tensors(args, kwargs, output)
             if module is self._module or _on_first_device(self._module, x if y is None else y):
                 with torch.no_grad():
@@ -99,7 +97,7 @@ class ForwardHook(Hook):
     def tapped(self, x: Tensor | None, y: Tensor | None) -> None:
         """From a compiled graph."""
         self._switch.traced = True
-        if self._switch.armed or self._always:
+        if self._switch.armed:
             with torch.no_grad():
                 self._receive(x, y)
 

@@ -67,7 +67,7 @@ class AnyOf:
         return any(schedule(step) for schedule in self.schedules)
 
     def __str__(self) -> str:
-        return ", ".join(describe(schedule) for schedule in self.schedules)
+        return ", ".join(str(describe(schedule)) for schedule in self.schedules)
 
 
 def parse_schedule(given: Any, argument: str = "every") -> Schedule:

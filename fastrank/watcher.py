@@ -27,7 +27,6 @@ from fastrank.capture import (
 from fastrank.costs import Costs
 from fastrank.errors import InputError
 from fastrank.figures import Figures
-from fastrank.hooks import ForwardHook
 from fastrank.metrics.alignment import alignment
 from fastrank.presets import TOP, parse_metrics
 from fastrank.ranks import rank_counts
@@ -132,18 +131,11 @@ class Watcher:
         #: Forwards of the step under way, and of the one before: the last of as many is measured.
         self._forwards, self._expected = 0, 1
         self._costs = Costs(next((p.device for p in model.parameters()), torch.device("cpu")))
-        # Hooks come last: a mistake in any argument leaves the model as it was.
-        self._capture.attach()
-        switch = self._capture.switch
-        begins = ForwardHook(model, switch, lambda *_: self._begin_forward(), always=True)
-        ends = ForwardHook(model, switch, lambda _, output: self._on_output(output), takes_output=True)
-        self._root = [
-            model.register_forward_pre_hook(begins, with_kwargs=True),
-            model.register_forward_hook(ends, with_kwargs=True),
-        ]
+        self._capture.around(model, self._begin_forward, self._on_output)
+        self._capture.attach()  # last: a mistake in any argument leaves the model as it was
         self.latest: dict[str, float] = {}
-        self._step = 0
-        self._paused = self._closed = self._ran = False
+        self._step = self._first = 0
+        self._paused = self._closed = False
         self._weights: dict[str, SubspaceState] = {}
         self._inputs: dict[str, SubspaceState] = {}
         self._disabled: set[str] = set()
@@ -168,9 +160,6 @@ class Watcher:
         `finished=False` marks the run as interrupted, as leaving the context through an exception does.
         """
         self._capture.detach()
-        for handle in self._root:
-            handle.remove()
-        self._root.clear()
         if self.log is not None:
             if self._costs.steps and not self._closed:
                 self.log.note(max(self._step - 1, 0), "cost", json.dumps(self.cost(by="source")))
@@ -198,10 +187,14 @@ class Watcher:
         measured = self._capture.switch.armed
         closes = self._window is not None and not self._paused and self._window.ends(step)
         if not (measured or closes):
+            self._step = step + 1
             if self._budget is not None and not self._paused:
                 self._budget.passed(self._costs.elapsed())
-            self._step += 1
-            self._begin()
+                self._costs.begin()
+            if self._due():
+                self._begin()
+            elif step == self._first:
+                self._rest()
             return
         scalars = {name: _number(name, value) for name, value in scalars.items()}
         logits = self._output if logits is None else logits
@@ -210,6 +203,7 @@ class Watcher:
         self._step += 1
         if measured:
             self._measure(logits, target)
+            self._expected = max(1, self._forwards)
         if closes:
             with self._costs.block("window"):
                 self._measure_window()
@@ -267,6 +261,7 @@ class Watcher:
 
     def load_state_dict(self, state: dict) -> None:
         self._step, self._expected = int(state["step"]), int(state.get("forwards", 1))
+        self._first = self._step
         if self._window is not None and state.get("window") is not None:
             self._window.load_state_dict(state["window"])
         if self._budget is not None and state.get("budget") is not None:
@@ -275,6 +270,10 @@ class Watcher:
         self._weights = {name: SubspaceState.from_state_dict(s) for name, s in state["weights"].items()}
         self._inputs = {name: SubspaceState.from_state_dict(s) for name, s in state["inputs"].items()}
         self._begin()
+
+    def _due(self) -> bool:
+        scheduled = not self._paused and self._scheduled(self._step)
+        return bool(scheduled and (self._budget is None or self._budget.due(self._step)))
 
     def _begin(self, log_seconds: float = 0.0) -> None:
         """Get ready for the forward of step number `_step`; what writing the last record took counts to this one."""
@@ -288,19 +287,22 @@ class Watcher:
         self._bounds: dict[str, list[Tensor]] = {}
         self._weights_are_measured = False
         self._forwards = 0
-        capture, step = self._capture, self._step
-        capture.begin_step(step)
-        scheduled = not self._paused and self._scheduled(step)
-        capture.switch.armed = bool(scheduled and (self._budget is None or self._budget.due(step)))
-        if capture.switch.armed:
-            capture.attach()
-        elif self._ran and not capture.switch.traced:
-            capture.remove()
+        self._capture.begin_step(self._step)
+        self._capture.switch.armed = self._due()
+        if self._capture.switch.armed:
+            self._capture.attach()
+        elif self._step > self._first:
+            self._rest()
         self._costs.begin(**({"log": log_seconds} if log_seconds else {}))
+
+    def _rest(self) -> None:
+        """No step off the schedule pays for hooks, but those that a graph may still be compiled with: in the first step
+        of all, and wherever one was."""
+        if not self._capture.switch.traced:
+            self._capture.remove()
 
     def _begin_forward(self) -> None:
         self._forwards += 1
-        self._ran = True
         self._capture.begin_forward(skipping=self._forwards < self._expected)
 
     def _on_output(self, output: Tensor | None) -> None:
