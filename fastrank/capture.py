@@ -120,8 +120,8 @@ class Capture:
         self.switch = Switch()
         #: A forward whose activations and inputs are left out; weights and bounds are not.
         self.skipping = False
-        #: Whether a hook of a layer has seen a forward.
-        self.saw = False
+        #: Layers of which a forward was ever seen.
+        self.seen: set[str] = set()
         self._emit, self._kinds, self._mode, self._seed = emit, kinds, mode, seed
         self.max_features, self.input_rows = max_features, input_rows
         self._runs: dict[str, int] = {}
@@ -157,7 +157,7 @@ class Capture:
         yield layer.module.register_forward_hook(hook, with_kwargs=True)
 
     def _receive(self, layer: Layer, x: Tensor | None, output: Tensor | None) -> None:
-        self.saw = True
+        self.seen.add(layer.name)
         run = self._runs[layer.name] = self._runs.get(layer.name, 0) + 1
         name = layer.name if run == 1 else f"{layer.name}#{run}"
         weight = trained_weight(layer.module) if layer.weight else None

@@ -107,6 +107,14 @@ class ForwardHook(Hook):
         return None if x is None else x.detach(), None if y is None else y.detach()
 
 
+def is_compiled(model: nn.Module) -> bool:
+    """Whether torch.compile is on the model or on a part of it."""
+    return any(
+        getattr(module, "_compiled_call_impl", None) is not None or isinstance(module, torch._dynamo.OptimizedModule)
+        for module in model.modules()
+    )
+
+
 def in_backward() -> bool:
     """Whether this thread is inside a backward pass; torch's own activation checkpointing asks the same way."""
     return torch._C._current_graph_task_id() != -1

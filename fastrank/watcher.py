@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -27,6 +28,7 @@ from fastrank.capture import (
 from fastrank.costs import Costs
 from fastrank.errors import InputError
 from fastrank.figures import Figures
+from fastrank.hooks import is_compiled
 from fastrank.metrics.alignment import alignment
 from fastrank.presets import TOP, parse_metrics
 from fastrank.ranks import rank_counts
@@ -104,6 +106,7 @@ class Watcher:
         if not 0 < _number("T", T) < math.inf:
             raise InputError("T", "a temperature > 0", float(T))
         self._kinds, self._names = parse_metrics(metrics)
+        self._model, self._looked = model, False
         self._scheduled, self._T, self._seed = parse_schedule(every), T, seed
         self._budget = None if budget is None else Budget(parse_budget(budget))
         ends = None if window is None else parse_schedule(window, "window")
@@ -204,6 +207,8 @@ class Watcher:
         if measured:
             self._measure(logits, target)
             self._expected = max(1, self._forwards)
+            if not self._looked:
+                self._look_for_graphs()
         if closes:
             with self._costs.block("window"):
                 self._measure_window()
@@ -329,6 +334,20 @@ class Watcher:
                 self._costs.hold(key, found)
             else:
                 self._measure_bound(name.partition("#")[0], found)
+
+    def _look_for_graphs(self) -> None:
+        """After the first measured step: a graph compiled before the hooks were there does not run them."""
+        self._looked = True
+        seen, layers = self._capture.seen, {layer.name for layer in self._layers}
+        compiled = is_compiled(self._model)
+        # Where nothing at all was seen, a graph of the model may be what ran instead of it.
+        if (compiled and seen < layers) or (not seen and "torch._dynamo" in sys.modules):
+            torch.compiler.reset()
+            self._capture.switch.traced = True
+            text = "was compiled before it was watched: torch.compile starts anew, with the hooks in its graphs"
+            self._explain("torch.compile", f"a part of the model {text}")
+            if compiled:
+                warnings.warn(f"fastrank: a part of the model {text}", RuntimeWarning, stacklevel=4)
 
     def _measure_weights(self) -> None:
         """At the end of the step's first forward, before an optimiser can touch them."""

@@ -32,7 +32,7 @@ def stacked(model, batches):
 
 
 @pytest.mark.parametrize(
-    ("window", "every", "ends"), [(4, 1, [3, 7]), ("epoch:4", 2, [3, 7]), ([3, "epoch:8"], 1, [7])]
+    ("window", "every", "ends"), [(4, 1, [3, 7]), ("epoch:4", 2, [3, 7]), ([4, "epoch:8"], 1, [7])]
 )
 def test_a_window_has_the_spectrum_of_all_its_rows(window, every, ends):
     model, records, batches = small_net(), Records(), small_batches(8, size=5)
