@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastrank.ranks import rank_counts
-from fastrank.sketched import LARGEST_SHARE, SMALLEST_SIDE, sketch_width, sketched_spectrum
+from fastrank.sketched import sketch_width, sketched_spectrum
 
 
 def low_rank(n, d, sigma, noise=0.0, dtype=torch.float32):
@@ -57,10 +57,10 @@ def test_float64_is_left_to_others():
 
 
 def test_widths():
-    m = SMALLEST_SIDE
-    assert sketch_width(m, 2 * m, 20) == 33 and sketch_width(2 * m, m, 20) == 33
-    assert sketch_width(m - 1, 2 * m, 20) is None
-    assert sketch_width(m, m, LARGEST_SHARE * m) is None and sketch_width(m, m, float("nan")) is None
+    assert sketch_width(512, 4608, 20) == sketch_width(4608, 512, 20) == 48
+    assert sketch_width(512, 4608, 127) is None and sketch_width(2048, 2048, 127) == 160
+    assert sketch_width(256, 2304, 20) is None and sketch_width(2048, 2048, float("nan")) is None
+    assert sketch_width(0, 7, 0) is None
 
 
 def test_the_global_state_is_not_touched_and_the_same_draw_gives_the_same():
