@@ -19,6 +19,9 @@ from fastrank.train.names import closest
 #: name -> module under fastrank.recipes that holds its `RECIPE`, in the order of the gallery's list.
 FILES = {
     "temperature-sweep": "temperature_sweep",
+    "logits-norm": "logits_norm",
+    "alignment": "alignment",
+    "gradient-rank": "gradient_rank",
     "softmax-rank": "softmax_rank",
 }
 

@@ -195,7 +195,7 @@ def _watcher(config: TrainConfig, model: nn.Module, writer: RunWriter, T: Tensor
 
 def _criterion(config: TrainConfig) -> nn.Module:
     loss = TemperedCE if config.loss == "ce" else TemperedMSE
-    return loss(T=torch.tensor(config.temperature), label_smoothing=config.label_smoothing)
+    return loss(T=torch.tensor(float(config.temperature)), label_smoothing=config.label_smoothing)
 
 
 def _first_norm(model: nn.Module, data: Data, config: TrainConfig, device: torch.device) -> float:
