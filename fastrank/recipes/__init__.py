@@ -23,6 +23,10 @@ FILES = {
     "alignment": "alignment",
     "gradient-rank": "gradient_rank",
     "softmax-rank": "softmax_rank",
+    "vgg-norm": "vgg_norm",
+    "init-norm": "init_norm",
+    "mse": "mse",
+    "schedule": "schedule",
 }
 
 __all__ = [

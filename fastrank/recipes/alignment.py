@@ -114,8 +114,8 @@ RECIPE = Recipe(
     claim="At high temperature the top singular vectors of weights and representations align early in training, deep "
     "layers first; at T = 1 they hardly do.",
     source="Masarczyk et al. 2025, eq. 2, Fig. 3, 10, 24, 25",
-    rule=f"Averaged over the first {EARLY:.0%} of training, the maximum of the 15 x 15 cosines, averaged over layers, "
-    "is higher at the highest temperature than at T = 1, and at the highest it is larger in the last third of the layers "
+    rule=f"Averaged over the first {EARLY:.0%} of training and over layers, the maximum of the 15 x 15 cosines is "
+    "higher at the highest temperature than at T = 1, and at the highest it is larger in the last third of the layers "
     "than in the first third.",
     scales={
         "smoke": Scale(over_temperatures({**SMOKE_MLP, "track": "act,align", "every": 10}, (1, 10)), 2, "seconds"),

@@ -44,6 +44,14 @@ def deep(run: Run, metric: str) -> float:
     return float(ranks[len(ranks) // 2 :].mean())
 
 
+def deep_effective(run: Run) -> float:
+    """Effective rank (Roy & Vetterli 2007) of the second half of the hidden layers' activations, mean over training."""
+    names = [name for kind, name, metric in map(split_key, run.keys) if (kind, metric) == ("act", "effective_rank")][
+        :-1
+    ]
+    return float(np.mean([run.series(f"act/{name}/effective_rank")[1].mean() for name in names[len(names) // 2 :]]))
+
+
 def exceeded(run: Run) -> tuple[int, int]:
     """(pairs of layer and step at which the bound is certainly exceeded, all pairs)"""
     excess = np.concatenate([run.series(f"grad/{layer}/bound_excess")[1] for layer in layers(run)])
@@ -56,6 +64,7 @@ def effects(study: Study) -> list[Effect]:
     return [
         difference(study, "deep gradient rank", high, low, "<"),
         difference(study, "deep input rank", high, low, "<"),
+        difference(study, "deep effective rank", high, low, "<", counts=False),
         # Eq. 3 holds for exact ranks; numerical ones have tolerances of their own on both sides.
         proportion("share of layers and steps within the bound", ">", int(counts[1] - counts[0]), int(counts[1]), 0.95),
     ]
@@ -76,6 +85,19 @@ def draw(study: Study) -> Figure:
     return figure
 
 
+def notes(study: Study) -> list[str]:
+    ranks = [by_layer(run, "input_rank").max() for label in study.labels for run in study.of(label)]
+    batch = study.settings(study.labels[0])["train"]["batch_size"]
+    if max(ranks) < batch:
+        return []
+    return [
+        f"A batch of {batch} samples has at most that rank, and torch's default tolerance for it is "
+        f"{batch * 1.2e-7:.0e} of the largest singular value: inputs at this ceiling cannot show a collapse of their "
+        "smaller singular values. Over many more samples the default tolerance is as many times larger. The effective "
+        "rank has no tolerance."
+    ]
+
+
 RECIPE = Recipe(
     name="gradient-rank",
     claim="The rank of a layer's input bounds the rank of its weight's gradient; at high temperature both collapse in "
@@ -85,12 +107,12 @@ RECIPE = Recipe(
     "both lower at the highest temperature than at T = 1; the bound is certainly exceeded at fewer than 5 % of all "
     "layers and steps.",
     scales={
-        "smoke": Scale(over_temperatures({**SMOKE_MLP, "track": "bound", "every": 10}, (1, 10)), 2, "seconds"),
+        "smoke": Scale(over_temperatures({**SMOKE_MLP, "track": "act,bound", "every": 10}, (1, 10)), 2, "seconds"),
         "quick": Scale(
-            over_temperatures({**SMALL_MLP, "track": "bound", "every": 6}, (1, 100)), 3, "about 3 minutes"
+            over_temperatures({**SMALL_MLP, "track": "act,bound", "every": 6}, (1, 100)), 3, "about 3 minutes"
         ),
         "full": Scale(
-            over_temperatures({**PAPER_MLP, "track": "bound", "every": 39}, (1, 100)), 3,
+            over_temperatures({**PAPER_MLP, "track": "act,bound", "every": 39}, (1, 100)), 3,
             "6 trainings of the MLP on CIFAR-10, 100 epochs each",
         ),
     },
@@ -99,9 +121,11 @@ RECIPE = Recipe(
         TEST_ACCURACY,
         Column("deep gradient rank", lambda run: deep(run, "rank")),
         Column("deep input rank", lambda run: deep(run, "input_rank")),
+        Column("deep effective rank", deep_effective),
         Column("layers and steps beyond the bound", lambda run: exceeded(run)[0], form=".0f"),
     ),
     run=train_jobs,
     effects=effects,
     draw=draw,
+    notes=notes,
 )  # fmt: skip
