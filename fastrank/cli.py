@@ -28,6 +28,15 @@ def train(
     temperature: Annotated[
         list[float] | None, typer.Option(help="Softmax temperatures, one run each: --temperature 1 100.")
     ] = None,
+    temperature_schedule: Annotated[
+        str | None, typer.Option(help="constant, linear, cosine or norm-matched (constant).")
+    ] = None,
+    temperature_end: Annotated[float | None, typer.Option(help="Where linear and cosine end (1).")] = None,
+    initial_norm: Annotated[
+        float | None, typer.Option(help="norm-matched: RMS norm of a sample's first logits, over T.")
+    ] = None,
+    loss: Annotated[str | None, typer.Option(help="ce, or mse of the softmax (ce).")] = None,
+    label_smoothing: Annotated[float | None, typer.Option(help="Of the targets (0).")] = None,
     model: Annotated[
         str | None, typer.Option(help="A timm model, or mlp, vgg19, resnet18_cifar, ... (resnet18)")
     ] = None,
@@ -78,6 +87,8 @@ def train(
         "warmup_epochs": warmup_epochs, "milestones": tuple(milestones) if milestones else None, "gamma": gamma,
         "augment": augment, "image_size": image_size,
         "samples_per_class": samples_per_class, "track": track, "every": every,
+        "temperature_schedule": temperature_schedule, "temperature_end": temperature_end, "initial_norm": initial_norm,
+        "loss": loss, "label_smoothing": label_smoothing,
         "layers": tuple(layers) if layers else None, "model_kwargs": parse_kwargs(model_kwarg) if model_kwarg else None,
     }  # fmt: skip
     fields = (preset_fields(preset) if preset else {}) | {k: v for k, v in named.items() if v is not None}

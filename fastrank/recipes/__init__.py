@@ -19,7 +19,14 @@ from fastrank.train.names import closest
 #: name -> module under fastrank.recipes that holds its `RECIPE`, in the order of the gallery's list.
 FILES = {
     "temperature-sweep": "temperature_sweep",
+    "logits-norm": "logits_norm",
+    "alignment": "alignment",
+    "gradient-rank": "gradient_rank",
     "softmax-rank": "softmax_rank",
+    "vgg-norm": "vgg_norm",
+    "init-norm": "init_norm",
+    "mse": "mse",
+    "schedule": "schedule",
     "ufm-depth": "ufm.recipe_depth",
     "ufm-spectral": "ufm.recipe_spectral",
     "ufm-basin": "ufm.recipe_basin",

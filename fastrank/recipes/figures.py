@@ -14,11 +14,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+def empty(size: tuple[float, float]) -> Figure:
+    """A figure of that size in inches, without axes."""
+    return require("matplotlib.figure", "the figure").Figure(figsize=size, layout="constrained")
+
+
 def panels(rows: int = 1, columns: int = 1, size: tuple[float, float] = (4.0, 3.0), **options: Any):
     """(figure, axes [rows, columns] array); `size` in inches is that of one panel. Touches no global state."""
-    figure: Figure = require("matplotlib.figure", "the figure").Figure(
-        figsize=(size[0] * columns, size[1] * rows), layout="constrained"
-    )
+    figure = empty((size[0] * columns, size[1] * rows))
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 

@@ -138,7 +138,8 @@ class Study:
         """Why a setting must not be compared: a seed below the recipe's train accuracy; empty where none is."""
         if self.recipe.trained is None:
             return ""
-        accuracies = [float(run.evaluation.get("train_accuracy", np.nan)) for run in self.of(label)]
+        # A job that trains nothing has no accuracy and cannot fail to train.
+        accuracies = [run.evaluation["train_accuracy"] for run in self.of(label) if "train_accuracy" in run.evaluation]
         low = [accuracy for accuracy in accuracies if not accuracy >= self.recipe.trained]
         if not low:
             return ""
