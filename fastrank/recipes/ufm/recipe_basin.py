@@ -164,8 +164,8 @@ def notes(study: Study) -> list[str]:
     diverged = int(sum(run.series("basin/diverged")[1][-1] for label in study.labels for run in study.of(label)))
     loss = study.settings(study.labels[0])["loss_below"]
     return [
-        f"Judged at a loss of {loss:g}. Past s = C (1 - 2/L) deviations shrink again, as exp(-s / C) with s of the order of the "
-        "log of time: a run that is somewhat off there may still collapse in a limit that nobody waits for.",
+        f"Judged at a loss of {loss:g}. Past s = C (1 - 2/L) deviations shrink again, as exp(-s / C) with s "
+        "of the order of the log of time: a run that is somewhat off there may still collapse in a limit that nobody waits for.",
         f"{diverged} runs diverged; each counts as not collapsed.",
     ]
 
