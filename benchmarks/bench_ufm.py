@@ -1,7 +1,8 @@
 """Gradient descent on deep unconstrained feature models: all runs as one batch against a loop over small torch modules.
 
 A call is `STEPS` steps of `runs` runs, whose time is that of the whole simulation's steps in the same proportion: every
-step does the same work. The loop trains one run of the batch after another, as one would write it down.
+step does the same work. fastrank's call also takes the figures of one record. The loop trains one run of the batch
+after another, as one would write it down.
 """
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ def notes(study: Study) -> list[str]:
     loss = study.settings(study.labels[0])["loss_below"]
     return [
         f"Judged at a loss of {loss:g}. Past s = C (1 - 2/L) deviations shrink again, as exp(-s / C) with s "
-        "of the order of the log of time: a run that is somewhat off there may still collapse in a limit that nobody waits for.",
+        "of the order of the log of time: a run somewhat off there may still collapse in a limit that nobody waits for.",
         f"{diverged} runs diverged; each counts as not collapsed.",
     ]
 
@@ -179,7 +179,7 @@ RECIPE = Recipe(
     "falls per decade of depth, and is smaller at the largest depth than at L = 2.",
     scales={
         "smoke": Scale(_settings((1, 2, 4, 8), 5, 8, 1.0, 0.02), 2, "seconds"),
-        "quick": Scale(_settings(range(1, 41), 10, 40, 0.3, 1e-3), 10, "about 5 minutes"),
+        "quick": Scale(_settings(range(1, 41), 10, 40, 0.3, 1e-3), 10, "about 6 minutes"),
         "full": Scale(_settings(range(1, 81), 10, 80, 0.1, 1e-5), 100, "for a GPU"),
     },
     columns=(

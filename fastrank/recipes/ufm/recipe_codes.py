@@ -152,7 +152,7 @@ RECIPE = Recipe(
     "of the largest) grows from t = 100 to the end of the flow, and is above 0.9 there.",
     scales={
         "smoke": Scale(_settings((2, 4), 4, 4), 3, "seconds"),
-        "quick": Scale(_settings((2, 3, 4, 6, 8), 6, 12), 10, "about 3 minutes"),
+        "quick": Scale(_settings((2, 3, 4, 6, 8), 6, 12), 10, "under a minute"),
         "full": Scale(_settings((2, 3, 4, 6, 8, 12), 10, 20), 50, "about three hours on two cores"),
     },
     columns=(
