@@ -165,7 +165,7 @@ def notes(study: Study) -> list[str]:
     loss = study.settings(study.labels[0])["loss_below"]
     return [
         f"Judged at a loss of {loss:g}. Past s = C (1 - 2/L) deviations shrink again, as exp(-s / C) with s "
-        "of the order of the log of time: a run somewhat off there may still collapse in a limit that nobody waits for.",
+        "of the order of the log of time: a run somewhat off there may still collapse in a limit nobody waits for.",
         f"{diverged} runs diverged; each counts as not collapsed.",
     ]
 
