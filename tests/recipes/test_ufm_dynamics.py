@@ -7,11 +7,12 @@ import itertools
 import pytest
 import torch
 
+from fastrank import InputError
 from fastrank.recipes.ufm import bases, initialise, reduced
 from fastrank.recipes.ufm.descent import descend
 from fastrank.recipes.ufm.flow import flow
 from fastrank.recipes.ufm.integrate import Integrator
-from fastrank.recipes.ufm.model import DeepUFM, join
+from fastrank.recipes.ufm.model import DeepUFM
 from fastrank.recipes.ufm.trajectory import log_times
 
 
@@ -159,5 +160,20 @@ def test_flow_is_what_descent_tends_to():
     assert 1.8 < ratio < 2.2  # Euler's error is of first order
 
 
-def test_weights_that_are_no_chain_are_refused():
-    join(initialise.gaussian(DeepUFM(3, 2, 4), [0]))
+def test_mistakes_are_named():
+    model = DeepUFM(4, 3, 5)
+    weights = initialise.gaussian(model, [0, 1])
+    for argument, call in (
+        ("weights", lambda: descend(weights[:2], model, 0.1, 5)),
+        ("weights", lambda: descend([W.half() for W in weights], model, 0.1, 5)),
+        ("lr", lambda: descend(weights, model, torch.ones(3), 5)),
+        ("lr", lambda: descend(weights, model, 0.0, 5)),
+        ("record", lambda: descend(weights, model, 0.1, 5, record=[0, 6])),
+        ("times", lambda: flow(weights, model, [1.0, 0.0])),
+        ("depth", lambda: DeepUFM(4, 0)),
+        ("width", lambda: initialise.spectral(DeepUFM(8, 2, 3), bases.walsh(8), torch.ones(1, 7))),
+        ("s", lambda: initialise.spectral(DeepUFM(8, 2, 9), bases.walsh(8), -torch.ones(1, 7))),
+        ("classes", lambda: bases.walsh(6)),
+    ):
+        with pytest.raises(InputError, match=f"^{argument}: expected"):
+            call()
