@@ -1,8 +1,9 @@
 """From modules to named matrices: forward hooks that hand on sampled views of what a layer saw and gave.
 
-This is the only file that knows hooks. A *source* is a matrix [n, d] with rows as samples:
+A *source* is a matrix [n, d] with rows as samples:
 
 * `act`: the output of a layer, in a mode (`flatten`, `channels`, `pool`), see `as_matrix`;
+* `window`: the same, with fewer columns and rows, of every forward;
 * `weight`: the layer's weight as [out, in], a convolution's as [out, in / groups * kh * kw];
 * `input`: the layer's input in the coordinates of that weight: features of a linear layer, patches of a convolution;
   of these a seeded sample of rows. `bound` is the input with all its rows, never formed: its spectrum;
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fastrank.errors import InputError
+from fastrank.hooks import ForwardHook, Switch
 from fastrank.kernels.gram import Convolution, patch_rows
 from fastrank.metrics.gradient_bound import input_spectrum
 from fastrank.spectra import Spectrum
@@ -27,6 +29,10 @@ from fastrank.spectra import Spectrum
 MAX_FEATURES = 10_000
 #: At most this many rows (samples or patch positions) of a layer's input enter its subspace.
 INPUT_ROWS = 512
+#: At most so many features enter a window's state: 8 MiB of float64 a layer, 0.4 GiB for ResNet-50's 49 outputs.
+WINDOW_FEATURES = 1024
+#: At most so many rows of one forward enter it: four times its features, where a convolution has a million positions.
+WINDOW_ROWS = 4096
 
 MODES = ("flatten", "channels", "pool")
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -90,27 +96,12 @@ def select_layers(model: nn.Module, layers: str | Iterable[str] = "*") -> list[L
     return [chosen[name] for name in modules if name in chosen]
 
 
-class Hook:
-    """A forward hook that stays behind: a copy or a pickle of a watched model holds hooks that do nothing."""
-
-    def __init__(self, call: Callable[..., None] | None = None) -> None:
-        self._call = call
-
-    def __call__(self, *args: object) -> None:
-        if self._call is not None:
-            self._call(*args)
-
-    def __reduce__(self) -> tuple:
-        return Hook, ()
-
-
 class Capture:
-    """Hooks on `layers` that call `emit(kind, name, matrix)` at every training-mode forward while `armed`.
+    """Hooks on `layers` that call `emit(kind, name, matrix)` at every training-mode forward while `switch.armed`.
 
     `matrix()` gives a view or a sampled copy of live data: `emit` must take what it needs before it returns. A
-    module that runs several times in one forward emits under `name`, `name#2`, ... Hooks of modules in evaluation
-    mode (or in training mode, with `training=False`), and all hooks while not armed, return at once. `attach` sets the
-    hooks, `detach` removes every one.
+    module that runs several times in one forward emits under `name`, `name#2`, ... `attach` sets the hooks, `remove`
+    takes every one away for a while, `detach` for good. With `training=False` it is forwards in evaluation mode.
     """
 
     def __init__(
@@ -127,72 +118,104 @@ class Capture:
     ) -> None:
         if mode not in MODES:
             raise InputError("mode", f"one of {', '.join(MODES)}", repr(mode))
-        self.armed = False
+        #: Switches the hooks on.
+        self.switch = Switch()
+        #: A forward whose activations and inputs are left out; weights and bounds are not.
+        self.skipping = False
+        #: Layers of which a forward was ever seen.
+        self.seen: set[str] = set()
         self._emit, self._kinds, self._mode, self._seed = emit, kinds, mode, seed
-        self._max_features, self._input_rows, self._training = max_features, input_rows, training
+        self.max_features, self.input_rows, self._training = max_features, input_rows, training
         self._runs: dict[str, int] = {}
         self._indices: dict[tuple, Tensor] = {}
         self._draws = 0
-        self._layers, self._handles = layers, []
+        self._layers, self._handles, self._around = layers, [], ()
+
+    def around(self, model: nn.Module, begins: Callable[[], None], ends: Callable[[Tensor | None], None]) -> None:
+        """Also calls `begins()` before every training-mode forward of `model`, and `ends(output)` after it."""
+        self._around = (
+            (model.register_forward_pre_hook, ForwardHook(model, self.switch, lambda *_: begins())),
+            (
+                model.register_forward_hook,
+                ForwardHook(model, self.switch, lambda _, output: ends(output), takes_output=True),
+            ),
+        )
 
     def attach(self) -> None:
-        self._handles = [handle for layer in self._layers for handle in self._hook(layer)]
+        if not self._handles:
+            self._handles = [handle for layer in self._layers for handle in self._hook(layer)]
+            self._handles += [register(hook, with_kwargs=True) for register, hook in self._around]
 
     def _hook(self, layer: Layer):
-        wants_input = layer.weight and self._kinds & {"weight", "input", "bound", "features"}
-        if not (wants_input or (layer.output and "act" in self._kinds)):
+        wants_input = layer.weight and bool(self._kinds & {"input", "bound", "features"})
+        wants_output = layer.output and bool(self._kinds & {"act", "window"})
+        if not (wants_input or wants_output or (layer.weight and "weight" in self._kinds)):
             return
 
-        def hook(module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
-            if not self.armed or module.training != self._training:
-                return
-            run = self._runs[layer.name] = self._runs.get(layer.name, 0) + 1
-            name = layer.name if run == 1 else f"{layer.name}#{run}"
-            weight, x = trained_weight(module), first_tensor((args, kwargs))
-            with torch.no_grad():
-                if wants_input and "weight" in self._kinds and run == 1 and weight is not None:
-                    self._emit("weight", name, lambda: weight_matrix(weight))
-                if wants_input and "input" in self._kinds and weight is not None and x is not None:
-                    self._emit("input", name, lambda: self._input(module, x.detach(), name))
-                if wants_input and "bound" in self._kinds and weight is not None and x is not None:
-                    self._emit("bound", name, lambda: input_spectrum(module, x.detach()))
-                if wants_input and "features" in self._kinds and isinstance(module, nn.Linear) and x is not None:
-                    self._emit("features", name, lambda: x.detach().reshape(-1, x.shape[-1]))
-                tensor = first_tensor(output)
-                if layer.output and "act" in self._kinds and tensor is not None:
-                    self._emit("act", name, lambda: self._features(as_matrix(tensor.detach(), self._mode), name))
+        def receive(x: Tensor | None, output: Tensor | None) -> None:
+            self._receive(layer, x, output)
 
-        yield layer.module.register_forward_hook(Hook(hook), with_kwargs=True)
+        hook = ForwardHook(layer.module, self.switch, receive, wants_input, wants_output, self._training)
+        yield layer.module.register_forward_hook(hook, with_kwargs=True)
+
+    def _receive(self, layer: Layer, x: Tensor | None, output: Tensor | None) -> None:
+        self.seen.add(layer.name)
+        run = self._runs[layer.name] = self._runs.get(layer.name, 0) + 1
+        name = layer.name if run == 1 else f"{layer.name}#{run}"
+        weight = trained_weight(layer.module) if layer.weight else None
+        if weight is not None and "weight" in self._kinds and run == 1:
+            self._emit("weight", name, lambda: weight_matrix(weight))
+        if weight is not None and x is not None and "input" in self._kinds and not self.skipping:
+            self._emit("input", name, lambda: self._input(layer.module, x, name))
+        if weight is not None and x is not None and "bound" in self._kinds:
+            self._emit("bound", name, lambda: input_spectrum(layer.module, x))
+        if x is not None and "features" in self._kinds and isinstance(layer.module, nn.Linear):
+            self._emit("features", name, lambda: x.reshape(-1, x.shape[-1]))
+        if output is not None and "window" in self._kinds:
+            self._emit("window", name, lambda: self.window_rows(as_matrix(output, self._mode), name))
+        if output is not None and "act" in self._kinds and not self.skipping:
+            self._emit("act", name, lambda: self.features(as_matrix(output, self._mode), name, self.max_features))
 
     def begin_step(self, step: int) -> None:
         """Number the step: it seeds which rows of the inputs are drawn."""
         self._draws = step
 
-    def begin_forward(self) -> None:
-        """A new forward of the whole model: with several per step (accumulated gradients) the last one counts."""
+    def begin_forward(self, skipping: bool = False) -> None:
+        """A new forward of the whole model; of those to be skipped only weights, bounds and windows are taken."""
         self._runs.clear()
+        self.skipping = skipping
 
     def detach(self) -> None:
+        self.remove()
+        self.switch.armed = False
+
+    def remove(self) -> None:
+        """The hooks only, until `attach`."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self.armed = False
 
-    def _features(self, X: Tensor, name: str) -> Tensor:
-        """At most `max_features` columns: the same seeded subset at every step, so that figures are comparable."""
-        if X.shape[1] <= self._max_features:
+    def features(self, X: Tensor, name: str, most: int) -> Tensor:
+        """At most `most` columns: the same seeded subset at every step, so that figures are comparable."""
+        if X.shape[1] <= most:
             return X
-        key = ("features", name, X.shape[1], X.device)
+        key = ("features", name, X.shape[1], most, X.device)
         if key not in self._indices:
-            self._indices[key] = self._sample(X.shape[1], self._max_features, hash_name(name)).to(X.device)
+            self._indices[key] = self._sample(X.shape[1], most, hash_name(name)).to(X.device)
         return X.index_select(1, self._indices[key])
+
+    def window_rows(self, X: Tensor, name: str) -> Tensor:
+        """What enters a window: at most WINDOW_ROWS seeded rows, others at each step, and WINDOW_FEATURES columns."""
+        if len(X) > WINDOW_ROWS:
+            X = X.index_select(0, self._sample(len(X), WINDOW_ROWS, hash_name(name) + self._draws).to(X.device))
+        return self.features(X, name, WINDOW_FEATURES)
 
     def _input(self, module: nn.Module, x: Tensor, name: str) -> Tensor:
         draw = hash_name(name) + self._draws
         if isinstance(module, nn.Linear):
             X = x.reshape(-1, x.shape[-1])
             # A copy in any case: a later layer may write to what is kept until the end of the step.
-            return X.clone() if len(X) <= self._input_rows else X.index_select(0, self._rows(len(X), draw).to(x.device))
+            return X.clone() if len(X) <= self.input_rows else X.index_select(0, self._rows(len(X), draw).to(x.device))
         return self._patches(module, x, draw)
 
     def _patches(self, module: nn.Module, x: Tensor, draw: int) -> Tensor:
@@ -218,7 +241,7 @@ class Capture:
         return windows[(rest[:, None], channels, *(i[:, None] for i in index))].flatten(1)
 
     def _rows(self, total: int, draw: int) -> Tensor:
-        return torch.arange(total) if total <= self._input_rows else self._sample(total, self._input_rows, draw)
+        return torch.arange(total) if total <= self.input_rows else self._sample(total, self.input_rows, draw)
 
     def _sample(self, population: int, size: int, draw: int) -> Tensor:
         """`size` of `population`, without replacement, sorted; a function of (seed, draw) alone."""
@@ -301,14 +324,6 @@ def patch_view(x: Tensor, conv: nn.Module) -> Tensor:
 def _same(total: int) -> tuple[int, int]:
     """torch's "same": the odd one goes to the right."""
     return total // 2, total - total // 2
-
-
-def first_tensor(output: object) -> Tensor | None:
-    """The tensor of a module's output: itself, or the first one of a tuple, list or dict."""
-    if isinstance(output, Tensor):
-        return output
-    members = output.values() if isinstance(output, dict) else output if isinstance(output, tuple | list) else ()
-    return next((found for member in members if (found := first_tensor(member)) is not None), None)
 
 
 def hash_name(name: str) -> int:

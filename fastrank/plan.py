@@ -23,12 +23,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastrank.capture import Capture, first_tensor, select_layers, trained_weight, weight_matrix
+from fastrank.capture import Capture, select_layers, trained_weight, weight_matrix
 from fastrank.errors import InputError
+from fastrank.hooks import first_tensor
 from fastrank.kernels import cost
 from fastrank.kernels.cost import Device
+from fastrank.presets import PRESETS, parse_metrics
 from fastrank.tracking_cost import Matrix, Operations, Work, rates, work_on
-from fastrank.watcher import PRESETS, parse_metrics
 
 DEVICES = ("cpu", *cost.DEVICES)
 #: Share of the peak that training itself is taken to reach: GPU (16-bit tensor cores under autocast), CPU (of fp32
@@ -195,7 +196,7 @@ def matrices(
     sources = {"act", "weight"} & kinds | ({"weight", "input"} if "align" in kinds else set())
     capture = Capture(selected, take, kinds=frozenset(sources), mode=mode)
     capture.attach()
-    capture.armed = True
+    capture.switch.armed = True
     training = model.training
     try:
         model.train()

@@ -23,10 +23,10 @@ from fastrank.kernels.small_eigh import cost as small_eigh
 from fastrank.metrics import OF_SPECTRUM
 from fastrank.metrics.alignment import alignment
 from fastrank.precision import one_thread
+from fastrank.presets import TOP
 from fastrank.ranks import rank_counts
 from fastrank.spectra import spectrum
 from fastrank.subspace import FRESH, OVERSAMPLE, top_svd
-from fastrank.watcher import TOP
 
 #: Share of its unit's peak that a factorisation of torch.linalg is taken to reach on a GPU: a guess from the nature of
 #: the work (panels of matrix-vector products, hundreds of launches), to be replaced by a measurement.

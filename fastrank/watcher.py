@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import sys
 import time
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from typing import Any
@@ -13,39 +14,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastrank.budget import Budget, parse_budget
 from fastrank.capture import (
     INPUT_ROWS,
     MAX_FEATURES,
+    WINDOW_FEATURES,
+    WINDOW_ROWS,
     Capture,
-    Hook,
-    first_tensor,
     select_layers,
     trained_weight,
     weight_matrix,
 )
+from fastrank.carried import SMALLEST_SIDE
+from fastrank.costs import Costs
 from fastrank.errors import InputError
 from fastrank.figures import Figures
-from fastrank.metrics import OF_SPECTRUM
+from fastrank.followed import Followed
+from fastrank.hooks import is_compiled
 from fastrank.metrics.alignment import alignment
+from fastrank.presets import BASIC, TOP, parse_metrics
 from fastrank.ranks import rank_counts
+from fastrank.schedule import EpochEnds, Linear, describe, parse_schedule
 from fastrank.sinks import open_log
 from fastrank.small_grams import SmallGram, small_gram
 from fastrank.spectra import Spectrum, of_grams, spectrum
 from fastrank.subspace import SubspaceState, top_svd
-
-#: Singular values kept per source and step, and singular vectors compared ([U] Fig. 3 uses 15).
-TOP = 15
-
-#: What a preset measures: sources, and figures of each spectrum beside its rank.
-BASIC = ("frobenius", "stable_rank", "effective_rank")
-PRESETS: dict[str, tuple[frozenset[str], tuple[str, ...]]] = {
-    "light": (frozenset({"act", "logits"}), BASIC),
-    "default": (frozenset({"act", "logits", "weight", "grad", "align"}), BASIC),
-    "full": (frozenset({"act", "logits", "weight", "grad", "align"}), tuple(OF_SPECTRUM)),
-}
-#: What a list of kinds may name: also "bound", [U] eq. 3 of every weight gradient, which no preset has: it takes the
-#: rank of the layer's whole input, all patches of a convolution included.
-KINDS = PRESETS["default"][0] | {"bound"}
+from fastrank.window import Window
 
 
 class Watcher:
@@ -62,20 +56,31 @@ class Watcher:
     Args:
         model: any torch.nn.Module; the hooks are removed when the context ends.
         layers: shell globs over `named_modules()` names (wrappers' prefixes stripped); see `capture.select_layers`.
-        every: track each `every`-th step; the hooks return at once on the others.
+        every: the steps to measure, counted from 0: every k-th, "log" or "log:n" (n steps per decade, 10 by default),
+            "epoch:n" (the last of every n), a function of the step's number, or a list of these. On the others no
+            layer has a hook.
         metrics: "light" (activations, logits), "default" (and weights, gradients, alignment), "full" (every figure of
-            a spectrum), or a list of kinds among act, logits, weight, grad, align and bound (the rank of a gradient
-            beside that of the layer's input, which bounds it, over all forwards of the step).
+            a spectrum, each computed anew), or a list of kinds among act, logits, weight, grad, align and bound (the rank of a gradient
+            beside that of the layer's input, which bounds it, over all forwards of the step). But in "full", spectra
+            of large weights are carried from step to step, see `fastrank.followed`; their ranks' intervals say how far
+            that can be off.
         log: a directory for a new run database, a sink with `log_step(step, scalars, arrays)` (see `fastrank.sinks`;
             a RunWriter), a function (step, scalars, arrays), a list of these, or None. One that fails is named once and
             left out from then on. All are closed at the end but a RunWriter, which belongs to who opened it.
         seed: of every subsample and draw; the global generators are not touched.
         T: the loss's temperature, for the rank after the softmax; a 0-d tensor may change from step to step.
+        window: also the spectra over many steps, of activations and logits: their measured steps' batches stream into
+            one state per layer, which is written out at the steps that `window` names and starts over there: a number
+            of steps, "epoch:n", or any other form of `every`. Of an activation at most 1,024 features and 4,096 rows
+            of a forward enter, all forwards of accumulated gradients among them.
+        budget: at most this share of training time, such as "2%" or 0.02. The watcher measures what it costs, decides
+            how often to measure and halves its samples if need be, and records every decision.
         mode: activations as "flatten" [B, features] (at most 10,000, a seeded subset), "channels" or "pool".
         config: stored with a run that `log` opens.
 
     Raises:
-        InputError: a glob that matches nothing, an unknown metric, every < 1, T <= 0, or a directory with a run in it.
+        InputError: a glob that matches nothing, an unknown metric, schedule or budget, T <= 0, or a directory with a
+            run in it.
 
     Attributes:
         latest: {key: float}, the scalars of the last tracked step.
@@ -87,60 +92,73 @@ class Watcher:
         self,
         model: nn.Module,
         layers: str | Iterable[str] = "*",
-        every: int = 1,
+        every: Any = 1,
         metrics: str | Iterable[str] = "default",
         log: Any = None,
         seed: int = 0,
         *,
         T: float | Tensor = 1.0,
         mode: str = "flatten",
+        window: Any = None,
+        budget: float | str | None = None,
         config: dict | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise InputError("model", "a torch.nn.Module", type(model).__name__)
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise InputError("every", "a whole number of steps >= 1", repr(every))
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise InputError("seed", "a whole number", repr(seed))
         if not 0 < _number("T", T) < math.inf:
             raise InputError("T", "a temperature > 0", float(T))
         self._kinds, self._names = parse_metrics(metrics)
-        self._every, self._T, self._seed = every, T, seed
+        self._model, self._looked = model, False
+        self._scheduled, self._T, self._seed = parse_schedule(every), T, seed
+        self._budget = None if budget is None else Budget(parse_budget(budget))
+        ends = None if window is None else parse_schedule(window, "window")
+        self._window = None if ends is None else Window(EpochEnds(ends.every) if isinstance(ends, Linear) else ends)
         self._layers = select_layers(model, layers)
         sources = {"act", "weight", "bound"} & self._kinds | ({"weight", "input"} if "align" in self._kinds else set())
+        sources |= {"window"} if window is not None and "act" in self._kinds else set()
         self._capture = Capture(self._layers, self._on_source, kinds=frozenset(sources), mode=mode, seed=seed)
         self.config = {
             "layers": [layer.name for layer in self._layers],
             "metrics": sorted(self._kinds),
-            "every": every,
+            "every": describe(self._scheduled),
+            "budget": None if self._budget is None else self._budget.share,
+            "window": None if self._window is None else describe(self._window.ends),
             "watch_seed": seed,
             "T": float(T),
             "activation_mode": mode,
             "max_features": MAX_FEATURES,
             "input_rows": INPUT_ROWS,
+            "window_features": WINDOW_FEATURES,
+            "window_rows": WINDOW_ROWS,
             "top": TOP,
         }
         self.log = open_log(log, config or {}, self.config)
-        # Hooks come last: a mistake in any argument leaves the model as it was.
-        self._capture.attach()
-        self._root = [
-            model.register_forward_pre_hook(Hook(lambda *_: self._capture.begin_forward())),
-            model.register_forward_hook(Hook(self._on_output)),
-        ]
+        #: Forwards of the step under way, and of the one before: the last of as many is measured.
+        self._forwards, self._expected = 0, 1
+        self._costs = Costs(next((p.device for p in model.parameters()), torch.device("cpu")))
+        self._capture.around(model, self._begin_forward, self._on_output)
+        self._capture.attach()  # last: a mistake in any argument leaves the model as it was
         self.latest: dict[str, float] = {}
-        self._step = 0
-        self._paused = False
+        self._step = self._first = 0
+        self._paused = self._closed = False
         self._weights: dict[str, SubspaceState] = {}
         self._inputs: dict[str, SubspaceState] = {}
+        #: None where every figure of a spectrum is wanted: each is then computed anew.
+        self._followed = Followed(self._together, seed) if self._names == BASIC else None
         self._disabled: set[str] = set()
         self._reasons: dict[str, str] = {}
-        self._spent: dict[str, float] = defaultdict(float)
-        self._tracked_steps = 0
         self._begin()
 
     def __enter__(self) -> Watcher:
-        self._clock = time.perf_counter()
+        self._costs.begin()
         return self
+
+    @property
+    def tracking(self) -> bool:
+        """Whether the step under way is measured."""
+        return self._capture.switch.armed
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         self.close(finished=kind is None)
@@ -151,16 +169,16 @@ class Watcher:
         `finished=False` marks the run as interrupted, as leaving the context through an exception does.
         """
         self._capture.detach()
-        for handle in self._root:
-            handle.remove()
-        self._root.clear()
         if self.log is not None:
+            if self._costs.steps and not self._closed:
+                self.log.note(max(self._step - 1, 0), "cost", json.dumps(self.cost(by="source")))
             self.log.close(finished=finished)
+        self._closed = True
 
     def pause(self) -> None:
         """Stop measuring until `resume`; steps are still counted."""
         self._paused = True
-        self._capture.armed = False
+        self._begin()
 
     def resume(self) -> None:
         self._paused = False
@@ -174,49 +192,104 @@ class Watcher:
             target: [N] class indices; gives `train/accuracy`.
             scalars: further figures to record under `train/`, such as loss=..., lr=....
         """
+        step = self._step
+        measured = self._capture.switch.armed
+        closes = self._window is not None and not self._paused and self._window.ends(step)
+        if not (measured or closes):
+            self._step = step + 1
+            if self._budget is not None and not self._paused:
+                self._budget.passed(self._costs.elapsed())
+                self._costs.begin()
+            if self._due():
+                self._begin()
+            elif step == self._first:
+                self._rest()
+            return
         scalars = {name: _number(name, value) for name, value in scalars.items()}
         logits = self._output if logits is None else logits
         if logits is not None and target is not None:
             _check_target(target, logits)
-        step, self._step = self._step, self._step + 1
-        log_seconds = 0.0
-        if self._capture.armed:
-            with self._timed("act"):
-                self._measure_activations()
-            self._measure_weights()
-            with self._timed("align"):
-                if "align" in self._kinds:
-                    self._measure_alignment()
-            with self._timed("grad"):
-                if "grad" in self._kinds:
-                    self._measure_gradients()
-            with self._timed("logits"):
-                if logits is not None and logits.ndim >= 2:
-                    self._measure_logits(logits, target)
-            log_seconds = self._write(step, scalars)
+        self._step += 1
+        if measured:
+            self._measure(logits, target)
+            self._expected = max(1, self._forwards)
+            if not self._looked:
+                self._look_for_graphs()
+        if closes:
+            with self._costs.block("window"):
+                self._measure_window()
+        log_seconds = self._write(step, scalars)
         self._begin(log_seconds)
 
-    def cost(self) -> dict[str, float]:
-        """Mean host time per tracked step in ms by kind of work, and `share`: tracking over the rest of the step."""
-        steps = max(self._tracked_steps, 1)
-        kinds = {kind: 1e3 * seconds / steps for kind, seconds in self._spent.items() if kind != "step"}
-        total = sum(kinds.values())
-        rest = 1e3 * self._spent.get("step", 0.0) / steps - total
-        return {**kinds, "total": total, "share": total / rest if rest > 0 else math.nan}
+    def _measure(self, logits: Tensor | None, target: Tensor | None) -> None:
+        if self._forwards < self._expected and "act" in self._kinds:
+            text = f"{self._forwards} forwards in a step after one of {self._expected}, the last of which was expected"
+            self._explain("act", text)
+        with self._costs.block("act"):
+            self._measure_activations()
+        self._measure_weights()
+        with self._costs.block("align"):
+            if "align" in self._kinds:
+                self._measure_alignment()
+        with self._costs.block("grad"):
+            if "grad" in self._kinds:
+                self._measure_gradients()
+        if logits is not None and logits.ndim >= 2:
+            with self._costs.block("logits"):
+                self._measure_logits(logits, target)
+
+    def cost(self, by: str = "kind") -> dict[str, Any]:
+        """What measured steps cost on average; on a GPU the device's time.
+
+        Args:
+            by: "kind": {kind of work: ms, "total": ms, "share": of the rest of the step}. "source": {source, such as
+                "act/layer3.1": {"ms", "share", "MB"}}, a call for many layers counting to each by its flops; MB is
+                what the watcher holds of the source during a step and between steps.
+        """
+        if by == "kind":
+            return self._costs.by_kind()
+        if by != "source":
+            raise InputError("by", "'kind' or 'source'", repr(by))
+        kept: dict[str, int] = {}
+        for name, state in (*self._weights.items(), *self._inputs.items()):
+            tensors = (value for value in vars(state).values() if isinstance(value, Tensor))
+            kept[f"align/{name}"] = kept.get(f"align/{name}", 0) + sum(t.numel() * t.element_size() for t in tensors)
+        if self._followed is not None:
+            kept |= self._followed.bytes()
+        if self._window is not None:
+            kept |= {f"window/{name}": size for name, size in self._window.bytes().items()}
+        return self._costs.by_source(kept)
 
     def state_dict(self) -> dict:
-        """What continues the same figures after a restart: step number and warm subspaces (tensors, plain values)."""
+        """What continues the same figures after a restart, as tensors and plain values: step number, warm subspaces,
+        the window's states, the budget's decisions."""
         return {
             "step": self._step,
+            "forwards": self._expected,
+            "window": None if self._window is None else self._window.state_dict(),
+            "budget": None if self._budget is None else self._budget.state_dict(),
             "weights": {name: state.state_dict() for name, state in self._weights.items()},
             "inputs": {name: state.state_dict() for name, state in self._inputs.items()},
+            "followed": None if self._followed is None else self._followed.state_dict(),
         }
 
     def load_state_dict(self, state: dict) -> None:
-        self._step = int(state["step"])
+        self._step, self._expected = int(state["step"]), int(state.get("forwards", 1))
+        self._first = self._step
+        if self._window is not None and state.get("window") is not None:
+            self._window.load_state_dict(state["window"])
+        if self._budget is not None and state.get("budget") is not None:
+            self._budget.load_state_dict(state["budget"])
+            self._resize()
         self._weights = {name: SubspaceState.from_state_dict(s) for name, s in state["weights"].items()}
         self._inputs = {name: SubspaceState.from_state_dict(s) for name, s in state["inputs"].items()}
+        if self._followed is not None and state.get("followed") is not None:
+            self._followed.load_state_dict(state["followed"])
         self._begin()
+
+    def _due(self) -> bool:
+        scheduled = not self._paused and self._scheduled(self._step)
+        return bool(scheduled and (self._budget is None or self._budget.due(self._step)))
 
     def _begin(self, log_seconds: float = 0.0) -> None:
         """Get ready for the forward of step number `_step`; what writing the last record took counts to this one."""
@@ -229,32 +302,63 @@ class Watcher:
         self._held_inputs: dict[str, Tensor] = {}
         self._bounds: dict[str, list[Tensor]] = {}
         self._weights_are_measured = False
-        self._now = defaultdict(float, log=log_seconds)
+        self._forwards = 0
         self._capture.begin_step(self._step)
-        self._capture.armed = not self._paused and self._step % self._every == 0
-        self._clock = time.perf_counter() - log_seconds
+        self._capture.switch.armed = self._due()
+        if self._capture.switch.armed:
+            self._capture.attach()
+        elif self._step > self._first:
+            self._rest()
+        self._costs.begin(**({"log": log_seconds} if log_seconds else {}))
 
-    def _on_output(self, model: nn.Module, args: tuple, output: object) -> None:
-        if self._capture.armed and model.training:
-            tensor = first_tensor(output)
-            self._output = None if tensor is None else tensor.detach()
-            self._measure_weights()
+    def _rest(self) -> None:
+        """No step off the schedule pays for hooks, but those that a graph may still be compiled with: in the first step
+        of all, and wherever one was."""
+        if not self._capture.switch.traced:
+            self._capture.remove()
+
+    def _begin_forward(self) -> None:
+        self._forwards += 1
+        self._capture.begin_forward(skipping=self._forwards < self._expected)
+
+    def _on_output(self, output: Tensor | None) -> None:
+        self._output = output
+        self._measure_weights()
 
     def _on_source(self, kind: str, name: str, matrix: Callable[[], Tensor | Spectrum]) -> None:
         """In a hook: takes what is gone or changed by the end of the step, and leaves the rest for one call for all."""
         key = f"grad/{name} bound" if kind == "bound" else f"{'align' if kind == 'input' else kind}/{name}"
-        with self._timed("align" if kind == "input" else kind), self._guarded(key) as enabled:
+        with self._costs.block("align" if kind == "input" else kind), self._guarded(key) as enabled:
             if not enabled:
                 return
+            self._costs.works(key)
             found = matrix()
             if kind == "act":
-                self._acts[key] = spectrum(found) if found.dtype == torch.float64 else small_gram(found)
+                gram = self._acts[key] = spectrum(found) if found.dtype == torch.float64 else small_gram(found)
+                self._costs.hold(key, gram.G if isinstance(gram, SmallGram) else gram.sigma)
+            elif kind == "window":
+                self._window.add(name, found)
             elif kind == "weight":
                 self._held_weights[name] = found, found._version
             elif kind == "input":
                 self._held_inputs[name] = found
+                self._costs.hold(key, found)
             else:
                 self._measure_bound(name.partition("#")[0], found)
+
+    def _look_for_graphs(self) -> None:
+        """After the first measured step: a graph compiled before the hooks were there does not run them."""
+        self._looked = True
+        seen, layers = self._capture.seen, {layer.name for layer in self._layers}
+        compiled = is_compiled(self._model)
+        # Where nothing at all was seen, a graph of the model may be what ran instead of it.
+        if (compiled and seen < layers) or (not seen and "torch._dynamo" in sys.modules):
+            torch.compiler.reset()
+            self._capture.switch.traced = True
+            text = "was compiled before it was watched: torch.compile starts anew, with the hooks in its graphs"
+            self._explain("torch.compile", f"a part of the model {text}")
+            if compiled:
+                warnings.warn(f"fastrank: a part of the model {text}", RuntimeWarning, stacklevel=4)
 
     def _measure_weights(self) -> None:
         """At the end of the step's first forward, before an optimiser can touch them."""
@@ -267,21 +371,26 @@ class Watcher:
                 held[name] = X
             else:
                 self._explain(f"weight/{name}", "changed before the end of the watched model's own forward")
-        if "weight" in self._kinds:
-            with self._timed("weight"):
-                self._measure_spectra({f"weight/{name}": X for name, X in held.items()})
         if "align" in self._kinds:
-            with self._timed("align"):
+            with self._costs.block("align"):
                 self._warm(held, self._weights)
+        if "weight" in self._kinds:
+            with self._costs.block("weight"):
+                weights = {f"weight/{name}": X for name, X in held.items()}
+                if self._followed is None:
+                    self._add_spectra(self._together(weights, spectrum))
+                else:
+                    if "align" not in self._kinds:
+                        large = {name: X for name, X in held.items() if min(X.shape) >= SMALLEST_SIDE}
+                        self._warm(large, self._weights)
+                    tops = {f"weight/{name}": state for name, state in self._weights.items()}
+                    self._add_spectra(self._followed.weights(weights, tops, self._step, self._figures))
 
     def _measure_activations(self) -> None:
         grams = {key: g for key, g in self._acts.items() if isinstance(g, SmallGram)}
         found = {key: s for key, s in self._acts.items() if isinstance(s, Spectrum)}
         found |= self._together(grams, of_grams)
         self._add_spectra({key: found[key] for key in self._acts if key in found})
-
-    def _measure_spectra(self, matrices: dict[str, Tensor]) -> None:
-        self._add_spectra(self._together(matrices, spectrum))
 
     def _add_spectra(self, spectra: dict[str, Spectrum]) -> None:
         for key, s in spectra.items():
@@ -329,6 +438,8 @@ class Watcher:
         items = {key: item for key, item in items.items() if key not in self._disabled}
         if not items:
             return {}
+        for key, item in items.items():
+            self._costs.works(key, _flops(item))
         try:
             return dict(zip(items, work(list(items.values())), strict=True))
         except Exception:
@@ -337,6 +448,16 @@ class Watcher:
                 with self._guarded(key):
                     (found[key],) = work([item])
             return found
+
+    def _measure_window(self) -> None:
+        """Ranks and spectra of all rows since the last window's end."""
+        with self._guarded("window") as enabled:
+            if enabled:
+                found = {f"window/{name}": s for name, s in self._window.close().items()}
+                self._add_spectra(found)
+                for key, s in found.items():
+                    self._costs.works(key, float(min(s.n, s.d)) ** 3)
+                    self._figures.add([f"{key}/rows"], s.sigma.new_tensor([float(s.n)]))
 
     def _measure_bound(self, layer: str, s: Spectrum) -> None:
         """Ranks add up over the forwards whose gradients do, as those of a sum of matrices."""
@@ -357,7 +478,10 @@ class Watcher:
                 found[key] = weight_matrix(weight.grad)
             elif weight.requires_grad:
                 self._explain(key, "no gradient at step(); call it before zero_grad()")
-        spectra = self._together(found, spectrum)
+        if self._followed is None:
+            spectra = self._together(found, spectrum)
+        else:
+            spectra = self._followed.gradients(found, self._step)
         self._add_spectra(spectra)
         for layer, bound in self._bounds.items():
             if (s := spectra.get(f"grad/{layer}")) is not None:
@@ -382,6 +506,8 @@ class Watcher:
                 self._figures.add_array("logits/softmax_sigma", after.sigma[:TOP])
                 if before.reason:
                     self._explain("logits", before.reason)
+                if self._window is not None:
+                    self._window.add("logits", self._capture.window_rows(z, "logits"))
                 if target is not None:
                     self._figures.add(["train/accuracy"], (logits.argmax(1) == target).double().mean())
 
@@ -389,31 +515,37 @@ class Watcher:
         """One copy to the host and one transaction, whose seconds are returned."""
         for name, value in scalars.items():
             self._figures.add([f"train/{name}"], value)
-        start = time.perf_counter()
-        values, arrays = self._figures.to_host()
-        self._now["copy"] += time.perf_counter() - start
-        elapsed = time.perf_counter() - self._clock
-        tracked = sum(self._now.values())
+        if self._budget is not None:
+            self._figures.add(
+                [f"budget/{name}" for name in ("interval", "features", "rows")],
+                torch.tensor([self._budget.interval, self._capture.max_features, self._capture.input_rows]),
+            )
+        with self._costs.block("copy"):
+            values, arrays = self._figures.to_host()
+        tracked, elapsed = self._costs.end()
+        rest = elapsed - tracked
         values |= {
             "cost/track_ms": 1e3 * tracked,
             "cost/step_ms": 1e3 * elapsed,
-            "cost/share": tracked / (elapsed - tracked) if elapsed > tracked else math.nan,
+            "cost/share": tracked / rest if rest > 0 else math.nan,
         }
-        for kind, seconds in self._now.items():
-            self._spent[kind] += seconds
-        self._spent["step"] += elapsed
-        self._tracked_steps += 1
+        if self._budget is not None:
+            decided = self._budget.took(step, tracked, rest, self._costs.seconds)
+            if decided is not None:
+                self._explain("budget", decided)
+                self._resize()
+        if self._followed is not None:
+            self._followed.learn(values, self._step)
         self.latest = values
         start = time.perf_counter()
         if self.log is not None:
             self.log.log_step(step, values, arrays)
         return time.perf_counter() - start
 
-    @contextmanager
-    def _timed(self, kind: str):
-        start = time.perf_counter()
-        yield
-        self._now[kind] += time.perf_counter() - start
+    def _resize(self) -> None:
+        """Samples as the budget has decided."""
+        self._capture.max_features = MAX_FEATURES >> self._budget.level
+        self._capture.input_rows = INPUT_ROWS >> self._budget.level
 
     @contextmanager
     def _guarded(self, key: str):
@@ -440,17 +572,14 @@ class Watcher:
 watch = Watcher
 
 
-def parse_metrics(metrics: str | Iterable[str]) -> tuple[frozenset[str], tuple[str, ...]]:
-    if isinstance(metrics, str):
-        if metrics not in PRESETS:
-            raise InputError("metrics", f"{', '.join(PRESETS)} or a list of {', '.join(sorted(KINDS))}", repr(metrics))
-        return PRESETS[metrics]
-    if not isinstance(metrics, Iterable):
-        raise InputError("metrics", f"{', '.join(PRESETS)} or a list of kinds", repr(metrics))
-    kinds = frozenset(metrics)
-    if not kinds or kinds - KINDS:
-        raise InputError("metrics", f"some of {', '.join(sorted(KINDS))}", sorted(kinds - KINDS) or "none")
-    return kinds | ({"grad"} if "bound" in kinds else set()), BASIC
+def _flops(item: Any) -> float:
+    """Roughly, to share out the time of one call for many: of a spectrum, an eigenproblem, a subspace, an alignment."""
+    if isinstance(item, SmallGram):
+        return float(len(item.G)) ** 3
+    if isinstance(item, Tensor):
+        return float(item.numel()) * min(item.shape)
+    X = item[0] if isinstance(item[0], Tensor) else item[0].Vh
+    return float(X.numel()) * TOP
 
 
 def _number(name: str, value: Any) -> Tensor:

@@ -96,7 +96,7 @@ def record(model, layers="*", kinds=("act", "weight", "input"), **options):
         **options,
     )
     capture.attach()
-    capture.armed = True
+    capture.switch.armed = True
     capture.begin_step(0)
     capture.begin_forward()
     return capture, seen
@@ -169,7 +169,7 @@ def test_evaluation_and_unarmed_forwards_emit_nothing_and_detach_removes_every_h
     model = Branching()
     capture, seen = record(model)
     model.eval()(torch.randn(2, 1, 6, 6))
-    capture.armed = False
+    capture.switch.armed = False
     model.train()(torch.randn(2, 1, 6, 6))
     assert not seen
     capture.detach()

@@ -68,7 +68,7 @@ class Forwards:
         seed: int = 0,
         max_features: int = MAX_FEATURES,
     ) -> None:
-        self.model = model
+        self.model = model = getattr(model, "_orig_mod", model)  # torch.compile's graph has no place for new hooks
         self.device = device or next((p.device for p in model.parameters()), torch.device("cpu"))
         self.layers = [layer for layer in select_layers(model, layers) if layer.output]
         self.classifier: str | None = None
@@ -96,7 +96,7 @@ class Forwards:
         self.model.eval()
         for capture in self._captures:
             capture.attach()
-            capture.armed = True
+            capture.switch.armed = True
         try:
             with torch.no_grad():
                 yield

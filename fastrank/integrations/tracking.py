@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from fastrank.capture import Hook
 from fastrank.errors import InputError
+from fastrank.hooks import Hook
 from fastrank.record import RunWriter, load_run
 from fastrank.record.schema import DATABASE
 from fastrank.watcher import Watcher
@@ -48,7 +48,6 @@ class Tracking:
     ) -> None:
         self._writers: list[RunWriter] = []
         self._find, self._seen, self._forwards = seen, {}, 0
-        self._every = options.get("every", 1)
         try:
             if state is not None:
                 log = self._resumed(log, int(state["step"]), options.get("config"))
@@ -122,8 +121,7 @@ class Tracking:
 
     def _look(self, module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
         # Off schedule nothing is kept: logits may be the largest tensor of a step.
-        scheduled = not isinstance(self._every, int) or self._step % self._every == 0
-        if module.training and scheduled:
+        if module.training and self.watcher is not None and self.watcher.tracking:
             with self._guarded(), torch.no_grad():
                 found = {name: value.detach() for name, value in self._find(args, kwargs, output).items()}
                 self._seen = found if "logits" in found else {**self._seen, **found}

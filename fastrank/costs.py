@@ -1,0 +1,108 @@
+"""What tracking costs: seconds by kind of work and by source, and bytes, measured while it runs."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+
+
+class Costs:
+    """Adds up blocks of tracking work.
+
+    On a CPU a block's time is the host's. On a CUDA device it is the time between two events on the current stream,
+    read after the step's one copy: the host's own time says nothing there, and waiting would slow training down.
+
+    Args:
+        device: where the model is.
+
+    Attributes:
+        seconds: by kind of work, over all measured steps; `rest` is the remainder of those steps. steps: how many.
+        of: seconds by source such as "act/layer1". A call for many sources counts to each by its share of the flops.
+        bytes: by source, the most that was held of it at once during a step.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_cuda = device.type == "cuda"
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.of: dict[str, float] = defaultdict(float)
+        self.bytes: dict[str, int] = defaultdict(int)
+        self.rest, self.steps = 0.0, 0
+        self.begin()
+
+    def begin(self, **seconds: float) -> None:
+        """A new step; `seconds` by kind were already spent on it."""
+        self._blocks: list[tuple] = []
+        self._flops = {}
+        self._now = defaultdict(float, seconds)
+        self._clock = time.perf_counter() - sum(seconds.values())
+
+    @contextmanager
+    def block(self, kind: str) -> Iterator[None]:
+        """Times its body, during which `works` names the sources. Blocks do not nest."""
+        self._flops: dict[str, float] = {}
+        start = self._mark()
+        try:
+            yield
+        finally:
+            self._blocks.append((kind, self._flops, start, self._mark()))
+
+    def works(self, source: str, flops: float = 1.0) -> None:
+        """The block under way does `flops` (in any unit) for `source`."""
+        self._flops[source] = self._flops.get(source, 0.0) + flops
+
+    def elapsed(self) -> float:
+        """Seconds since the step began, on the host."""
+        return time.perf_counter() - self._clock
+
+    def end(self) -> tuple[float, float]:
+        """(seconds of tracking, seconds of the whole step), after whatever the step's figures waited for."""
+        for kind, flops, start, stop in self._blocks:
+            if self._on_cuda:
+                stop.synchronize()
+            seconds = start.elapsed_time(stop) / 1e3 if self._on_cuda else stop - start
+            self._now[kind] += seconds
+            if flops:
+                total = sum(flops.values())
+                for source, share in flops.items():
+                    self.of[source] += seconds * (share / total if total else 1 / len(flops))
+        self._blocks = []
+        elapsed, tracked = self.elapsed(), sum(self._now.values())
+        for kind, seconds in self._now.items():
+            self.seconds[kind] += seconds
+        self.rest += elapsed - tracked
+        self.steps += 1
+        return tracked, elapsed
+
+    def hold(self, source: str, tensor: torch.Tensor) -> None:
+        self.bytes[source] = max(self.bytes[source], tensor.numel() * tensor.element_size())
+
+    def by_kind(self) -> dict[str, float]:
+        """Mean ms per measured step by kind of work, their `total`, and `share`: tracking over the rest of the step."""
+        steps = max(self.steps, 1)
+        kinds = {kind: 1e3 * seconds / steps for kind, seconds in self.seconds.items()}
+        total, rest = sum(kinds.values()), 1e3 * self.rest / steps
+        return {**kinds, "total": total, "share": total / rest if rest > 0 else math.nan}
+
+    def by_source(self, kept: Mapping[str, int]) -> dict[str, dict[str, float]]:
+        """{source: {ms, share, MB}}; `kept` are bytes of a source that live from step to step."""
+        steps = max(self.steps, 1)
+        return {
+            source: {
+                "ms": 1e3 * self.of[source] / steps,
+                "share": self.of[source] / self.rest if self.rest > 0 else math.nan,
+                "MB": (self.bytes.get(source, 0) + kept.get(source, 0)) / 1e6,
+            }
+            for source in sorted({*self.of, *self.bytes, *kept})
+        }
+
+    def _mark(self):
+        if not self._on_cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event

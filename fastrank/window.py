@@ -1,0 +1,63 @@
+"""Spectra over many steps: the rows of a window stream into one Gram state per layer, so that no batch caps a rank."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import Tensor
+
+from fastrank.gram import GramState
+from fastrank.schedule import Schedule
+from fastrank.small_grams import SmallGram
+from fastrank.spectra import Spectrum, of_grams
+
+
+class Window:
+    """States of the layers' activations and of the logits, from one close to the next.
+
+    Args:
+        ends: the steps at whose end a window closes.
+    """
+
+    def __init__(self, ends: Schedule) -> None:
+        self.ends = ends
+        self._states: dict[str, GramState] = {}
+
+    def add(self, name: str, X: Tensor) -> None:
+        """Adds the rows of X [n, d]; a width or device that changed starts that state over."""
+        state = self._states.get(name)
+        if state is None or state.d != X.shape[1] or state.device != X.device:
+            state = self._states[name] = GramState(X.shape[1], device=X.device)
+        state.update(X)
+
+    def close(self, all_ranks: bool = False) -> dict[str, Spectrum]:
+        """{name: spectrum of all rows of the window}, in grouped calls; the next window starts empty.
+
+        all_ranks: of the rows that all processes of torch.distributed saw; a collective call.
+        """
+        states, self._states = self._states, {}
+        if all_ranks:
+            for name in sorted(states):
+                states[name].all_reduce()
+        found = of_grams(
+            [
+                SmallGram(s.gram(), s.n, s.d, s.dtype, centered=False, error=s.gram_error())
+                for s in states.values()
+                if s.n
+            ]
+        )
+        return dict(zip((name for name, s in states.items() if s.n), found, strict=True))
+
+    def bytes(self) -> dict[str, int]:
+        return {name: 8 * state.d**2 for name, state in self._states.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: state.state_dict() for name, state in self._states.items()}
+
+    def load_state_dict(self, states: dict[str, Any]) -> None:
+        self._states = {}
+        for name, saved in states.items():
+            state = GramState(saved["d"], saved["mode"], device=saved["gram"].device)
+            state.load_state_dict(copy.copy(saved))
+            self._states[name] = state
