@@ -66,7 +66,9 @@ def _small_grams(matrices: list[Tensor], centered: bool) -> list[SmallGram]:
         # ||E||_2 <= c * ||X||_F^2, proven in kernels/gram/bound.py; the trace itself carries the same relative error.
         c = roundings.factor(extra=1)
         trace = G[i].diagonal().sum() / (1 - c)
-        error = c * trace + roundings.tiny * n * d
+        # Products of numbers of 32 bits and less are far inside float64's range: a matrix of zeros is known to be one.
+        underflow = roundings.tiny * n * d if X.dtype == torch.float64 or roundings.fp32 else 0.0
+        error = c * trace + underflow
         if shift_errors[i]:
             error = error + shift_errors[i] * (2 * trace.sqrt() + shift_errors[i])
         results.append(SmallGram(G[i], n, d, matrices[i].dtype, centered, error))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastrank import InputError, matrix_rank, spectrum
-from fastrank.ranks import default_rtol, estimate_rank
+from fastrank.ranks import default_rtol, estimate_rank, rank_counts
 
 EPS32 = torch.finfo(torch.float32).eps
 
@@ -189,3 +189,9 @@ def test_the_curve_holds_the_count_at_every_tolerance():
 def test_bad_arguments_are_named(argument, call):
     with pytest.raises(InputError, match=rf"^{argument}: expected .*, got "):
         call()
+
+
+def test_zeros_are_known_to_be_zeros():
+    # Without an allowance for underflow that cannot be: every interval would reach from 0 to the whole side.
+    for n, d in ((8, 40), (40, 8)):
+        assert [int(count) for count in rank_counts(spectrum(torch.zeros(n, d)))] == [0, 0, 0]
