@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastrank.all_ranks import Ranks, is_sharded, whole
 from fastrank.budget import Budget, parse_budget
 from fastrank.capture import (
     INPUT_ROWS,
@@ -71,6 +72,9 @@ class Watcher:
             of a forward enter, all forwards of accumulated gradients among them.
         budget: at most this share of training time, such as "2%" or 0.02. The watcher measures what it costs, decides
             how often to measure and halves its samples if need be, and records every decision.
+        all_ranks: under torch.distributed, measure the batches of all processes as one; `watch` and its `step` are then
+            called on every process. Left out, the batch of rank 0 is measured, and the other processes' watchers rest.
+            Either way rank 0 alone writes. What FSDP2 shards is measured with all_ranks=True only.
         mode: activations as "flatten" [B, features] (at most 10,000, a seeded subset), "channels" or "pool".
         config: stored with a run that `log` opens.
 
@@ -97,6 +101,7 @@ class Watcher:
         mode: str = "flatten",
         window: Any = None,
         budget: float | str | None = None,
+        all_ranks: bool = False,
         config: dict | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -106,31 +111,38 @@ class Watcher:
         if not 0 < _number("T", T) < math.inf:
             raise InputError("T", "a temperature > 0", float(T))
         self._kinds, self._names = parse_metrics(metrics)
+        if all_ranks and "bound" in self._kinds:
+            raise InputError("metrics", "kinds that all_ranks=True measures: all but bound", repr(metrics))
         self._model, self._looked = model, False
+        self._ranks = Ranks(all_ranks)
         self._scheduled, self._T, self._seed = parse_schedule(every), T, seed
         self._budget = None if budget is None else Budget(parse_budget(budget))
         ends = None if window is None else parse_schedule(window, "window")
         self._window = None if ends is None else Window(EpochEnds(ends.every) if isinstance(ends, Linear) else ends)
         self._layers = select_layers(model, layers)
+        self._modules = {layer.name: layer.module for layer in self._layers}
         sources = {"act", "weight", "bound"} & self._kinds | ({"weight", "input"} if "align" in self._kinds else set())
         sources |= {"window"} if window is not None and "act" in self._kinds else set()
+        self._sharded = any(map(is_sharded, model.parameters()))
         self._capture = Capture(self._layers, self._on_source, kinds=frozenset(sources), mode=mode, seed=seed)
+        self._resize()
         self.config = {
             "layers": [layer.name for layer in self._layers],
             "metrics": sorted(self._kinds),
             "every": describe(self._scheduled),
             "budget": None if self._budget is None else self._budget.share,
             "window": None if self._window is None else describe(self._window.ends),
+            "ranks": f"all {self._ranks.size}" if self._ranks.together else f"0 of {self._ranks.size}",
             "watch_seed": seed,
             "T": float(T),
             "activation_mode": mode,
             "max_features": MAX_FEATURES,
-            "input_rows": INPUT_ROWS,
+            "input_rows": self._capture.input_rows,
             "window_features": WINDOW_FEATURES,
             "window_rows": WINDOW_ROWS,
             "top": TOP,
         }
-        self.log = open_log(log, config or {}, self.config)
+        self.log = open_log(log if self._ranks.first else None, config or {}, self.config)
         #: Forwards of the step under way, and of the one before: the last of as many is measured.
         self._forwards, self._expected = 0, 1
         self._costs = Costs(next((p.device for p in model.parameters()), torch.device("cpu")))
@@ -188,7 +200,7 @@ class Watcher:
         """
         step = self._step
         measured = self._capture.switch.armed
-        closes = self._window is not None and not self._paused and self._window.ends(step)
+        closes = self._ranks.measures and self._window is not None and not self._paused and self._window.ends(step)
         if not (measured or closes):
             self._step = step + 1
             if self._budget is not None and not self._paused:
@@ -212,22 +224,43 @@ class Watcher:
         if closes:
             with self._costs.block("window"):
                 self._measure_window()
-        log_seconds = self._write(step, scalars)
+        log_seconds = self._write(step, scalars) if self._ranks.first else 0.0
+        if self._ranks.together and self._budget is not None:
+            self._budget.follow(*self._ranks.agree(self._budget.decision()))
+            self._resize()
         self._begin(log_seconds)
 
     def _measure(self, logits: Tensor | None, target: Tensor | None) -> None:
         if self._forwards < self._expected and "act" in self._kinds:
             text = f"{self._forwards} forwards in a step after one of {self._expected}, the last of which was expected"
             self._explain("act", text)
+        if self._window is not None and logits is not None and logits.ndim >= 2:
+            with self._costs.block("window"), self._guarded("window/logits") as enabled:
+                if enabled:
+                    z = logits.detach().movedim(1, -1).flatten(0, -2)
+                    self._window.add("logits", self._capture.window_rows(z, "logits"))
+        if self._ranks.together:
+            with self._costs.block("exchange"), self._guarded("all_ranks") as enabled:
+                if enabled:
+                    logits, target = self._exchange(logits, target)
+            self._paused |= "all_ranks" in self._disabled
+            if self._paused:
+                return
+        self._measure_weights()
+        gradients = {}
+        if "grad" in self._kinds:
+            with self._costs.block("grad"):
+                gradients = self._gradients()
+        if not self._ranks.first:
+            return
         with self._costs.block("act"):
             self._measure_activations()
-        self._measure_weights()
         with self._costs.block("align"):
             if "align" in self._kinds:
                 self._measure_alignment()
         with self._costs.block("grad"):
             if "grad" in self._kinds:
-                self._measure_gradients()
+                self._measure_gradients(gradients)
         if logits is not None and logits.ndim >= 2:
             with self._costs.block("logits"):
                 self._measure_logits(logits, target)
@@ -277,7 +310,7 @@ class Watcher:
         self._begin()
 
     def _due(self) -> bool:
-        scheduled = not self._paused and self._scheduled(self._step)
+        scheduled = self._ranks.measures and not self._paused and self._scheduled(self._step)
         return bool(scheduled and (self._budget is None or self._budget.due(self._step)))
 
     def _begin(self, log_seconds: float = 0.0) -> None:
@@ -289,6 +322,8 @@ class Watcher:
         self._acts: dict[str, SmallGram | Spectrum] = {}
         self._held_weights: dict[str, tuple[Tensor, int]] = {}
         self._held_inputs: dict[str, Tensor] = {}
+        #: Activations whose Gram matrices do not add up over processes: fewer rows than features.
+        self._rows: dict[str, Tensor] = {}
         self._bounds: dict[str, list[Tensor]] = {}
         self._weights_are_measured = False
         self._forwards = 0
@@ -322,7 +357,11 @@ class Watcher:
                 return
             self._costs.works(key)
             found = matrix()
-            if kind == "act":
+            if kind == "act" and self._ranks.together and (len(found) < found.shape[1] or found.dtype == torch.float64):
+                # To be joined with the other processes' rows; a copy, as a later layer may write to it.
+                self._rows[key] = found.clone()
+                self._costs.hold(key, found)
+            elif kind == "act":
                 gram = self._acts[key] = spectrum(found) if found.dtype == torch.float64 else small_gram(found)
                 self._costs.hold(key, gram.G if isinstance(gram, SmallGram) else gram.sigma)
             elif kind == "window":
@@ -356,10 +395,15 @@ class Watcher:
         self._weights_are_measured = True
         held = {}
         for name, (X, version) in self._held_weights.items():
-            if X._version == version:
+            if self._sharded:
+                weight = self._whole(f"weight/{name}", trained_weight(self._modules[name]))
+                held |= {} if weight is None else {name: weight_matrix(weight)}
+            elif X._version == version:
                 held[name] = X
             else:
                 self._explain(f"weight/{name}", "changed before the end of the watched model's own forward")
+        if not self._ranks.first:
+            return
         if "weight" in self._kinds:
             with self._costs.block("weight"):
                 self._measure_spectra({f"weight/{name}": X for name, X in held.items()})
@@ -437,7 +481,7 @@ class Watcher:
         """Ranks and spectra of all rows since the last window's end."""
         with self._guarded("window") as enabled:
             if enabled:
-                found = {f"window/{name}": s for name, s in self._window.close().items()}
+                found = {f"window/{name}": s for name, s in self._window.close(self._ranks).items()}
                 self._add_spectra(found)
                 for key, s in found.items():
                     self._costs.works(key, float(min(s.n, s.d)) ** 3)
@@ -450,7 +494,7 @@ class Watcher:
         ranks, before = rank_counts(s), self._bounds.get(layer)
         self._bounds[layer] = list(ranks) if before is None else [a + b for a, b in zip(before, ranks, strict=True)]
 
-    def _measure_gradients(self) -> None:
+    def _gradients(self) -> dict[str, Tensor]:
         found = {}
         for layer in self._layers:
             if not layer.weight:
@@ -459,9 +503,43 @@ class Watcher:
             if weight is None:
                 self._explain(key, "no single parameter behind the weight")
             elif weight.grad is not None:
-                found[key] = weight_matrix(weight.grad)
+                gradient = self._whole(key, weight.grad)
+                found |= {} if gradient is None else {key: weight_matrix(gradient)}
             elif weight.requires_grad:
                 self._explain(key, "no gradient at step(); call it before zero_grad()")
+        return found
+
+    def _whole(self, key: str, tensor: Tensor) -> Tensor | None:
+        """A parameter or gradient, put together where FSDP2 keeps shards of it."""
+        if self._sharded and not self._ranks.together:
+            self._explain(key, "in shards over processes: all_ranks=True, on every process, puts it together")
+            return None
+        return whole(tensor)
+
+    def _exchange(self, logits: Tensor | None, target: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """What all processes saw of the step's batch takes the place of what this one saw, on rank 0."""
+        mine = {f"act {key}": X for key, X in self._rows.items()}
+        mine |= {f"input {name}": X for name, X in self._held_inputs.items()}
+        if logits is not None and logits.ndim >= 2:
+            z = logits.detach()
+            mine["logits"] = z.movedim(1, -1).flatten(0, -2)
+            if target is not None:
+                mine["target"] = target.reshape(-1)
+        rows = self._ranks.rows(mine)
+        grams = self._ranks.sums({key: g for key, g in self._acts.items() if isinstance(g, SmallGram)})
+        if not self._ranks.first:
+            return None, None
+        for key in (mine.keys() - rows.keys()) | (self._acts.keys() - grams.keys()):
+            self._explain(key.partition(" ")[2] or key, "not the same columns on every process, or missing on one")
+        self._held_inputs = {name: rows[f"input {name}"] for name in self._held_inputs if f"input {name}" in rows}
+        self._acts = dict(grams)
+        for key in self._rows:
+            with self._guarded(key) as enabled:
+                if enabled and (X := rows.get(f"act {key}")) is not None:
+                    self._acts[key] = spectrum(X) if X.dtype == torch.float64 else small_gram(X)
+        return rows.get("logits"), rows.get("target")
+
+    def _measure_gradients(self, found: dict[str, Tensor]) -> None:
         spectra = self._together(found, spectrum)
         self._add_spectra(spectra)
         for layer, bound in self._bounds.items():
@@ -487,8 +565,6 @@ class Watcher:
                 self._figures.add_array("logits/softmax_sigma", after.sigma[:TOP])
                 if before.reason:
                     self._explain("logits", before.reason)
-                if self._window is not None:
-                    self._window.add("logits", self._capture.window_rows(z, "logits"))
                 if target is not None:
                     self._figures.add(["train/accuracy"], (logits.argmax(1) == target).double().mean())
 
@@ -522,9 +598,11 @@ class Watcher:
         return time.perf_counter() - start
 
     def _resize(self) -> None:
-        """Samples as the budget has decided."""
-        self._capture.max_features = MAX_FEATURES >> self._budget.level
-        self._capture.input_rows = INPUT_ROWS >> self._budget.level
+        """Samples as the budget has decided, or as they are without one."""
+        level = 0 if self._budget is None else self._budget.level
+        self._capture.max_features = MAX_FEATURES >> level
+        # The samples of all processes together are as large as that of one.
+        self._capture.input_rows = (INPUT_ROWS >> level) // (self._ranks.size if self._ranks.together else 1)
 
     @contextmanager
     def _guarded(self, key: str):
