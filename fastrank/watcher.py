@@ -8,7 +8,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,13 +29,16 @@ from fastrank.costs import Costs
 from fastrank.errors import InputError
 from fastrank.figures import Figures
 from fastrank.hooks import is_compiled
+from fastrank.logits import add_logits, logits_matrix
 from fastrank.metrics.alignment import alignment
 from fastrank.presets import TOP, parse_metrics
 from fastrank.ranks import rank_counts
+from fastrank.remarks import Remarks
 from fastrank.schedule import EpochEnds, Linear, describe, parse_schedule
 from fastrank.sinks import open_log
 from fastrank.small_grams import SmallGram, small_gram
 from fastrank.spectra import Spectrum, of_grams, spectrum
+from fastrank.step_arguments import check_target, number
 from fastrank.subspace import SubspaceState, top_svd
 from fastrank.window import Window
 
@@ -108,7 +110,7 @@ class Watcher:
             raise InputError("model", "a torch.nn.Module", type(model).__name__)
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise InputError("seed", "a whole number", repr(seed))
-        if not 0 < _number("T", T) < math.inf:
+        if not 0 < number("T", T) < math.inf:
             raise InputError("T", "a temperature > 0", float(T))
         self._kinds, self._names = parse_metrics(metrics)
         if all_ranks and "bound" in self._kinds:
@@ -143,6 +145,8 @@ class Watcher:
             "top": TOP,
         }
         self.log = open_log(log if self._ranks.first else None, config or {}, self.config)
+        self._remarks = Remarks(self.log)
+        self._explain, self._guarded = self._remarks.explain, self._remarks.guarded
         #: Forwards of the step under way, and of the one before: the last of as many is measured.
         self._forwards, self._expected = 0, 1
         self._costs = Costs(next((p.device for p in model.parameters()), torch.device("cpu")))
@@ -153,8 +157,6 @@ class Watcher:
         self._paused = self._closed = False
         self._weights: dict[str, SubspaceState] = {}
         self._inputs: dict[str, SubspaceState] = {}
-        self._disabled: set[str] = set()
-        self._reasons: dict[str, str] = {}
         self._begin()
 
     def __enter__(self) -> Watcher:
@@ -211,11 +213,11 @@ class Watcher:
             elif step == self._first:
                 self._rest()
             return
-        scalars = {name: _number(name, value) for name, value in scalars.items()}
+        scalars = {name: number(name, value) for name, value in scalars.items()}
         logits = self._output if logits is None else logits
         if logits is not None and target is not None:
-            _check_target(target, logits)
-        self._step += 1
+            check_target(target, logits)
+        self._step = step + 1
         if measured:
             self._measure(logits, target)
             self._expected = max(1, self._forwards)
@@ -237,13 +239,12 @@ class Watcher:
         if self._window is not None and logits is not None and logits.ndim >= 2:
             with self._costs.block("window"), self._guarded("window/logits") as enabled:
                 if enabled:
-                    z = logits.detach().movedim(1, -1).flatten(0, -2)
-                    self._window.add("logits", self._capture.window_rows(z, "logits"))
+                    self._window.add("logits", self._capture.window_rows(logits_matrix(logits), "logits"))
         if self._ranks.together:
             with self._costs.block("exchange"), self._guarded("all_ranks") as enabled:
                 if enabled:
                     logits, target = self._exchange(logits, target)
-            self._paused |= "all_ranks" in self._disabled
+            self._paused |= "all_ranks" in self._remarks.disabled
             if self._paused:
                 return
         self._measure_weights()
@@ -262,8 +263,9 @@ class Watcher:
             if "grad" in self._kinds:
                 self._measure_gradients(gradients)
         if logits is not None and logits.ndim >= 2:
-            with self._costs.block("logits"):
-                self._measure_logits(logits, target)
+            with self._costs.block("logits"), self._guarded("logits") as enabled:
+                if enabled and (reason := add_logits(self._figures, logits, target, self._T)):
+                    self._explain("logits", reason)
 
     def cost(self, by: str = "kind") -> dict[str, Any]:
         """What measured steps cost on average; on a GPU the device's time.
@@ -327,6 +329,7 @@ class Watcher:
         self._bounds: dict[str, list[Tensor]] = {}
         self._weights_are_measured = False
         self._forwards = 0
+        self._remarks.step = self._step
         self._capture.begin_step(self._step)
         self._capture.switch.armed = self._due()
         if self._capture.switch.armed:
@@ -463,7 +466,7 @@ class Watcher:
 
     def _together(self, items: dict[str, Any], work: Callable[[list], list]) -> dict[str, Any]:
         """{key: result} of one call for all; where that fails, of one call each, without those that fail."""
-        items = {key: item for key, item in items.items() if key not in self._disabled}
+        items = {key: item for key, item in items.items() if key not in self._remarks.disabled}
         if not items:
             return {}
         for key, item in items.items():
@@ -521,8 +524,7 @@ class Watcher:
         mine = {f"act {key}": X for key, X in self._rows.items()}
         mine |= {f"input {name}": X for name, X in self._held_inputs.items()}
         if logits is not None and logits.ndim >= 2:
-            z = logits.detach()
-            mine["logits"] = z.movedim(1, -1).flatten(0, -2)
+            mine["logits"] = logits_matrix(logits)
             if target is not None:
                 mine["target"] = target.reshape(-1)
         rows = self._ranks.rows(mine)
@@ -547,26 +549,6 @@ class Watcher:
                 excess = (rank_counts(s)[1] - bound[2]).clamp_min(0)
                 names = ("input_rank", "input_rank_lo", "input_rank_hi", "bound_excess")
                 self._figures.add([f"grad/{layer}/{name}" for name in names], torch.stack([*bound, excess]))
-
-    def _measure_logits(self, logits: Tensor, target: Tensor | None) -> None:
-        """Rank and norm of the logits [N, C] before the softmax, and rank after it at the loss's temperature."""
-        with self._guarded("logits") as enabled:
-            if enabled:
-                z = logits.detach()
-                z = z.movedim(1, -1).flatten(0, -2)
-                z = z if z.dtype in (torch.float32, torch.float64) else z.float()
-                before, after = spectrum([z, torch.softmax(z / self._T, 1)])
-                norm = z.double().norm()
-                self._figures.add(["logits/norm", "logits/norm_over_T"], torch.stack([norm, norm / self._T]))
-                for key, s in (("rank", before), ("softmax_rank", after)):
-                    names = [f"logits/{key}", f"logits/{key}_lo", f"logits/{key}_hi"]
-                    self._figures.add(names, torch.stack(rank_counts(s)))
-                self._figures.add_array("logits/sigma", before.sigma[:TOP])
-                self._figures.add_array("logits/softmax_sigma", after.sigma[:TOP])
-                if before.reason:
-                    self._explain("logits", before.reason)
-                if target is not None:
-                    self._figures.add(["train/accuracy"], (logits.argmax(1) == target).double().mean())
 
     def _write(self, step: int, scalars: dict[str, Tensor]) -> float:
         """One copy to the host and one transaction, whose seconds are returned."""
@@ -604,26 +586,6 @@ class Watcher:
         # The samples of all processes together are as large as that of one.
         self._capture.input_rows = (INPUT_ROWS >> level) // (self._ranks.size if self._ranks.together else 1)
 
-    @contextmanager
-    def _guarded(self, key: str):
-        """A failing metric is said once and left out from then on; training never stops for it."""
-        if key in self._disabled:
-            yield False
-            return
-        try:
-            yield True
-        except Exception as error:
-            self._disabled.add(key)
-            self._explain(key, f"disabled: {type(error).__name__}: {error}")
-            warnings.warn(f"fastrank: {key} is no longer measured: {error}", RuntimeWarning, stacklevel=3)
-
-    def _explain(self, key: str, reason: str) -> None:
-        """Record why a figure is missing or NaN, once until the reason changes."""
-        if self._reasons.get(key) != reason:
-            self._reasons[key] = reason
-            if self.log is not None:
-                self.log.note(self._step, key, reason)
-
 
 #: The public name, for what reads as an action: `with fastrank.watch(model) as w`.
 watch = Watcher
@@ -637,20 +599,3 @@ def _flops(item: Any) -> float:
         return float(item.numel()) * min(item.shape)
     X = item[0] if isinstance(item[0], Tensor) else item[0].Vh
     return float(X.numel()) * TOP
-
-
-def _number(name: str, value: Any) -> Tensor:
-    """A number or a tensor of one element as a 0-d tensor, on whatever device it is."""
-    if isinstance(value, Tensor) and value.numel() == 1:
-        return value.detach().reshape(())
-    if isinstance(value, int | float):
-        return torch.tensor(float(value), dtype=torch.float64)
-    got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-    raise InputError(name, "one number", got)
-
-
-def _check_target(target: Any, logits: Tensor) -> None:
-    shape = (logits.shape[0], *logits.shape[2:])
-    if not isinstance(target, Tensor) or target.is_floating_point() or target.shape != shape:
-        got = f"{target.dtype} {tuple(target.shape)}" if isinstance(target, Tensor) else type(target).__name__
-        raise InputError("target", f"class indices of shape {tuple(shape)}", got, "leave it out for other targets")
