@@ -9,7 +9,8 @@ The model is built on torch's meta device, without memory, and run forward once 
   they take. On a GPU a share of the peak is assumed (`tracking_cost.LIBRARY_SHARE`), on a CPU the rate is measured on
   the spot.
 
-Every figure is a prediction.
+Spectra that `fastrank.followed` carries from step to step, and gradients that it sketches, are counted as if computed
+anew: for large weights and gradients an upper bound. Every figure is a prediction.
 """
 
 from __future__ import annotations

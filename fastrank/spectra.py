@@ -35,7 +35,8 @@ class Spectrum:
         n, d: rows (samples) and columns (features) of the matrix.
         dtype: storage dtype of the matrix; it sets the default tolerance of a rank.
         centered: whether the column means were removed.
-        method: "gram64" (eigenvalues of a float64-accumulated Gram matrix), "svd64" (direct), or "none".
+        method: "gram64" (eigenvalues of a float64-accumulated Gram matrix), "svd64" (direct), "sketch" (of a low rank),
+            or "none".
         reason: why the values are NaN; empty otherwise.
     """
 
@@ -155,7 +156,7 @@ def of_eigenvalues(g: SmallGram, eigenvalues: Tensor, eigen_error: Tensor) -> Sp
         return Spectrum(empty, empty, g.G.new_zeros(()), g.n, g.d, g.dtype, g.centered, "gram64")
     if not math.isfinite(eigen_error):
         reason = _where_not_finite(g.G, "features" if k == g.d else "samples")
-        return _nan_spectrum(g.n, g.d, g.dtype, g.centered, g.G.device, reason)
+        return nan_spectrum(g.n, g.d, g.dtype, g.centered, g.G.device, reason)
     eigenvalues = eigenvalues.flip(0)[:size].clamp_min(0)
     error = (g.error + eigen_error) * (1 + 8 * U64)  # and the roundings of these very lines
     sigma = eigenvalues.sqrt()
@@ -172,7 +173,7 @@ def svd_spectrum(A: Tensor, centered: bool) -> Spectrum:
     """
     n, d = A.shape
     if not bool(A.isfinite().all()):
-        return _nan_spectrum(n, d, A.dtype, centered, A.device, "non-finite values in the matrix")
+        return nan_spectrum(n, d, A.dtype, centered, A.device, "non-finite values in the matrix")
     X, shift_error = centred(A) if centered else (A.double(), 0.0)
     if not X.numel():
         empty = X.new_zeros(min(n, d))
@@ -182,7 +183,7 @@ def svd_spectrum(A: Tensor, centered: bool) -> Spectrum:
             X = torch.linalg.qr(X if n > d else X.T, mode="r")[1]
         sigma = torch.linalg.svdvals(X)
     except torch.linalg.LinAlgError as error:
-        return _nan_spectrum(n, d, A.dtype, centered, A.device, f"the SVD did not converge ({error})")
+        return nan_spectrum(n, d, A.dtype, centered, A.device, f"the SVD did not converge ({error})")
     bound = max(n, d) * U64 * sigma[0] + shift_error
     return Spectrum(sigma, bound.expand_as(sigma), bound, n, d, A.dtype, centered, "svd64")
 
@@ -194,6 +195,6 @@ def _where_not_finite(G: Tensor, kind: str) -> str:
     return f"non-finite values in the matrix, in {len(bad)} of {len(G)} {kind}, the first at {int(bad[0])}"
 
 
-def _nan_spectrum(n: int, d: int, dtype: torch.dtype, centered: bool, device: torch.device, reason: str) -> Spectrum:
+def nan_spectrum(n: int, d: int, dtype: torch.dtype, centered: bool, device: torch.device, reason: str) -> Spectrum:
     nan = torch.full((min(n, d),), math.nan, dtype=torch.float64, device=device)
     return Spectrum(nan, nan, nan.new_full((), math.nan), n, d, dtype, centered, "none", reason)

@@ -25,13 +25,15 @@ from fastrank.capture import (
     trained_weight,
     weight_matrix,
 )
+from fastrank.carried import SMALLEST_SIDE
 from fastrank.costs import Costs
 from fastrank.errors import InputError
 from fastrank.figures import Figures
+from fastrank.followed import Followed
 from fastrank.hooks import is_compiled
 from fastrank.logits import add_logits, logits_matrix
 from fastrank.metrics.alignment import alignment
-from fastrank.presets import TOP, parse_metrics
+from fastrank.presets import BASIC, TOP, parse_metrics
 from fastrank.ranks import rank_counts
 from fastrank.remarks import Remarks
 from fastrank.schedule import EpochEnds, Linear, describe, parse_schedule
@@ -157,6 +159,8 @@ class Watcher:
         self._paused = self._closed = False
         self._weights: dict[str, SubspaceState] = {}
         self._inputs: dict[str, SubspaceState] = {}
+        #: None where every figure of a spectrum is wanted: each is then computed anew.
+        self._followed = Followed(self._together, seed) if self._names == BASIC else None
         self._begin()
 
     def __enter__(self) -> Watcher:
@@ -283,6 +287,8 @@ class Watcher:
         for name, state in (*self._weights.items(), *self._inputs.items()):
             tensors = (value for value in vars(state).values() if isinstance(value, Tensor))
             kept[f"align/{name}"] = kept.get(f"align/{name}", 0) + sum(t.numel() * t.element_size() for t in tensors)
+        if self._followed is not None:
+            kept |= self._followed.bytes()
         if self._window is not None:
             kept |= {f"window/{name}": size for name, size in self._window.bytes().items()}
         return self._costs.by_source(kept)
@@ -297,6 +303,7 @@ class Watcher:
             "budget": None if self._budget is None else self._budget.state_dict(),
             "weights": {name: state.state_dict() for name, state in self._weights.items()},
             "inputs": {name: state.state_dict() for name, state in self._inputs.items()},
+            "followed": None if self._followed is None else self._followed.state_dict(),
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -309,6 +316,8 @@ class Watcher:
             self._resize()
         self._weights = {name: SubspaceState.from_state_dict(s) for name, s in state["weights"].items()}
         self._inputs = {name: SubspaceState.from_state_dict(s) for name, s in state["inputs"].items()}
+        if self._followed is not None and state.get("followed") is not None:
+            self._followed.load_state_dict(state["followed"])
         self._begin()
 
     def _due(self) -> bool:
@@ -407,21 +416,26 @@ class Watcher:
                 self._explain(f"weight/{name}", "changed before the end of the watched model's own forward")
         if not self._ranks.first:
             return
-        if "weight" in self._kinds:
-            with self._costs.block("weight"):
-                self._measure_spectra({f"weight/{name}": X for name, X in held.items()})
         if "align" in self._kinds:
             with self._costs.block("align"):
                 self._warm(held, self._weights)
+        if "weight" in self._kinds:
+            with self._costs.block("weight"):
+                weights = {f"weight/{name}": X for name, X in held.items()}
+                if self._followed is None:
+                    self._add_spectra(self._together(weights, spectrum))
+                else:
+                    if "align" not in self._kinds:
+                        large = {name: X for name, X in held.items() if min(X.shape) >= SMALLEST_SIDE}
+                        self._warm(large, self._weights)
+                    tops = {f"weight/{name}": state for name, state in self._weights.items()}
+                    self._add_spectra(self._followed.weights(weights, tops, self._step, self._figures))
 
     def _measure_activations(self) -> None:
         grams = {key: g for key, g in self._acts.items() if isinstance(g, SmallGram)}
         found = {key: s for key, s in self._acts.items() if isinstance(s, Spectrum)}
         found |= self._together(grams, of_grams)
         self._add_spectra({key: found[key] for key in self._acts if key in found})
-
-    def _measure_spectra(self, matrices: dict[str, Tensor]) -> None:
-        self._add_spectra(self._together(matrices, spectrum))
 
     def _add_spectra(self, spectra: dict[str, Spectrum]) -> None:
         for key, s in spectra.items():
@@ -542,7 +556,10 @@ class Watcher:
         return rows.get("logits"), rows.get("target")
 
     def _measure_gradients(self, found: dict[str, Tensor]) -> None:
-        spectra = self._together(found, spectrum)
+        if self._followed is None:
+            spectra = self._together(found, spectrum)
+        else:
+            spectra = self._followed.gradients(found, self._step)
         self._add_spectra(spectra)
         for layer, bound in self._bounds.items():
             if (s := spectra.get(f"grad/{layer}")) is not None:
@@ -573,6 +590,8 @@ class Watcher:
             if decided is not None:
                 self._explain("budget", decided)
                 self._resize()
+        if self._followed is not None:
+            self._followed.learn(values, self._step)
         self.latest = values
         start = time.perf_counter()
         if self.log is not None:

@@ -13,6 +13,7 @@ from fastrank.kernels.rsvd import cost as rsvd
 from fastrank.kernels.small_eigh import cost as small_eigh
 from torch import nn
 
+import fastrank.followed as followed
 import fastrank.logits as logits_figures
 import fastrank.watcher as watcher
 from fastrank import watch
@@ -55,6 +56,7 @@ def measured(monkeypatch, metrics, mode="flatten"):
         return call
 
     monkeypatch.setattr(watcher, "spectrum", noting("spectrum", spectrum))
+    monkeypatch.setattr(followed, "spectrum", noting("spectrum", spectrum))
     monkeypatch.setattr(logits_figures, "spectrum", noting("spectrum", spectrum))
     monkeypatch.setattr(watcher, "small_gram", noting("spectrum", small_gram))
     monkeypatch.setattr(watcher, "top_svd", noting("subspace", top_svd))

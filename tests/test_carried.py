@@ -1,0 +1,77 @@
+"""Spectra carried from an anchor: every bound holds while a matrix moves, and anchors are renewed when it says more."""
+
+import pytest
+import torch
+
+from fastrank.carried import DRIFT, RENEW, Anchor, carried_spectra, distance_bound
+from fastrank.ranks import rank_counts
+from fastrank.subspace import top_svd
+
+
+def moving(n, d, rank, dtype=torch.float32, steps=6, size=3e-4):
+    g = torch.Generator().manual_seed(n + d)
+    X = torch.randn(n, rank, generator=g, dtype=torch.float64) @ torch.randn(rank, d, generator=g, dtype=torch.float64)
+    X = X / X.norm()
+    for _ in range(steps):
+        yield X.to(dtype)
+        step = torch.randn(n, d, generator=g, dtype=torch.float64)
+        X = X + size * step / step.norm() if rank == min(n, d) else X * (1 + size)
+
+
+@pytest.mark.parametrize(("n", "d", "rank"), [(40, 90, 40), (90, 40, 40), (60, 60, 60), (50, 80, 12), (9, 30, 9)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_bounds_hold_while_the_matrix_moves(n, d, rank, dtype):
+    anchor = top = None
+    for step, X in enumerate(moving(n, d, rank, dtype)):
+        top = top_svd(X, 15, top)
+        ((s, anchor, drift),) = ((c.spectrum, c.anchor, c.drift) for c in carried_spectra([(X, top, anchor)], step))
+        truth = torch.linalg.svdvals(X.double())
+        assert anchor.step == 0 and (drift > 0) == (step > 0)
+        assert ((s.sigma - truth).abs() <= s.bound + 1e-14).all()
+        _, lo, hi = rank_counts(s)
+        assert lo <= torch.linalg.matrix_rank(X.double(), rtol=max(n, d) * 2**-23) <= hi or dtype == torch.float64
+        # The leading values are today's, and so is the norm.
+        assert (s.sigma[: top.k] - truth[: top.k]).abs().max() <= 1e-3 * truth[0]
+        assert float(s.sigma.norm()) == pytest.approx(float(truth.norm()), rel=1e-3)
+
+
+def test_the_bound_is_not_larger_than_what_was_moved():
+    X, Y = list(moving(60, 60, 60, steps=2))
+    assert (X - Y).norm() <= distance_bound(X, Y) <= 1.001 * (X - Y).norm()
+    tops = top_svd([X, Y], 15)
+    (first,) = carried_spectra([(X, tops[0], None)], 0)
+    (second,) = carried_spectra([(Y, tops[1], first.anchor)], 1)
+    # Without what it moved by, the truth lies outside.
+    too_tight = second.spectrum.bound - distance_bound(X, Y)
+    assert not ((second.spectrum.sigma - torch.linalg.svdvals(Y.double())).abs() <= too_tight.clamp_min(0)).all()
+
+
+def test_a_distance_is_bounded_from_above_where_rounding_makes_it_small():
+    X = torch.full((3, 100_000), 1.0)
+    Y = X * (1 + 2**-23)
+    assert distance_bound(X, Y) >= (X.double() - Y.double()).norm()
+    tiny = torch.full((3, 5), 1e-25)
+    assert distance_bound(tiny, 2 * tiny) >= (15**0.5) * 1e-25  # its squares vanish in float32
+
+
+def test_an_anchor_is_renewed_when_that_says_more_and_not_too_often():
+    X = torch.randn(64, 80, generator=torch.Generator().manual_seed(0))
+    ((anchor),) = (c.anchor for c in carried_spectra([(X, top_svd(X), None)], 5))
+    assert float(anchor.width) == 0
+    soon, later = 5 + 64 // RENEW - 1, 5 + 64 // RENEW
+    assert not anchor.outdated(later, 0.0, DRIFT / 2)
+    assert anchor.outdated(later, 1.0, 0.0) and anchor.outdated(later, 0.0, 2 * DRIFT)
+    assert not anchor.outdated(soon, 1.0, 2 * DRIFT)
+    assert anchor.outdated(later, float("nan"), 0.0)  # not finite for a while
+    again = Anchor.from_state_dict(anchor.state_dict())
+    assert torch.equal(again.matrix, anchor.matrix) and torch.equal(again.spectrum.sigma, anchor.spectrum.sigma)
+    assert anchor.fits(X) and not anchor.fits(X.double()) and not anchor.fits(X.T)
+
+
+def test_non_finite_weights_are_nan_with_a_reason():
+    X = torch.randn(20, 30)
+    ((anchor),) = (c.anchor for c in carried_spectra([(X, top_svd(X), None)], 0))
+    bad = X.clone()
+    bad[3, 4] = torch.nan
+    (found,) = carried_spectra([(bad, top_svd(bad), anchor)], 1)
+    assert found.spectrum.reason and found.spectrum.sigma.isnan().all()

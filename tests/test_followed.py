@@ -1,0 +1,97 @@
+"""A watched network with layers large enough to be followed: every figure holds at every step, restarts included."""
+
+import io
+
+import pytest
+import torch
+from torch import nn
+
+import fastrank
+from fastrank.carried import SMALLEST_SIDE as CARRIED
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(40, 360), nn.Tanh(), nn.Linear(360, 380), nn.Tanh(), nn.Linear(380, 20))
+
+
+def train(model, watcher, steps, records=None, rate=0.02):
+    """Batches of 16 rows, so that no gradient's rank exceeds 16; at step 5 one of 200, whose rank is far more."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+    for step in steps:
+        g = torch.Generator().manual_seed(step)
+        n = 200 if step == 5 else 16
+        x, y = torch.randn(n, 40, generator=g), torch.randint(20, (n,), generator=g)
+        before = [layer.weight.detach().clone() for layer in model if isinstance(layer, nn.Linear)]
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        watcher.step()
+        if records is not None:
+            layers = [layer for layer in model if isinstance(layer, nn.Linear)]
+            gradients = [layer.weight.grad.clone() for layer in layers]
+            records.append({"weight": before, "grad": gradients})
+        optimizer.step()
+
+
+def test_every_figure_holds_at_every_step():
+    model, truth, records = network(), [], []
+    with fastrank.watch(model, log=lambda *record: records.append(record)) as w:
+        train(model, w, range(8), truth)
+        methods = w._followed
+        assert {"weight/2"} <= set(methods._anchors) and min(model[2].weight.shape) >= CARRIED
+        assert methods._ranks["grad/2"] == 16
+    drifts = [scalars["weight/2/drift"] for _, scalars, _ in records]
+    assert drifts[0] == 0 and all(0 < drift < 0.01 for drift in drifts[1:])
+    for (_, scalars, arrays), true in zip(records, truth, strict=True):
+        for kind, matrices in true.items():
+            for layer, X in zip(("0", "2", "4"), matrices, strict=True):
+                key, sigma = f"{kind}/{layer}", torch.linalg.svdvals(X.double())
+                rank = int((sigma > max(X.shape) * 2**-23 * sigma[0]).sum())
+                assert scalars[f"{key}/rank_lo"] <= rank <= scalars[f"{key}/rank_hi"], key
+                if kind == "grad":
+                    assert scalars[f"{key}/rank_lo"] == scalars[f"{key}/rank_hi"] == rank
+                assert scalars[f"{key}/frobenius"] == pytest.approx(float(sigma.norm()), rel=1e-5)
+                # A subspace needs some steps to settle in the flat spectrum of random weights.
+                assert arrays[f"{key}/sigma"] == pytest.approx(sigma[:15].numpy(), rel=4e-2, abs=1e-6)
+
+
+def test_a_sketch_is_used_and_gives_way_to_a_larger_rank(monkeypatch):
+    import fastrank.followed as module
+
+    found = []
+
+    def recorded(*job):
+        found.append((job[3], module_sketched(*job)))
+        return found[-1][1]
+
+    module_sketched = module.sketched_spectrum
+    monkeypatch.setattr(module, "sketched_spectrum", recorded)
+    model, records = network(), []
+    with fastrank.watch(model, metrics=["grad"], log=lambda *record: records.append(record)) as w:
+        train(model, w, range(8))
+    # Draws are numbered from the step that comes next. Of the first step nothing is known beforehand; the sixth does
+    # not settle the wide batch.
+    settled = {step: s is not None for step, s in found}
+    assert list(settled) == [2, 3, 4, 5, 6, 7, 8] and [step for step in settled if not settled[step]] == [6]
+    assert records[5][1]["grad/2/rank_lo"] > 100
+
+
+def test_a_restart_continues_the_same_figures():
+    whole, first, second = [], [], []
+    model = network()
+    with fastrank.watch(model, log=lambda *record: whole.append(record)) as w:
+        train(model, w, range(8))
+    model = network()
+    with fastrank.watch(model, log=lambda *record: first.append(record)) as w:
+        train(model, w, range(4))
+        file = io.BytesIO()
+        torch.save({"model": model.state_dict(), "watcher": w.state_dict()}, file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    model.load_state_dict(state["model"])
+    with fastrank.watch(model, log=lambda *record: second.append(record)) as w:
+        w.load_state_dict(state["watcher"])
+        train(model, w, range(4, 8))
+    for (_, a, _), (_, b, _) in zip(whole, first + second, strict=True):
+        same = [key for key in a if not key.startswith("cost/")]
+        assert {key: a[key] for key in same} == {key: b[key] for key in same}
