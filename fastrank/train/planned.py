@@ -138,7 +138,7 @@ def _assumptions(found: Plan) -> dict[str, Any]:
         "utilisation": found.utilisation,
         "launch_us": 1e6 * found.device.launch,
         "library": library,
-        "weights and gradients": "each computed anew; with the presets light and default large ones take less",
+        "weights and gradients": "each computed anew; with the preset default large ones take less",
         "every_figure": "predicted, not measured",
     }
 
