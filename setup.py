@@ -121,7 +121,11 @@ setup(
         *(f"fastrank.kernels.{name}" for name in find_packages("kernels")),
     ],
     package_dir={"fastrank": "fastrank", "fastrank.kernels": "kernels"},
-    package_data={"fastrank.kernels": [REPORT.name], "fastrank.report": ["*.css", "*.js", "*.html"]},
+    package_data={
+        "fastrank.kernels": [REPORT.name],
+        "fastrank.report": ["*.css", "*.js", "*.html"],
+        "fastrank.recipes": ["*.html"],
+    },
     ext_modules=extensions,
     cmdclass={"build_ext": CMakeBuild},
 )

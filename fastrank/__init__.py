@@ -19,13 +19,16 @@ _HOME = {
     "RunWriter": "record",
     "Spectrum": "spectra",
     "SubspaceState": "subspace",
+    "TemperatureSchedule": "temperature",
     "TemperedCE": "loss",
     "TemperedMSE": "loss",
     "Watcher": "watcher",
     "alignment": "metrics.alignment",
+    "calibrate_temperature": "temperature",
     "doctor": "diagnosis",
     "linear_tempered_cross_entropy": "loss",
     "load_run": "record",
+    "logits_norm": "temperature",
     "matrix_rank": "ranks",
     "spectrum": "spectra",
     "tempered_cross_entropy": "loss",
@@ -44,13 +47,16 @@ __all__ = [
     "RunWriter",
     "Spectrum",
     "SubspaceState",
+    "TemperatureSchedule",
     "TemperedCE",
     "TemperedMSE",
     "Watcher",
     "alignment",
+    "calibrate_temperature",
     "doctor",
     "linear_tempered_cross_entropy",
     "load_run",
+    "logits_norm",
     "matrix_rank",
     "spectrum",
     "tempered_cross_entropy",
@@ -76,6 +82,7 @@ if TYPE_CHECKING:
     from fastrank.record import Run, RunWriter, load_run
     from fastrank.spectra import Spectrum, spectrum
     from fastrank.subspace import SubspaceState, top_svd
+    from fastrank.temperature import TemperatureSchedule, calibrate_temperature, logits_norm
     from fastrank.watcher import Watcher, watch
 
 

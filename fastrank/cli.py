@@ -28,6 +28,15 @@ def train(
     temperature: Annotated[
         list[float] | None, typer.Option(help="Softmax temperatures, one run each: --temperature 1 100.")
     ] = None,
+    temperature_schedule: Annotated[
+        str | None, typer.Option(help="constant, linear, cosine or norm-matched (constant).")
+    ] = None,
+    temperature_end: Annotated[float | None, typer.Option(help="Where linear and cosine end (1).")] = None,
+    initial_norm: Annotated[
+        float | None, typer.Option(help="norm-matched: RMS norm of a sample's first logits, over T.")
+    ] = None,
+    loss: Annotated[str | None, typer.Option(help="ce, or mse of the softmax (ce).")] = None,
+    label_smoothing: Annotated[float | None, typer.Option(help="Of the targets (0).")] = None,
     model: Annotated[
         str | None, typer.Option(help="A timm model, or mlp, vgg19, resnet18_cifar, ... (resnet18)")
     ] = None,
@@ -78,6 +87,8 @@ def train(
         "warmup_epochs": warmup_epochs, "milestones": tuple(milestones) if milestones else None, "gamma": gamma,
         "augment": augment, "image_size": image_size,
         "samples_per_class": samples_per_class, "track": track, "every": every,
+        "temperature_schedule": temperature_schedule, "temperature_end": temperature_end, "initial_norm": initial_norm,
+        "loss": loss, "label_smoothing": label_smoothing,
         "layers": tuple(layers) if layers else None, "model_kwargs": parse_kwargs(model_kwarg) if model_kwarg else None,
     }  # fmt: skip
     fields = (preset_fields(preset) if preset else {}) | {k: v for k, v in named.items() if v is not None}
@@ -127,14 +138,60 @@ def plan(
 
 
 @app.command()
+def reproduce(
+    name: Annotated[str | None, typer.Argument(help="A recipe; --list names them all.", show_default=False)] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Minutes on two cores, the default.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="The paper's scale, for a GPU.")] = False,
+    smoke: Annotated[bool, typer.Option("--smoke", hidden=True)] = False,
+    seeds: Annotated[int | None, typer.Option(help="How many, from 0 on; the recipe's own number if left out.")] = None,
+    out: Annotated[Path, typer.Option(help="Directory of runs, results and the gallery.")] = Path("reproduced"),
+    data: Annotated[Path, typer.Option(help="Folder of the data sets on disk that --full reads.")] = Path("data"),
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    list_: Annotated[bool, typer.Option("--list", help="Name the recipes and what each takes, and stop.")] = False,
+) -> None:
+    """Reproduce an experiment of the papers: runs, figure, table, and whether the claim held. A killed call continues.
+
+    Example: `fastrank reproduce softmax-rank --quick --out reproduced`
+    """
+    from fastrank import recipes
+    from fastrank.recipes.text import list_recipes, print_result
+    from fastrank.train import Interrupted
+    from fastrank.train.loop import choose_device
+
+    if list_:
+        list_recipes()
+        return
+    if name is None:
+        raise InputError("name", f"one of {', '.join(recipes.FILES)}", "none", "see --list")
+    if quick + full + smoke > 1:
+        raise InputError("--quick, --full", "one of them", "both")
+    scale = "full" if full else "smoke" if smoke else "quick"
+    try:
+        result = recipes.reproduce(recipes.find_recipe(name), scale, seeds, out, choose_device(device), data)
+    except Interrupted as stop:
+        typer.echo(f"fastrank: {str(stop).removesuffix('; --resume continues')}; the same command continues", err=True)
+        raise typer.Exit(130) from None
+    print_result(result, out)
+
+
+@app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run directories, compared side by side in this order.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Run directories, compared side by side in this order; or one recipe's directory."),
+    ],
     out: Annotated[Path | None, typer.Option(help="The page; report.html beside the first run if left out.")] = None,
 ) -> None:
-    """Write one self-contained HTML page that compares runs.
+    """Write one self-contained HTML page that compares runs; a recipe's result is computed from its runs again.
 
     Example: `fastrank report runs/demo/* --out report.html`
     """
+    if len(runs) == 1 and (runs[0] / "result.json").is_file():
+        from fastrank.recipes import find_recipe, recompute
+        from fastrank.recipes.text import print_result
+
+        print_result(recompute(runs[0], find_recipe), runs[0].parent.parent)
+        return
     from fastrank.report import write_report
 
     typer.echo(write_report(runs, out))
@@ -172,7 +229,7 @@ def bench(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="tempered_ce, tempered_mse, gram, rank, svd, tracking; all if left out.", show_default=False
+            help="tempered_ce, tempered_mse, gram, rank, svd, ufm, tracking; all if left out.", show_default=False
         ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer cases, less time for each.")] = False,

@@ -9,7 +9,7 @@ from types import ModuleType
 EXTRAS = {
     "train": {
         "timm": "timm", "torchvision": "torchvision", "sklearn": "scikit-learn", "matplotlib": "matplotlib",
-        "PIL": "pillow", "rich": "rich", "typer": "typer", "webdataset": "webdataset",
+        "scipy": "scipy", "PIL": "pillow", "rich": "rich", "typer": "typer", "webdataset": "webdataset",
     },
     "report": {"plotly": "plotly", "pandas": "pandas", "pyarrow": "pyarrow"},
     "tensorboard": {"tensorboard": "tensorboard"},

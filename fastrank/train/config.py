@@ -7,27 +7,40 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from fastrank.errors import InputError
+from fastrank.presets import KINDS
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "steps", "cosine")
 AUGMENTATIONS = ("none", "cifar", "imagenet")
 TRACKING = ("off", "light", "default", "full")
+LOSSES = ("ce", "mse")
+TEMPERATURE_SCHEDULES = ("constant", "linear", "cosine", "norm-matched")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One run at one temperature. Raises InputError for a value outside its range.
+    """One run. Raises InputError for a value outside its range.
+
+    The loss is the cross-entropy ("ce") or the squared error of the softmax ("mse") of logits over T. T stays at
+    `temperature` ("constant"), goes from there to `temperature_end` over all steps ("linear", "cosine"), or is such
+    that the root mean square norm of a sample's first logits, over T, is `initial_norm` ("norm-matched", where
+    `temperature` plays no part).
 
     epochs, warmup_epochs and milestones count epochs. The learning rate rises linearly over the warm-up and then stays
     ("constant"), is multiplied by `gamma` at each milestone ("steps"), or falls to zero along half a cosine ("cosine").
     momentum is SGD's; Adam and AdamW use (0.9, 0.999). image_size is in pixels, None for the data set's own;
     samples_per_class limits the training split, None for all (`glyphs`: 100). track, layers and every go to
-    `fastrank.watch`.
+    `fastrank.watch`; `track` may also be several kinds of figures, joined by commas: "align,logits".
     """
 
     model: str = "resnet18"
     data: str = "glyphs"
     temperature: float = 1.0
+    temperature_schedule: str = "constant"
+    temperature_end: float = 1.0
+    initial_norm: float | None = None
+    loss: str = "ce"
+    label_smoothing: float = 0.0
     epochs: int = 10
     seed: int = 0
     batch_size: int = 128
@@ -49,7 +62,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         positive = "a finite number > 0"
-        _check("temperature", "a number > 0 (1e-6 .. 1e6)", self.temperature, 1e-6 <= self.temperature <= 1e6)
+        for name in ("temperature", "temperature_end"):
+            value = getattr(self, name)
+            _check(name, "a number > 0 (1e-6 .. 1e6)", value, 1e-6 <= value <= 1e6)
+        matched, norm = self.temperature_schedule == "norm-matched", self.initial_norm
+        wanted = f"{positive} with the schedule norm-matched, and none with another"
+        _check("initial_norm", wanted, norm, 0 < norm < math.inf if matched and norm else norm is None and not matched)
+        _check("label_smoothing", "a number in [0, 1)", self.label_smoothing, 0 <= self.label_smoothing < 1)
         _check("lr", positive, self.lr, math.isfinite(self.lr) and self.lr > 0)
         _check("momentum", "a number in [0, 1)", self.momentum, 0 <= self.momentum < 1)
         _check("weight_decay", "a finite number >= 0", self.weight_decay, 0 <= self.weight_decay < math.inf)
@@ -78,15 +97,23 @@ class TrainConfig:
             ("optimizer", OPTIMIZERS),
             ("schedule", SCHEDULES),
             ("augment", AUGMENTATIONS),
-            ("track", TRACKING),
+            ("loss", LOSSES),
+            ("temperature_schedule", TEMPERATURE_SCHEDULES),
         ):
             _check(name, f"one of {', '.join(known)}", repr(getattr(self, name)), getattr(self, name) in known)
+        if self.track not in TRACKING and set(self.track.split(",")) - KINDS:
+            raise InputError("track", f"{', '.join(TRACKING)}, or some of {','.join(sorted(KINDS))}", repr(self.track))
 
     @property
     def name(self) -> str:
-        """Of the run's directory: data, model, temperature, seed."""
+        """Of the run's directory: data, model, temperature and its schedule, seed."""
         data = self.data.rstrip("/").rpartition("/")[2] if self.data.startswith("folder:") else self.data
-        return f"{_plain(data)}-{_plain(self.model)}-T{self.temperature:g}-s{self.seed}"
+        schedule, T = self.temperature_schedule, f"T{self.temperature:g}"
+        if schedule == "norm-matched":
+            T = f"norm{self.initial_norm:g}"
+        elif schedule != "constant":
+            T += f"-{schedule}{self.temperature_end:g}"
+        return f"{_plain(data)}-{_plain(self.model)}-{T}-s{self.seed}"
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         """Of optimizer step number `step`, counted from 0."""
@@ -101,8 +128,11 @@ class TrainConfig:
         return self.lr
 
     def difference(self, other: dict[str, Any]) -> str | None:
-        """The first field whose value differs from that in `other`, a stored config; None where they agree."""
-        return next((f.name for f in fields(self) if other.get(f.name, f) != getattr(self, f.name)), None)
+        """The first field whose value differs from that in `other`, a stored config; None where they agree.
+
+        A field that `other` lacks, as one stored by an older version does, had its default.
+        """
+        return next((f.name for f in fields(self) if other.get(f.name, f.default) != getattr(self, f.name)), None)
 
 
 def _check(argument: str, expected: str, got: object, holds: bool) -> None:

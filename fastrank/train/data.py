@@ -20,7 +20,7 @@ from fastrank.train.config import TrainConfig
 from fastrank.train.names import closest
 from fastrank.train.splits import IndexedSplit, Split, StreamedSplit
 
-NAMES = ("digits", "glyphs", "folder:PATH")
+NAMES = ("digits", *glyphs.STYLES, "folder:PATH")
 GLYPHS_PER_CLASS, TEST_GLYPHS_PER_CLASS = 100, 20
 #: Sub-folders or tar files that hold the two splits, in the order in which they are looked for.
 SPLIT_NAMES = {"train": ("train", "training"), "test": ("val", "valid", "validation", "test", "eval")}
@@ -40,24 +40,32 @@ class Data:
     image_size: int
 
 
-def load_data(config: TrainConfig) -> Data:
-    """The data that `config` names. Raises InputError for an unknown name or a path that holds no images."""
+def load_data(config: TrainConfig, seen_by: str | None = None) -> Data:
+    """The data that `config` names. Raises InputError for an unknown name or a path that holds no images.
+
+    seen_by: the data set that a network was trained on, whose constants then normalise these images too.
+    """
     if config.data == "digits":
-        return _in_memory(config, *_digits(config.image_size or 32), *DIGITS)
-    if config.data == "glyphs":
+        return _in_memory(config, *_digits(config.image_size or 32), *_constants(seen_by or "digits"))
+    if config.data in glyphs.STYLES:
         size, per_class = config.image_size or 32, config.samples_per_class or GLYPHS_PER_CLASS
         count, test_count = (n * len(glyphs.CHARACTERS) for n in (per_class, TEST_GLYPHS_PER_CLASS))
-        train, test = _glyphs("train", count, size), _glyphs("test", test_count, size)
-        return _in_memory(config, train, test, (glyphs.MEAN,), (glyphs.STD,))
+        train, test = (_glyphs(config.data, *split, size) for split in (("train", count), ("test", test_count)))
+        return _in_memory(config, train, test, *_constants(seen_by or "glyphs"))
     kind, separator, path = config.data.partition(":")
     if kind == "folder" and separator:
         return _folder(config, Path(path).expanduser())
     raise InputError("data", f"one of {', '.join(NAMES)}", repr(config.data), closest(config.data, NAMES))
 
 
+def _constants(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of a grey data set, by name; those of glyphs for any but digits."""
+    return DIGITS if name == "digits" else ((glyphs.MEAN,), (glyphs.STD,))
+
+
 @cache
-def _glyphs(split: str, count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    return glyphs.render(split, count, size)
+def _glyphs(name: str, split: str, count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    return glyphs.render(split, count, size, style=glyphs.STYLES[name])
 
 
 @cache

@@ -8,6 +8,7 @@ FreeType draws the same bytes.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -33,10 +34,34 @@ FONTS = (
 ALPHANUMERIC_FONTS = ("cmr10.ttf", "cmb10.ttf", "cmss10.ttf", "cmti10.ttf")
 
 
-def render(split: str, count: int, size: int = 32, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class Style:
+    """How glyphs are drawn. fonts: "all", "dejavu" or "others". angles: smallest and largest |rotation| in degrees.
+    noise: smallest and largest standard deviation of the noise, in levels of 255."""
+
+    fonts: str = "all"
+    angles: tuple[float, float] = (0.0, 12.0)
+    noise: tuple[float, float] = (2.0, 20.0)
+
+
+#: Data set -> how it is drawn. A network trained on "glyphs-dejavu" has not seen the fonts of "glyphs-fonts"; one
+#: trained on "glyphs" has seen neither the angles of "glyphs-rotated" nor the noise of "glyphs-noisy".
+STYLES = {
+    "glyphs": Style(),
+    "glyphs-dejavu": Style(fonts="dejavu"),
+    "glyphs-fonts": Style(fonts="others"),
+    "glyphs-rotated": Style(angles=(25.0, 50.0)),
+    "glyphs-noisy": Style(noise=(50.0, 80.0)),
+}
+
+
+def render(
+    split: str, count: int, size: int = 32, seed: int = 0, style: Style = STYLES["glyphs"]
+) -> tuple[np.ndarray, np.ndarray]:
     """The first `count` samples of a split: images uint8 [count, size, size] and labels int64 [count].
 
-    Sample i shows character i mod 94. Raises InputError for an unknown split, count < 1, size < 8 or a negative seed.
+    Sample i shows character i mod 94; other styles draw the same samples otherwise. Raises InputError for an unknown
+    split, count < 1, size < 8 or a negative seed.
     """
     if split not in SPLITS:
         raise InputError("split", f"one of {', '.join(SPLITS)}", repr(split))
@@ -46,7 +71,7 @@ def render(split: str, count: int, size: int = 32, seed: int = 0) -> tuple[np.nd
         raise InputError("image_size", "at least 8 pixels for a readable glyph", size)
     if not 0 <= seed < 2**64:
         raise InputError("seed", "an integer in 0 .. 2^64-1", seed)
-    images = np.stack([_draw(i, split, size, seed) for i in range(count)])
+    images = np.stack([_draw(i, split, size, seed, style) for i in range(count)])
     return images, np.arange(count, dtype=np.int64) % len(CHARACTERS)
 
 
@@ -55,18 +80,20 @@ def normalise(images: np.ndarray) -> np.ndarray:
     return ((images.astype(np.float32) / 255 - MEAN) / STD)[:, None]
 
 
-def _draw(index: int, split: str, size: int, seed: int) -> np.ndarray:
+def _draw(index: int, split: str, size: int, seed: int, style: Style) -> np.ndarray:
     from PIL import Image, ImageDraw
 
     character = CHARACTERS[index % len(CHARACTERS)]
     generator = np.random.Philox(key=[seed, SPLITS[split]], counter=[0, index, 0, 0])
     random = generator.random_raw(8 + (size * size + 1) // 2)
     uniform = (random[:8] >> np.uint64(11)) / 2**53
-    fonts = FONTS + ALPHANUMERIC_FONTS if character.isalnum() else FONTS
+    fonts = _fonts(style.fonts, character.isalnum())
     pixels = round(size * (0.6 + 0.3 * uniform[1]))
     shift = size * 0.09 * (2 * uniform[2:4] - 1)
-    angle = 12 * (2 * uniform[4] - 1)
-    contrast, background, noise_level = 0.55 + 0.45 * uniform[5], 0.25 * uniform[6], 2 + 18 * uniform[7]
+    centred, (least, most) = 2 * uniform[4] - 1, style.angles
+    angle = most * centred if least == 0 else np.copysign(least + (most - least) * abs(centred), centred)
+    contrast, background = 0.55 + 0.45 * uniform[5], 0.25 * uniform[6]
+    noise_level = style.noise[0] + (style.noise[1] - style.noise[0]) * uniform[7]
 
     mask = Image.new("L", (size, size))
     centre = (size / 2 + shift[0], size / 2 + shift[1])
@@ -80,6 +107,14 @@ def _draw(index: int, split: str, size: int, seed: int) -> np.ndarray:
     noise = (total.astype(np.float64) - 510) * (noise_level / 147.8)
     level = 255 * background + ink * contrast * (1 - background) + noise
     return np.clip(np.rint(level), 0, 255).astype(np.uint8)
+
+
+@cache
+def _fonts(chosen: str, alphanumeric: bool) -> tuple[str, ...]:
+    fonts = FONTS + ALPHANUMERIC_FONTS if alphanumeric else FONTS
+    if chosen == "all":
+        return fonts
+    return tuple(name for name in fonts if name.startswith("DejaVu") == (chosen == "dejavu"))
 
 
 @cache

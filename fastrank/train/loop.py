@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,17 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastrank import RunWriter, TemperedCE, load_run, watch
+from fastrank import RunWriter, TemperatureSchedule, TemperedCE, TemperedMSE, load_run, logits_norm, watch
 from fastrank.capture import select_layers
 from fastrank.errors import InputError
 from fastrank.record.schema import DATABASE
+from fastrank.temperature import Curve, constant, cosine, linear
 from fastrank.train.checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
-from fastrank.train.config import TrainConfig
-from fastrank.train.data import load_data
+from fastrank.train.config import TRACKING, TrainConfig
+from fastrank.train.data import Data, load_data
 from fastrank.train.evaluate import evaluate_run
 from fastrank.train.models import build_model, check_model
 from fastrank.train.progress import Progress
 from fastrank.train.splits import steps_per_epoch
+
+#: Batches that the norm of the first logits is taken over: a root mean square settles fast.
+NORM_BATCHES = 8
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ def train_all(
     names = [config.name for config in configs]
     if len(set(names)) < len(names):
         raise InputError("temperature", "values that differ", ", ".join(names))
-    torch_device = _device(device)
+    torch_device = choose_device(device)
     if workers < 0:
         raise InputError("workers", "a whole number >= 0", workers)
     for config in configs:
@@ -63,11 +67,20 @@ def train_all(
     return [train(config, out / config.name, resume, torch_device, workers) for config in configs]
 
 
-def train(config: TrainConfig, path: Path, resume: bool, device: torch.device, workers: int = 0) -> Result:
+def train(
+    config: TrainConfig,
+    path: Path,
+    resume: bool,
+    device: torch.device,
+    workers: int = 0,
+    facts: Mapping[str, Any] | None = None,
+    also: Callable[[nn.Module, Data], Mapping[str, Any]] | None = None,
+) -> Result:
     """Train one run into the directory `path`, or go on from its last checkpoint (from nothing, where it has none).
 
     A resumed run computes what an uninterrupted one computes, bit for bit on the same machine: the order of the data
     is a function of (seed, epoch), and the checkpoint holds everything else. Recorded steps beyond it are replaced.
+    `facts` are stored with the run's configuration; what `also(model, data)` finds joins the final figures.
 
     Raises:
         InputError: a mistake in `config` or `path`, another configuration than the one to resume, a loss that is not
@@ -85,15 +98,20 @@ def train(config: TrainConfig, path: Path, resume: bool, device: torch.device, w
     if config.track != "off":
         select_layers(model, config.layers)  # a wrong glob is said before the directory is made
     optimizer = _optimizer(config, model)
-    criterion = TemperedCE(T=config.temperature)
+    criterion = _criterion(config).to(device)
     with ExitStack() as stack:
         writer = stack.enter_context(
-            RunWriter(path, {**asdict(config), "device": str(device), "workers": workers}, resume=resume)
+            RunWriter(
+                path, {**asdict(config), "device": str(device), "workers": workers, **(facts or {})}, resume=resume
+            )
         )
-        watcher = stack.enter_context(_watcher(config, model, writer))
+        first = state.get("first_norm", math.nan) if state is not None else _first_norm(model, data, config, device)
+        schedule = TemperatureSchedule(criterion, _temperature(config, first, config.epochs * per_epoch))
+        watcher = stack.enter_context(_watcher(config, model, writer, criterion.T))
         step = 0
         if state is not None:
             step = state["step"]
+            schedule.load_state_dict({"step": step})
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             watcher.load_state_dict(state["watcher"])
@@ -116,18 +134,22 @@ def train(config: TrainConfig, path: Path, resume: bool, device: torch.device, w
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                watcher.step(logits, labels, loss=loss.detach(), lr=lr, epoch=epoch)
+                watcher.step(logits, labels, loss=loss.detach(), lr=lr, epoch=epoch, T=schedule.value)
+                schedule.step()
                 step += 1
                 bar.step(float(loss.detach()) if shown else None, watcher.latest)
                 if last:
                     save_checkpoint(path, {
                         "config": asdict(config), "step": step, "model": model.state_dict(),
                         "optimizer": optimizer.state_dict(), "watcher": watcher.state_dict(), "rng": rng_state(),
+                        "first_norm": first,
                     })  # fmt: skip
                 if last and stop.is_set():
                     raise Interrupted(f"interrupted after step {step - 1}, saved in {path}; --resume continues")
-        evaluation = evaluate_run(model, data, config.temperature, device, workers)
-        evaluation["overhead"] = _overhead(path)
+        evaluation = evaluate_run(model, data, schedule.value, device, workers)
+        evaluation |= {"temperature": schedule.value, "first_logits_norm": first, "overhead": _overhead(path)}
+        if also is not None:
+            evaluation |= also(model, data)
         writer.set_evaluation(evaluation)
     if stop.is_set():
         raise Interrupted(f"interrupted; the run in {path} is complete")
@@ -164,10 +186,32 @@ class _Untracked:
         self._step = state["step"]
 
 
-def _watcher(config: TrainConfig, model: nn.Module, writer: RunWriter) -> Any:
+def _watcher(config: TrainConfig, model: nn.Module, writer: RunWriter, T: Tensor) -> Any:
     if config.track == "off":
         return _Untracked(writer, config.every)
-    return watch(model, config.layers, config.every, config.track, log=writer, seed=config.seed, T=config.temperature)
+    metrics = config.track if config.track in TRACKING else config.track.split(",")
+    return watch(model, config.layers, config.every, metrics, log=writer, seed=config.seed, T=T)
+
+
+def _criterion(config: TrainConfig) -> nn.Module:
+    loss = TemperedCE if config.loss == "ce" else TemperedMSE
+    return loss(T=torch.tensor(float(config.temperature)), label_smoothing=config.label_smoothing)
+
+
+def _first_norm(model: nn.Module, data: Data, config: TrainConfig, device: torch.device) -> float:
+    """Root mean square norm of a sample's logits before the first step, over NORM_BATCHES of the training data."""
+    batches = data.train.train_batches(0, config.batch_size)
+    return logits_norm(model, ((images.to(device),) for images, _ in batches), NORM_BATCHES)
+
+
+def _temperature(config: TrainConfig, first_norm: float, steps: int) -> Curve:
+    if config.temperature_schedule == "norm-matched":
+        return constant(first_norm / config.initial_norm)
+    if config.temperature_schedule == "constant":
+        return constant(config.temperature)
+    curve = linear if config.temperature_schedule == "linear" else cosine
+    # The last step's temperature is the last of the schedule.
+    return curve(config.temperature, config.temperature_end, max(steps - 1, 1))
 
 
 def _optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
@@ -177,7 +221,8 @@ def _optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
     return (torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW)(model.parameters(), **settings)
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """The device of that name, "auto" for CUDA where there is one; InputError where this machine lacks it."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,7 +1,8 @@
 """Networks by name: the papers' own for small images, and every model of timm.
 
 The papers' (Masarczyk et al. 2025, A.1): `mlp`, eight layers of 2048; `vgg19`, for small images; ResNets with a stem
-for CIFAR (3x3, stride 1, no max-pool). A timm name that equals one of these is reached with its tag: `vgg19.tv_in1k`.
+for CIFAR (3x3, stride 1, no max-pool); beside them `vit_small_image`. A timm name that equals one of these is reached
+with its tag: `vgg19.tv_in1k`.
 """
 
 from __future__ import annotations
@@ -22,17 +23,44 @@ from fastrank.train.names import closest
 Builder = Callable[..., nn.Module]
 
 
-def mlp(num_classes: int, in_chans: int, image_size: int, depth: int = 8, width: int = 2048) -> nn.Module:
-    """`depth` hidden layers of `width` with ReLU, then the classifier."""
+def mlp(
+    num_classes: int,
+    in_chans: int,
+    image_size: int,
+    depth: int = 8,
+    width: int = 2048,
+    init: str | float = "default",
+    layer_norm: bool = False,
+) -> nn.Module:
+    """`depth` hidden layers of `width` with ReLU, then the classifier.
+
+    init: of every linear layer's weight: torch's "default", "kaiming" (normal, for ReLU), or the standard deviation of
+    a normal distribution; with the latter two biases start at zero ([U] appendix E). layer_norm: before each ReLU.
+    """
     sizes = [in_chans * image_size**2, *[width] * depth]
-    hidden = [layer for n, m in pairwise(sizes) for layer in (nn.Linear(n, m), nn.ReLU(inplace=True))]
-    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(sizes[-1], num_classes))
+    layers: list[nn.Module] = [nn.Flatten()]
+    for n, m in pairwise(sizes):
+        layers += [nn.Linear(n, m), *[nn.LayerNorm(m)] * layer_norm, nn.ReLU(inplace=True)]
+    model = nn.Sequential(*layers, nn.Linear(sizes[-1], num_classes))
+    if init != "default":
+        for layer in (module for module in model if isinstance(module, nn.Linear)):
+            if init == "kaiming":
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            else:
+                nn.init.normal_(layer.weight, std=float(init))
+            nn.init.zeros_(layer.bias)
+    return model
 
 
-def vgg19(num_classes: int, in_chans: int, image_size: int, batch_norm: bool = False) -> nn.Module:
-    """Simonyan & Zisserman's 16 convolutions and three linear layers; for small images the latter are 512 wide."""
+def vgg19(num_classes: int, in_chans: int, image_size: int, batch_norm: bool = False, width: float = 1.0) -> nn.Module:
+    """Simonyan & Zisserman's 16 convolutions and three linear layers; for small images the latter are 512 wide.
+
+    width: factor of all channels.
+    """
     layers: list[nn.Module] = []
-    for channels, repeats in ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4)):
+    last = max(1, round(512 * width))
+    for base, repeats in ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4)):
+        channels = max(1, round(base * width))
         for _ in range(repeats):
             layers.append(nn.Conv2d(in_chans, channels, 3, padding=1))
             layers += [nn.BatchNorm2d(channels)] * batch_norm
@@ -41,8 +69,8 @@ def vgg19(num_classes: int, in_chans: int, image_size: int, batch_norm: bool = F
         layers.append(nn.MaxPool2d(2, ceil_mode=True))
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     for _ in range(2):
-        layers += [nn.Linear(512, 512), nn.ReLU(inplace=True)]
-    model = nn.Sequential(*layers, nn.Linear(512, num_classes))
+        layers += [nn.Linear(last, last), nn.ReLU(inplace=True)]
+    model = nn.Sequential(*layers, nn.Linear(last, num_classes))
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -69,9 +97,17 @@ def _resnet_cifar(block: str, layers: tuple[int, ...], channels: tuple[int, ...]
     return build
 
 
+def vit_small_image(num_classes: int, in_chans: int, image_size: int, **kwargs: Any) -> nn.Module:
+    """timm's vision transformer for small images: 6 blocks of width 192 with 3 heads over patches of 4 x 4 pixels."""
+    transformer = require("timm.models.vision_transformer", "model").VisionTransformer
+    settings = {"img_size": image_size, "patch_size": 4, "embed_dim": 192, "depth": 6, "num_heads": 3, **kwargs}
+    return transformer(num_classes=num_classes, in_chans=in_chans, **settings)
+
+
 BUILDERS: dict[str, Builder] = {
     "mlp": mlp,
     "vgg19": vgg19,
+    "vit_small_image": vit_small_image,
     "resnet20_cifar": _resnet_cifar("BasicBlock", (3, 3, 3), (16, 32, 64)),
     "resnet18_cifar": _resnet_cifar("BasicBlock", (2, 2, 2, 2)),
     "resnet34_cifar": _resnet_cifar("BasicBlock", (3, 4, 6, 3)),

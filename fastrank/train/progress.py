@@ -86,7 +86,7 @@ def print_summary(results: Sequence[Result]) -> None:
     for result in results:
         found = result.evaluation
         table.add_row(
-            f"{result.config.temperature:g}",
+            f"{found.get('temperature', result.config.temperature):g}",
             _percent(found["train_accuracy"]),
             _percent(found["test_accuracy"]),
             "{rank} [{lo}, {hi}]".format(**found["solution_rank"]),

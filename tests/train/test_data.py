@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from fastrank.errors import InputError
+from fastrank.train import glyphs as glyphs_module
 from fastrank.train.config import TrainConfig
-from fastrank.train.data import load_data
+from fastrank.train.data import DIGITS, load_data
 
 pytest.importorskip("timm")
 pytest.importorskip("sklearn")
@@ -171,7 +172,7 @@ def test_webdataset(tree, tmp_path):
 
 @pytest.mark.parametrize("source", ["glyph", "digit", "folder", "tar:/x"])
 def test_unknown_data_is_named(source):
-    with pytest.raises(InputError, match=r"^data: expected one of digits, glyphs, folder:PATH, got"):
+    with pytest.raises(InputError, match=r"^data: expected one of digits, glyphs, glyphs-dejavu, .*folder:PATH, got"):
         data(source)
 
 
@@ -204,3 +205,28 @@ def test_classes_of_the_splits_must_agree(tree, tmp_path):
             (tmp_path / split / name / "0.png").write_bytes((tree / split / name / "0.png").read_bytes())
     with pytest.raises(InputError, match=r"^data: expected the same classes .* got \['elk'\] in only one"):
         data(f"folder:{tmp_path}")
+
+
+def test_shifted_glyphs_differ_only_as_their_style_says():
+    plain = glyphs_module.render("test", 188, size=24)[0].astype(int)
+    for name, style in glyphs_module.STYLES.items():
+        images, labels = glyphs_module.render("test", 188, size=24, style=style)
+        assert (labels == np.arange(188) % 94).all()
+        same = [(a == b).all() for a, b in zip(plain, images.astype(int), strict=True)]
+        if name == "glyphs":
+            assert all(same)
+        elif name in ("glyphs-dejavu", "glyphs-fonts"):  # a draw may fall on the same font
+            assert 188 - sum(same) > 0
+        else:
+            assert not any(same)
+    fonts = {chosen: glyphs_module._fonts(chosen, True) for chosen in ("all", "dejavu", "others")}
+    assert not set(fonts["dejavu"]) & set(fonts["others"])
+    assert set(fonts["dejavu"]) | set(fonts["others"]) == set(fonts["all"])
+    noisy = glyphs_module.render("test", 94, size=24, style=glyphs_module.STYLES["glyphs-noisy"])[0]
+    assert noisy[:, 0].std() > 2 * plain[:94, 0].std()  # the top row is background
+
+
+def test_another_set_as_a_trained_network_sees_it():
+    own, seen = data("digits", image_size=8), load_data(TrainConfig(data="digits", image_size=8), seen_by="glyphs")
+    grey = own.test.tensors[0] * DIGITS[1][0] + DIGITS[0][0]
+    torch.testing.assert_close(seen.test.tensors[0], (grey - glyphs_module.MEAN) / glyphs_module.STD)

@@ -20,12 +20,30 @@ def test_mlp_is_eight_layers_of_2048():
     assert layers[0].in_features == 3 * 8 * 8
 
 
+def test_mlp_initialisations_and_layer_norm():
+    torch.manual_seed(0)
+    stds = {init: build_model("mlp", 10, 1, 8, {"depth": 2, "width": 256, "init": init}) for init in ("kaiming", 0.01)}
+    for init, std in (("kaiming", (2 / 256) ** 0.5), (0.01, 0.01)):
+        layer = weighted(stds[init], nn.Linear)[1]
+        assert float(layer.weight.detach().std()) == pytest.approx(std, rel=0.02) and not layer.bias.any()
+    normed = build_model("mlp", 10, 1, 8, {"depth": 2, "width": 16, "layer_norm": True})
+    assert [type(m).__name__ for m in normed] == ["Flatten", *["Linear", "LayerNorm", "ReLU"] * 2, "Linear"]
+
+
+def test_a_vision_transformer_for_small_images():
+    model = build_model("vit_small_image", 10, 1, 24, {"depth": 2})
+    assert len(model.blocks) == 2 and model.patch_embed.num_patches == 36 and model.embed_dim == 192
+
+
 def test_vgg19_has_sixteen_convolutions_and_three_linear_layers():
     model = build_model("vgg19", 10, 1, 32, {})
     widths = [conv.out_channels for conv in weighted(model, nn.Conv2d)]
     assert widths == [64] * 2 + [128] * 2 + [256] * 4 + [512] * 8
     assert len(weighted(model, nn.Linear)) == 3 and len(weighted(model, nn.MaxPool2d)) == 5
     assert not weighted(model, nn.BatchNorm2d)
+    narrow = build_model("vgg19", 10, 1, 32, {"width": 0.25})
+    assert [conv.out_channels for conv in weighted(narrow, nn.Conv2d)] == [width // 4 for width in widths]
+    assert [layer.in_features for layer in weighted(narrow, nn.Linear)] == [128] * 3
 
 
 @pytest.mark.parametrize(

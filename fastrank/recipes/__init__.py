@@ -1,0 +1,56 @@
+"""The papers' experiments as named recipes; `fastrank reproduce` on the command line.
+
+    from fastrank.recipes import find_recipe, reproduce
+    result = reproduce(find_recipe("softmax-rank"), scale="quick", out=Path("reproduced"))
+
+A recipe is one file here (see `fastrank.recipes.recipe.Recipe`) and its entry in FILES.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from fastrank.errors import InputError
+from fastrank.recipes.execute import recompute, reproduce
+from fastrank.recipes.recipe import SCALES, Column, Job, Recipe, Scale, Study
+from fastrank.recipes.result import Result
+from fastrank.train.names import closest
+
+#: name -> module under fastrank.recipes that holds its `RECIPE`, in the order of the gallery's list.
+FILES = {
+    "temperature-sweep": "temperature_sweep",
+    "logits-norm": "logits_norm",
+    "alignment": "alignment",
+    "gradient-rank": "gradient_rank",
+    "softmax-rank": "softmax_rank",
+    "vgg-norm": "vgg_norm",
+    "init-norm": "init_norm",
+    "mse": "mse",
+    "schedule": "schedule",
+    "ufm-depth": "ufm.recipe_depth",
+    "ufm-spectral": "ufm.recipe_spectral",
+    "ufm-basin": "ufm.recipe_basin",
+    "ufm-width": "ufm.recipe_width",
+    "ufm-codes": "ufm.recipe_codes",
+}
+
+__all__ = [
+    "FILES",
+    "SCALES",
+    "Column",
+    "Job",
+    "Recipe",
+    "Result",
+    "Scale",
+    "Study",
+    "find_recipe",
+    "recompute",
+    "reproduce",
+]
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of that name; InputError suggests the closest names."""
+    if name not in FILES:
+        raise InputError("name", f"one of {', '.join(FILES)}", repr(name), closest(name, FILES))
+    return importlib.import_module(f"fastrank.recipes.{FILES[name]}").RECIPE

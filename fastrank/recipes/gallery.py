@@ -1,0 +1,86 @@
+"""The gallery: one self-contained HTML page over every recipe that has a result in a directory."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from fastrank.record.export import replacing
+
+PAGE = Template((Path(__file__).parent / "gallery.html").read_text(encoding="utf-8"))
+
+
+def write_gallery(out: Path) -> Path:
+    """Writes OUT/index.html from every OUT/<recipe>/<scale>/result.json; loads nothing from the network."""
+    results = [(path.parent, json.loads(path.read_text())) for path in sorted(out.glob("*/*/result.json"))]
+    rows = "\n".join(_summary(folder, result) for folder, result in results)
+    page = PAGE.substitute(rows=rows, sections="\n".join(_section(out, folder, result) for folder, result in results))
+    with replacing(out / "index.html") as partial:
+        partial.write_text(page, encoding="utf-8")
+    return out / "index.html"
+
+
+def _summary(folder: Path, result: dict[str, Any]) -> str:
+    anchor = f"{folder.parent.name}-{folder.name}"
+    return (
+        f'<tr><td><a href="#{escape(anchor)}">{escape(result["recipe"])}</a></td><td>{escape(result["scale"])}</td>'
+        f"<td>{len(result['seeds'])}</td><td>{_badge(result['verdict'])}</td><td>{escape(result['claim'])}</td></tr>"
+    )
+
+
+def _section(out: Path, folder: Path, result: dict[str, Any]) -> str:
+    picture = folder / "figure.png"
+    image = f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}" if picture.is_file() else ""
+    notes = "".join(f"<li>{escape(note)}</li>" for note in result["notes"])
+    command = f"fastrank report {folder}"
+    return f"""<section id="{escape(f"{folder.parent.name}-{folder.name}")}">
+<h2>{escape(result["recipe"])} <small>{escape(result["scale"])}, {len(result["seeds"])} seeds</small>
+{_badge(result["verdict"])}</h2>
+<p><b>Claim.</b> {escape(result["claim"])} <i>{escape(result["source"])}</i></p>
+<p><b>Rule.</b> {escape(result["rule"])}</p>
+{"<ul class=notes>" + notes + "</ul>" if notes else ""}
+<figure><img alt="{escape(result["recipe"])}" src="{image}"></figure>
+<table><thead><tr><th>effect</th><th>claimed</th><th>estimate</th><th>95 % interval</th><th>n</th><th>interval by</th>
+<th></th></tr></thead><tbody>{"".join(_effects(result))}</tbody></table>
+<table><thead>{_head(result)}</thead><tbody>{"".join(_rows(result))}</tbody></table>
+<p class=small>Mean ± standard deviation over seeds; a rank's [lo, hi] is what its error bound leaves open, over all
+seeds. Runs: <code>{escape(str(folder.relative_to(out)))}</code>; from them again: <code>{escape(command)}</code></p>
+</section>"""
+
+
+def _effects(result: dict[str, Any]) -> Iterator[str]:
+    for effect in result["effects"]:
+        interval = f"[{_number(effect['lo'])}, {_number(effect['hi'])}]"
+        state = _badge(effect["verdict"]) + ("" if effect["counts"] else " <i>does not count</i>")
+        if effect["spoiled"]:
+            state += f" {escape(effect['spoiled'])}"
+        margin = f" ± {effect['margin']:g}" if effect["margin"] else ""
+        yield (
+            f"<tr><td>{escape(effect['name'])}</td><td>{escape(effect['claimed'])} {effect['null']:g}{margin}</td>"
+            f"<td>{_number(effect['value'])}</td><td>{interval}</td><td>{effect['n']}</td>"
+            f"<td>{escape(effect['method'])}</td><td>{state}</td></tr>"
+        )
+
+
+def _head(result: dict[str, Any]) -> str:
+    first = next(iter(result["table"].values()))
+    return "<tr><th>setting</th>" + "".join(f"<th>{escape(name)}</th>" for name in first) + "</tr>"
+
+
+def _rows(result: dict[str, Any]) -> Iterator[str]:
+    for label, cells in result["table"].items():
+        figures = "".join(f"<td>{escape(cell['text'])}</td>" for cell in cells.values())
+        yield f"<tr><td>{escape(label)}</td>{figures}</tr>"
+
+
+def _badge(verdict: str) -> str:
+    return f'<span class="badge {verdict.replace(" ", "-")}">{escape(verdict)}</span>'
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"

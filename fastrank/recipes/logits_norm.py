@@ -1,0 +1,125 @@
+"""logits-norm: high T makes the logits' norm grow, and with it the rank after the softmax; the rank before stays low.
+
+Masarczyk et al. 2025, Fig. 2 (norm), 5 and 18 .. 20 (both ranks and the norm), over training.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastrank.extras import require
+from fastrank.recipes.effects import Effect, difference, of_values
+from fastrank.recipes.figures import colours, line, panels
+from fastrank.recipes.recipe import Column, Recipe, Scale, Study
+from fastrank.recipes.training import (
+    LOGITS_NORM,
+    NORM_OVER_T,
+    SMALL_RESNET,
+    SMOKE_MLP,
+    SOLUTION_RANK,
+    TRAIN_ACCURACY,
+    over_temperatures,
+    paper_resnet,
+    train_jobs,
+)
+from fastrank.record import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: Share of the training that counts as early.
+EARLY = 0.25
+#: Share of its largest value at which the rank after the softmax counts as saturated.
+SATURATED = 0.9
+
+
+def growth(run: Run) -> float:
+    """Decades by which the norm of a batch's logits grew early in training."""
+    _, norm = run.series("logits/norm")
+    return float(np.log10(norm[: max(1, round(EARLY * len(norm)))].max() / norm[0]))
+
+
+def together(run: Run) -> float:
+    """Spearman's correlation of the rank after the softmax with the logits' norm, over training."""
+    norm, rank = (run.series(f"logits/{key}")[1] for key in ("norm", "softmax_rank"))
+    if np.ptp(norm) == 0 or np.ptp(rank) == 0:
+        return float("nan")
+    return float(require("scipy.stats", "the correlation").spearmanr(norm, rank).statistic)
+
+
+def ranks_when_saturated(run: Run) -> tuple[float, float]:
+    """(before, after): ranks of a batch's logits at the first step at which the one after the softmax is saturated."""
+    before, after = (run.series(f"logits/{key}")[1] for key in ("rank", "softmax_rank"))
+    first = int(np.argmax(after >= SATURATED * after.max()))
+    return float(before[first]), float(after[first])
+
+
+COLUMNS = (
+    TRAIN_ACCURACY,
+    SOLUTION_RANK,
+    LOGITS_NORM,
+    NORM_OVER_T,
+    Column("decades grown early", growth),
+    Column("norm with rank after", together),
+    Column("rank before when after saturates", lambda run: ranks_when_saturated(run)[0]),
+    Column("rank after then", lambda run: ranks_when_saturated(run)[1]),
+)
+
+
+def effects(study: Study) -> list[Effect]:
+    low, high = study.labels[0], study.labels[-1]
+    spoiled = study.untrained(high)
+    gap = study.values(high, "rank after then") - study.values(high, "rank before when after saturates")
+    return [
+        difference(study, "decades grown early", high, low, ">"),
+        of_values(f"{high}: rank after minus before, when after saturates", ">", gap, spoiled=spoiled),
+        of_values(
+            f"{high}: correlation of norm and rank after", ">", study.values(high, "norm with rank after"),
+            spoiled=spoiled,
+        ),
+    ]  # fmt: skip
+
+
+def draw(study: Study) -> Figure:
+    """Left as Fig. 2; then a panel a temperature as Fig. 5: both ranks on the left axis, the norm on the right."""
+    figure, axes = panels(1, 1 + len(study.labels), (3.6, 3.0))
+    for label, colour in zip(study.labels, colours(len(study.labels)), strict=True):
+        line(axes[0, 0], *study.series(label, "logits/norm"), label, color=colour)
+    axes[0, 0].set(yscale="log", xlabel="step", ylabel="logits norm (batch)")
+    axes[0, 0].legend(fontsize=8)
+    for place, label in zip(axes[0, 1:], study.labels, strict=True):
+        line(place, *study.series(label, "logits/rank"), "rank before softmax", color="tab:blue")
+        line(place, *study.series(label, "logits/softmax_rank"), "rank after softmax", color="tab:orange")
+        place.set(xlabel="step", ylabel="rank", title=label)
+        right = place.twinx()
+        line(right, *study.series(label, "logits/norm"), "norm", color="grey", linestyle="--")
+        right.set(yscale="log", ylabel="logits norm")
+    axes[0, 1].legend(fontsize=7, loc="lower right")
+    return figure
+
+
+RECIPE = Recipe(
+    name="logits-norm",
+    claim="High temperature forces the logits' norm to grow fast; when it grows the rank after the softmax saturates "
+    "while the rank before stays low.",
+    source="Masarczyk et al. 2025, Fig. 2, 5, 18 .. 20",
+    rule=f"In the first {EARLY:.0%} of training the norm grows by more decades at the highest temperature than at "
+    f"T = 1; at the highest, when the rank after the softmax first reaches {SATURATED:.0%} of its maximum, it exceeds "
+    "the rank before, and over training it correlates positively with the norm.",
+    scales={
+        "smoke": Scale(over_temperatures({**SMOKE_MLP, "track": "logits"}, (1, 10)), 2, "seconds"),
+        "quick": Scale(
+            over_temperatures({**SMALL_RESNET, "track": "logits", "every": 2}, (1, 10, 100)), 3, "about 10 minutes"
+        ),
+        "full": Scale(
+            over_temperatures({**paper_resnet("resnet34_cifar", "cifar100"), "track": "logits"}, (1, 10, 100)), 3,
+            "9 trainings of ResNet-34 on CIFAR-100, 164 epochs each",
+        ),
+    },
+    columns=COLUMNS,
+    run=train_jobs,
+    effects=effects,
+    draw=draw,
+)  # fmt: skip

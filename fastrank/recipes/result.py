@@ -1,0 +1,88 @@
+"""`Result`: the table, the effects and the verdict of one study, and their JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from fastrank.recipes.effects import Effect, decide
+from fastrank.recipes.recipe import Study
+from fastrank.record.schema import jsonable
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One column of one setting: every seed's figure, their mean and standard deviation (n - 1), and their n.
+
+    lo, hi: the smallest and largest figure that any seed's own error leaves open; None where there is no interval.
+    text: as the table shows it.
+    """
+
+    values: tuple[float, ...]
+    mean: float
+    std: float
+    n: int
+    lo: float | None
+    hi: float | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a recipe found at one scale. table: label -> column -> Cell."""
+
+    recipe: str
+    scale: str
+    claim: str
+    source: str
+    rule: str
+    seeds: tuple[int, ...]
+    table: Mapping[str, Mapping[str, Cell]]
+    effects: tuple[Effect, ...]
+    verdict: str
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """In JSON's types; a number that JSON has not is null."""
+        content = asdict(self)
+        content["effects"] = [{**asdict(effect), "verdict": effect.verdict} for effect in self.effects]
+        return _finite(jsonable(content))
+
+
+def result_of(study: Study) -> Result:
+    """Everything from the run directories alone."""
+    recipe = study.recipe
+    effects = tuple(recipe.effects(study))
+    untrained = tuple(filter(None, map(study.untrained, study.labels)))
+    return Result(
+        recipe.name, study.scale, recipe.claim, recipe.source, recipe.rule, study.seeds,
+        {label: {column.name: _cell(study, label, column.name) for column in recipe.columns} for label in study.labels},
+        effects, decide(effects), (*untrained, *recipe.notes(study)),
+    )  # fmt: skip
+
+
+def _cell(study: Study, label: str, name: str) -> Cell:
+    column, values = study.column(name), study.values(label, name)
+    mean, n = float(values.mean()), len(values)
+    std = float(values.std(ddof=1)) if n > 1 else math.nan
+    lo = hi = None
+    text = format(mean, column.form)
+    if n > 1:
+        text += f" ± {format(std, column.form)}"
+    if column.interval is not None:
+        bounds = np.array([column.interval(run) for run in study.of(label)], np.float64)
+        lo, hi = float(bounds[:, 0].min()), float(bounds[:, 1].max())
+        text += f" [{lo:g}, {hi:g}]"
+    return Cell(tuple(values.tolist()), mean, std, n, lo, hi, text)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,57 @@
+"""What `fastrank reproduce` prints: the list of recipes, and a result."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from fastrank.extras import require
+from fastrank.recipes import FILES, Result, find_recipe
+
+
+def list_recipes() -> None:
+    """One row a recipe: what it claims, and what each scale runs and takes."""
+    console, table = _table("recipe", "claim", "--quick", "--full")
+    for name in FILES:
+        recipe = find_recipe(name)
+        table.add_row(name, recipe.claim, *(_scale(recipe, scale) for scale in ("quick", "full")))
+    console.print(table)
+
+
+def _scale(recipe, name: str) -> str:
+    scale = recipe.scales.get(name)
+    if scale is None:
+        return "-"
+    count = len(scale.settings)
+    return f"{count} setting{'s' * (count > 1)} x {scale.seeds} seeds, {scale.cost}"
+
+
+def print_result(result: Result, out: Path) -> None:
+    """The table, the effects, the verdict, and where the figure is."""
+    console, table = _table("", *next(iter(result.table.values())))
+    for label, cells in result.table.items():
+        table.add_row(label, *(cell.text for cell in cells.values()))
+    console.print(table)
+    console, table = _table("effect", "claimed", "estimate", "95 % interval", "")
+    for effect in result.effects:
+        interval = f"[{_number(effect.lo)}, {_number(effect.hi)}]"
+        state = effect.verdict + ("" if effect.counts else " (does not count)")
+        table.add_row(effect.name, f"{effect.claimed} {effect.null:g}", _number(effect.value), interval, state)
+    console.print(table)
+    for note in result.notes:
+        console.print(f"note: {note}", highlight=False, markup=False)
+    console.print(f"{result.recipe}: {result.verdict}. {result.claim}", highlight=False, markup=False)
+    console.print(str(out / result.recipe / result.scale / "figure.png"), soft_wrap=True, highlight=False, markup=False)
+    console.print(str(out / "index.html"), soft_wrap=True, highlight=False, markup=False)
+
+
+def _table(*columns: str):
+    console = require("rich.console", "the summary").Console()
+    table = require("rich.table", "the summary").Table(box=require("rich.box", "the summary").SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(column)
+    return console, table
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if math.isfinite(value) else "-"
