@@ -13,11 +13,13 @@ import os
 import re
 import shutil
 import subprocess
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -70,16 +72,15 @@ class TritonBuild:
         return f"{self.op} {self.name}"
 
 
-@dataclass(frozen=True)
-class CudaCompiled:
-    """What nvcc made of one source: `account` is what ptxas says of each kernel, by its mangled name."""
-
-    cubin: Path
-    ptx: str
-    account: dict[str, str]
+_DONE: dict[tuple, Any] = {}
+_LOCKS: defaultdict[tuple, Lock] = defaultdict(Lock)
 
 
-_CUDA_COMPILED: dict[tuple[CudaBuild, int], CudaCompiled] = {}
+def _once(key: tuple, make: Callable[[], Any]) -> Any:
+    with _LOCKS[key]:  # compilers run side by side
+        if key not in _DONE:
+            _DONE[key] = make()
+        return _DONE[key]
 
 
 @dataclass(frozen=True)
@@ -93,27 +94,48 @@ class CudaBuild:
     def source(self) -> Path:
         return ROOT / "csrc" / self.op / f"{self.name}.cu"
 
-    def compile(self, arch: int, folder: Path) -> CudaCompiled:
-        """For sm_<arch>, with CMakeLists.txt's options, once a session: into the first caller's `folder`. Spilled
-        registers are an error."""
-        if (self, arch) not in _CUDA_COMPILED:
-            _CUDA_COMPILED[self, arch] = self._compile(arch, folder)
-        return _CUDA_COMPILED[self, arch]
+    def cubin(self, arch: int, folder: Path) -> Path:
+        """Machine code for sm_<arch>, once a session, in the first caller's `folder`: that of this checkout's own core
+        where that is newer than its sources, else compiled. Spilled registers are an error in both."""
+        return _once((self, "cubin", arch), lambda: self._cubin(arch, folder))
 
-    def _compile(self, arch: int, folder: Path) -> CudaCompiled:
+    def ptx(self, arch: int, folder: Path) -> str:
+        return _once((self, "ptx", arch), lambda: self._ptx(arch, folder))
+
+    def _cubin(self, arch: int, folder: Path) -> Path:
         keep = folder / f"{self.op}-{self.name}-{arch}"
         keep.mkdir(parents=True, exist_ok=True)
-        cubin = keep / f"{self.name}.cubin"
-        command = [NVCC, "-std=c++17", "-O3", "-lineinfo", "-cubin", f"-arch=sm_{arch}", f"-I{ROOT / 'csrc'}"]
-        command += ["-keep", "-keep-dir", str(keep), "-Xptxas", "-v,-warn-spills,-Werror"]
-        run = subprocess.run([*command, str(self.source), "-o", str(cubin)], capture_output=True, text=True)
+        cubin = keep / f"{self.name}.sm_{arch}.cubin"
+        if (core := fresh_core()) is not None:
+            subprocess.run([cuobjdump(), "--extract-elf", cubin.name, str(core)], cwd=keep, capture_output=True)
+        if not cubin.exists():
+            self._nvcc("-cubin", arch, cubin, "-Xptxas", "-warn-spills,-Werror")
+        return cubin
+
+    def _ptx(self, arch: int, folder: Path) -> str:
+        output = folder / f"{self.op}-{self.name}-{arch}.ptx"
+        self._nvcc("-ptx", arch, output)
+        return output.read_text()
+
+    def _nvcc(self, what: str, arch: int, output: Path, *options: str) -> None:
+        """With CMakeLists.txt's options."""
+        command = [NVCC, "-std=c++17", "-O3", "-lineinfo", what, f"-arch=sm_{arch}", f"-I{ROOT / 'csrc'}", *options]
+        run = subprocess.run([*command, str(self.source), "-o", str(output)], capture_output=True, text=True)
         if run.returncode:
             raise RuntimeError(f"nvcc failed on {self.source}:\n{run.stderr[-3000:]}")
-        pattern = r"Compiling entry function '(\w+)'.*?\n(.*?bytes spill.*?\n.*?Used .*?\n)"
-        return CudaCompiled(cubin, (keep / f"{self.name}.ptx").read_text(), dict(re.findall(pattern, run.stderr, re.S)))
 
     def __str__(self) -> str:
         return f"{self.op} {self.name}"
+
+
+@cache
+def fresh_core() -> Path | None:
+    """The compiled module in kernels/, if none of its sources has changed since."""
+    sources = [ROOT / "CMakeLists.txt", *(path for path in (ROOT / "csrc").rglob("*") if path.is_file())]
+    for core in (ROOT / "kernels").glob("_core*.so"):
+        if core.stat().st_mtime > max(path.stat().st_mtime for path in sources):
+            return core
+    return None
 
 
 @cache

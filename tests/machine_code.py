@@ -57,16 +57,16 @@ def triton_code(build, arch: int, folder: Path) -> list[Code]:
 
 
 def cuda_code(build, arch: int, folder: Path) -> list[Code]:
-    compiled = build.compile(arch, folder)
-    found, sass = [], gpu_builds.instructions(compiled.cubin)
-    for name, used in gpu_builds.resources(compiled.cubin).items():
-        account = compiled.account[name]
-        assert re.search(r"\b0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads", account), (name, account)
-        shared = re.search(r"(\d+) bytes smem", account)
-        threads = int(re.search(r"\.maxntid (\d+)", compiled.ptx.partition(f".entry {name}(")[2])[1])
+    cubin = build.cubin(arch, folder)
+    # How many threads a kernel is made for is the same for every architecture.
+    found, sass, ptx = [], gpu_builds.instructions(cubin), build.ptx(80, folder)
+    for name, used in gpu_builds.resources(cubin).items():
+        threads = int(re.search(r"\.maxntid (\d+)", ptx.partition(f".entry {name}(")[2])[1])
+        # From sm_90 on the system's own 1024 bytes of a block are counted, wherever a kernel has any.
+        shared = max(used["SHARED"] - (1024 if arch >= 90 else 0), 0)
         found += [
-            Code(build.op, name, chip, threads // 32, used["REG"], used["STACK"], used["LOCAL"],
-                 int(shared[1]) if shared else 0, compiled.ptx, sass[name])
+            Code(build.op, name, chip, threads // 32, used["REG"], used["STACK"], used["LOCAL"], shared, ptx,
+                 sass[name])
             for chip in CUDA_ARCHITECTURES[arch]
         ]  # fmt: skip
     return found

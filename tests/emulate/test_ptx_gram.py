@@ -27,7 +27,7 @@ def only(ptx: str, kernels: str) -> str:
 def built(arch: int, kernels: str, folder):
     from emulate.ptx import host
 
-    ptx = only(gpu_builds.CUDA[0].compile(arch, folder).ptx, kernels)
+    ptx = only(gpu_builds.CUDA[0].ptx(arch, folder), kernels)
     return host.program(ptx, [gpu_builds.CUDA[0].source, toolchain.HERE / "drivers" / "gram.cpp"], folder)
 
 

@@ -22,7 +22,7 @@ def program(tmp_path_factory):
     from emulate.ptx import host
 
     build = next(build for build in gpu_builds.CUDA if build.name == "patches")
-    ptx = build.compile(80, tmp_path_factory.mktemp("nvcc")).ptx
+    ptx = build.ptx(80, tmp_path_factory.mktemp("nvcc"))
     sources = [build.source, toolchain.HERE / "drivers" / "patches.cpp"]
     return host.program(ptx, sources, tmp_path_factory.mktemp("patches"))
 
