@@ -49,9 +49,11 @@ def recipe_facts(job: Job) -> dict[str, Any]:
     return {"recipe": {"settings": job.settings, "seed": job.seed}}
 
 
-def over_temperatures(train: Mapping[str, Any], temperatures: Sequence[float]) -> dict[str, dict[str, Any]]:
-    """{"T=1": ..., "T=100": ...}: the same training at several temperatures."""
-    return {f"T={T:g}": {"train": {**train, "temperature": T}} for T in temperatures}
+def over_temperatures(
+    train: Mapping[str, Any], temperatures: Sequence[float], **others: Any
+) -> dict[str, dict[str, Any]]:
+    """{"T=1": ..., "T=100": ...}: the same training at several temperatures; `others` stand beside "train"."""
+    return {f"T={T:g}": {"train": {**train, "temperature": T}, **others} for T in temperatures}
 
 
 def temperatures(study: Study) -> list[float]:
