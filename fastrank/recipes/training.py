@@ -63,8 +63,8 @@ def temperatures(study: Study) -> list[float]:
 # What the recipes train. Smoke: seconds, for tests. Small: minutes on two cores. Paper: Table 4 of [U].
 UNTRACKED: dict[str, Any] = {"track": "off", "every": 10}
 SMOKE_MLP: dict[str, Any] = {
-    "model": "mlp", "model_kwargs": {"depth": 2, "width": 32}, "data": "digits", "image_size": 8, "epochs": 12,
-    "samples_per_class": 40, "batch_size": 50, "optimizer": "adamw", "lr": 0.01, "weight_decay": 0.0,
+    "model": "mlp", "model_kwargs": {"depth": 2, "width": 32}, "data": "digits", "image_size": 8, "epochs": 5,
+    "samples_per_class": 20, "batch_size": 50, "optimizer": "adamw", "lr": 0.01, "weight_decay": 0.0,
 }  # fmt: skip
 #: Eight layers, as the paper's, narrower. Adam's steps do not shrink with the gradient, which T = 100 makes small. From
 #: torch's own initialisation the logits' norm is 0.1: there T = 1 is already the regime of low norms, and one seed in
