@@ -28,7 +28,7 @@ test-device-code: install
 	  TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpret; } > build/test-device-code.log 2>&1; \
 	status=$$?; cat build/test-device-code.log; exit $$status
 
-# All planted bugs of the CUDA sources, of which `make test` takes every third: each is a compilation.
+# All planted bugs of the CUDA sources, of which `make test` takes every fifth: each is a compilation.
 mutants: install
 	FASTRANK_ALL_MUTANTS=1 $(BIN)/python -m pytest tests/emulate/test_mutants_source.py tests/emulate/test_mutants_patches.py
 

@@ -8,8 +8,8 @@ from types import ModuleType
 #: Extra -> the packages it brings that fastrank imports, as {import name: name to install}.
 EXTRAS = {
     "train": {
-        "timm": "timm", "torchvision": "torchvision", "sklearn": "scikit-learn", "scipy": "scipy",
-        "matplotlib": "matplotlib", "PIL": "pillow", "rich": "rich", "typer": "typer", "webdataset": "webdataset",
+        "timm": "timm", "torchvision": "torchvision", "sklearn": "scikit-learn", "matplotlib": "matplotlib",
+        "scipy": "scipy", "PIL": "pillow", "rich": "rich", "typer": "typer", "webdataset": "webdataset",
     },
     "report": {"plotly": "plotly", "pandas": "pandas", "pyarrow": "pyarrow"},
     "tensorboard": {"tensorboard": "tensorboard"},

@@ -60,8 +60,10 @@ class Watcher:
             "epoch:n" (the last of every n), a function of the step's number, or a list of these. On the others no
             layer has a hook.
         metrics: "light" (activations, logits), "default" (and weights, gradients, alignment), "full" (every figure of
-            a spectrum), or a list of kinds among act, logits, weight, grad, align and bound (the rank of a gradient
-            beside that of the layer's input, which bounds it, over all forwards of the step).
+            a spectrum, each computed anew), or a list of kinds among act, logits, weight, grad, align and bound (the rank of a gradient
+            beside that of the layer's input, which bounds it, over all forwards of the step). But in "full", spectra
+            of large weights are carried from step to step, see `fastrank.followed`; their ranks' intervals say how far
+            that can be off.
         log: a directory for a new run database, a sink with `log_step(step, scalars, arrays)` (see `fastrank.sinks`;
             a RunWriter), a function (step, scalars, arrays), a list of these, or None. One that fails is named once and
             left out from then on. All are closed at the end but a RunWriter, which belongs to who opened it.

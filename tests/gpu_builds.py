@@ -128,9 +128,11 @@ def cuobjdump() -> str | None:
 
 
 def instructions(cubin: Path) -> dict[str, str]:
-    """The machine code of each kernel in a cubin, by name."""
+    """The machine code of each kernel in a cubin, by name: an instruction a line, without addresses and encodings."""
     listing = subprocess.run([cuobjdump(), "-sass", str(cubin)], capture_output=True, text=True, check=True).stdout
-    return dict(re.findall(r"Function : (\w+)\n(.*?)(?=\n\s*\.{10,}|\Z)", listing, re.S))
+    functions = (text.partition("\n") for text in listing.split("Function : ")[1:])
+    line = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+([^;\n]+);", re.M)
+    return {name: "\n".join(line.findall(code)) + "\n" for name, _, code in functions}
 
 
 def resources(cubin: Path) -> dict[str, dict[str, int]]:

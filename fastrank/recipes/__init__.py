@@ -30,6 +30,11 @@ FILES = {
     "init-norm": "init_norm",
     "mse": "mse",
     "schedule": "schedule",
+    "ufm-depth": "ufm.recipe_depth",
+    "ufm-spectral": "ufm.recipe_spectral",
+    "ufm-basin": "ufm.recipe_basin",
+    "ufm-width": "ufm.recipe_width",
+    "ufm-codes": "ufm.recipe_codes",
 }
 
 __all__ = [

@@ -29,6 +29,7 @@ TINY = {
     "small_eigh": [{"kind": kind, "m": 6, "count": 2} for kind in ("values", "count", "vectors")],
     "rank": [{"shapes": ((20, 30),), "kind": kind} for kind in ("spectrum", "rank", "stream")],
     "svd": [{"shapes": ((20, 30),)}, {"shapes": ((20, 30), (40, 12))}],
+    "ufm": [{"classes": 3, "depth": 3, "width": 4, "runs": 2}],
     "tracking": [{"batch": 4, "every": 2}],
 }
 SPREAD = {"median", "low", "high", "samples"}
