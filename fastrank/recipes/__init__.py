@@ -14,6 +14,7 @@ from fastrank.errors import InputError
 from fastrank.recipes.execute import recompute, reproduce
 from fastrank.recipes.recipe import SCALES, Column, Job, Recipe, Scale, Study
 from fastrank.recipes.result import Result
+from fastrank.train.config import TrainConfig
 from fastrank.train.models import parse_kwargs
 from fastrank.train.names import closest
 
@@ -58,4 +59,10 @@ def find_recipe(name: str) -> Recipe:
     if plain not in FILES:
         raise InputError("name", f"one of {', '.join(FILES)}", repr(plain), closest(plain, FILES))
     recipe = importlib.import_module(f"fastrank.recipes.{FILES[plain]}").RECIPE
-    return recipe.changed(parse_kwargs(changes.split(","))) if changes else recipe
+    if not changes:
+        return recipe
+    fields = parse_kwargs(changes.split(","))
+    if unknown := set(fields) - set(TrainConfig.__dataclass_fields__):
+        known = ", ".join(TrainConfig.__dataclass_fields__)
+        raise InputError("set", f"fields of a training ({known})", ", ".join(sorted(unknown)))
+    return recipe.changed(fields)

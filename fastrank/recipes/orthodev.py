@@ -5,6 +5,7 @@ Masarczyk et al. 2025, eq. 4, Fig. 7 and 22 (OrthoDev by layer). The networks ar
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,11 +14,25 @@ from fastrank.recipes import temperature_sweep
 from fastrank.recipes.effects import Effect, difference, slope
 from fastrank.recipes.evaluating import NC1, ORTHODEV, evaluate_jobs, first_ood, ood_figures
 from fastrank.recipes.figures import colours, panels
-from fastrank.recipes.recipe import Recipe, Study
+from fastrank.recipes.recipe import Column, Recipe, Study
 from fastrank.recipes.training import SOLUTION_RANK, TRAIN_ACCURACY, temperatures
+from fastrank.record import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+def by_layer(run: Run) -> list[float]:
+    return list(ood_figures(run).get("orthodev_layers", {}).values())
+
+
+def deep(run: Run) -> float:
+    """Mean over the second half of the layers."""
+    values = by_layer(run)
+    return float(np.mean(values[len(values) // 2 :])) if values else math.nan
+
+
+DEEP = Column("OrthoDev, second half of the layers", deep)
 
 
 def effects(study: Study) -> list[Effect]:
@@ -25,6 +40,7 @@ def effects(study: Study) -> list[Effect]:
     return [
         difference(study, ORTHODEV.name, last, first, "<"),
         slope(study, ORTHODEV.name, np.log10(temperatures(study)), study.labels, "<", "decade of T"),
+        difference(study, DEEP.name, last, first, "<", counts=False),
     ]
 
 
@@ -33,8 +49,7 @@ def draw(study: Study) -> Figure:
     figure, axes = panels(1, 1, (5.0, 3.4))
     place = axes[0, 0]
     for label, colour in zip(study.labels, colours(len(study.labels)), strict=True):
-        by_layer = [ood_figures(run).get("orthodev_layers", {}) for run in study.of(label)]
-        values = np.array([list(layers.values()) for layers in by_layer], np.float64)
+        values = np.array([by_layer(run) for run in study.of(label)], np.float64)
         x = np.arange(values.shape[1])
         place.plot(x, values.mean(0), color=colour, label=label)
         place.plot(np.broadcast_to(x, values.shape).T, values.T, ".", color=colour, markersize=4)
@@ -50,7 +65,7 @@ RECIPE = Recipe(
     source="Masarczyk et al. 2025, eq. 4, Fig. 7, 22",
     rule="OrthoDev of the classifier's inputs at the highest temperature is below that at T = 1, and falls per decade.",
     scales=temperature_sweep.RECIPE.scales,
-    columns=(TRAIN_ACCURACY, SOLUTION_RANK, ORTHODEV, NC1),
+    columns=(TRAIN_ACCURACY, SOLUTION_RANK, ORTHODEV, DEEP, NC1),
     run=evaluate_jobs,
     effects=effects,
     draw=draw,

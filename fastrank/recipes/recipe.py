@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from fastrank.errors import InputError
 from fastrank.record import Run
 
 if TYPE_CHECKING:
@@ -95,7 +96,12 @@ class Recipe:
     shares: str | None = None
 
     def changed(self, changes: Mapping[str, Any]) -> Recipe:
-        """The same with other training: `changes` to the "train" fields of every setting; its own run directories."""
+        """The same with other training: `changes` to the "train" fields of every setting; its own run directories.
+
+        Raises InputError for a recipe that trains nothing.
+        """
+        if not any("train" in old for scale in self.scales.values() for old in scale.settings.values()):
+            raise InputError("set", "a recipe that trains networks", self.name)
         suffix = "+" + ",".join(f"{key}={value}" for key, value in sorted(changes.items()))
 
         def setting(old: Mapping[str, Any]) -> dict[str, Any]:

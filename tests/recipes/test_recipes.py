@@ -105,6 +105,10 @@ def test_other_training_has_runs_of_its_own(tmp_path):
     assert find_recipe(recipe.name).name == recipe.name
     with pytest.raises(InputError, match="model_kwargs: expected key=value"):
         find_recipe("logits-norm+weight_decay")
+    with pytest.raises(InputError, match="set: expected fields of a training"):
+        find_recipe("logits-norm+weight=0.1")
+    with pytest.raises(InputError, match="set: expected a recipe that trains"):
+        find_recipe("softmax-rank+lr=0.1")
     assert find_recipe("orthodev+lr=1.0").shares == "temperature-sweep+lr=1.0"
 
 
