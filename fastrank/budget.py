@@ -20,8 +20,9 @@ HORIZON = 1000
 #: Rarer than every so many steps, samples get smaller first: half the features and rows, at most twice. Rows fall to
 #: 128, still several times the 27 columns of a subspace; 2,500 features still exceed most batches.
 RARE, LEVELS = 10, 2
-#: A shorter interval is taken up only where it leaves this much of the budget, so that noise does not flip it.
-SLACK = 0.8
+#: A shorter interval is taken up only where it is at most this share of the one so far: two rungs, so that noise does
+#: not flip it.
+SLACK = 0.7
 
 
 def parse_budget(given: Any) -> float:
@@ -94,7 +95,7 @@ class Budget:
         left = self.share * (self._rest + HORIZON * rest) - self._spent
         wanted = max(steady, HORIZON * cost / left if left > 0 else HORIZON)
         new = _rung(wanted)
-        if new == self.interval or (new < self.interval and wanted > SLACK * new):
+        if new == self.interval or SLACK * self.interval < new < self.interval:
             return None
         self.interval = new
         return f"every {new}{'st' if new == 1 else 'th'} step: {self._reason(cost, rest)}"
@@ -123,6 +124,6 @@ class Budget:
 
 
 def _rung(interval: float) -> int:
-    """The next of 1, 2, 5, 10, 20, 50, ..., up to 100,000."""
-    rungs = (scale * digit for scale in (1, 10, 100, 1000, 10_000) for digit in (1, 2, 5))
+    """The next of 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, ..., up to 100,000."""
+    rungs = (scale * digit // 10 for scale in (1, 10, 100, 1000, 10_000) for digit in (10, 15, 20, 30, 40, 50, 60, 80))
     return next((rung for rung in rungs if rung >= interval * (1 - 1e-9)), 100_000)

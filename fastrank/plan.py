@@ -9,7 +9,8 @@ The model is built on torch's meta device, without memory, and run forward once 
   they take. On a GPU a share of the peak is assumed (`tracking_cost.LIBRARY_SHARE`), on a CPU the rate is measured on
   the spot.
 
-Every figure is a prediction.
+Spectra that `fastrank.followed` carries from step to step, and gradients that it sketches, are counted as if computed
+anew: for large weights and gradients an upper bound. Every figure is a prediction.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from fastrank.hooks import first_tensor
 from fastrank.kernels import cost
 from fastrank.kernels.cost import Device
 from fastrank.presets import PRESETS, parse_metrics
-from fastrank.tracking_cost import Matrix, Operations, Work, rates, work_on
+from fastrank.tracking_cost import Matrix, Operations, Work, measured_together, rates, work_on
 
 DEVICES = ("cpu", *cost.DEVICES)
 #: Share of the peak that training itself is taken to reach: GPU (16-bit tensor cores under autocast), CPU (of fp32
@@ -41,7 +42,11 @@ BACKWARD = 2
 
 @dataclass(frozen=True)
 class Cost:
-    """Sums over matrices, per tracked step: counts, and milliseconds on the plan's device."""
+    """Of some matrices, per tracked step: counts, and milliseconds on the plan's device.
+
+    Launches, and with them milliseconds, are those of a step that measures these matrices together: two groups cost
+    less in one step than one by one.
+    """
 
     matrices: int
     launches: int
@@ -70,24 +75,26 @@ class Plan:
     precision: str
     every: int
     settings: dict[str, Any]
+    figures: tuple[str, ...]
 
     def cost(self, works: Iterable[Work] | None = None) -> Cost:
         """Of all matrices, or of some."""
         works = self.works if works is None else tuple(works)
         launches = [launch for work in works for launch in work.launches]
         calls = [call for work in works for call in work.calls]
-        small = sum(work.ops for work in works)
+        on_cpu = self.device.name == "CPU"
+        together, small = measured_together(works, self.figures, on_cpu)
         # The cut into blocks is that of the CUDA kernels.
-        time = cost.roofline if self.device.name == "CPU" else cost.predict
-        latency = self.device.launch * (small + (len(launches) if self.device.name == "CPU" else 0))
+        time = cost.roofline if on_cpu else cost.predict
+        latency = self.device.launch * (small + (len(together) if on_cpu else 0))
         return Cost(
             matrices=len(works),
-            launches=len(launches) + small,
+            launches=len(together) + small,
             bytes=sum(launch.bytes for launch in launches),
             flops=sum(cost.total(launches, "flops").values()),
             library_flops=sum(call.flops for call in calls),
             roofline_ms=1e3 * cost.roofline(launches, self.device),
-            kernel_ms=1e3 * (time(launches, self.device) + latency),
+            kernel_ms=1e3 * (time(together, self.device) + latency),
             library_ms=1e3 * sum(call.flops / self.rates[call.name] for call in calls),
         )
 
@@ -109,8 +116,15 @@ class Plan:
 
     @property
     def temporary(self) -> int:
-        """Bytes of the largest matrix's intermediate results; one matrix is measured at a time."""
-        return max((work.temporary for work in self.works), default=0)
+        """Bytes at most during a step: what the hooks hold until its end (Gram matrices of activations, sampled
+        inputs), and the results of the largest call; activations are measured one at a time, other kinds at once."""
+        held = sum(8 * min(w.n, w.d) ** 2 for w in self.works if w.source == "act")
+        held += sum(w.n * w.d * w.dtype.itemsize for w in self.works if w.source == "input")
+        calls = {
+            kind: (max if kind == "act" else sum)(work.temporary for work in works)
+            for kind, works in self.by(lambda work: work.kind).items()
+        }
+        return held + max(calls.values(), default=0)
 
 
 @dataclass(frozen=True)
@@ -169,13 +183,15 @@ def plan(
     for matrix in matrices(model, example, kinds, layers, mode):
         if precision == "bf16" and matrix.source in ("act", "input", "logits"):
             matrix = matrix._replace(dtype=torch.bfloat16)
-        works.append(work_on(matrix, figures, on_cpu))
+        works.append(work_on(matrix, on_cpu))
     step_flops, step_ops = ((1 + BACKWARD) * count for count in _forward(model, example))
     peak = utilisation * target.flops["bf16_tensor" if precision == "bf16" else "fp32"]
     # A small step is as long as its launches take.
     step_ms = 1e3 * max(step_flops / peak, step_ops * target.launch)
     settings = {"track": track, "layers": layers, "mode": mode}
-    return Plan(target, tuple(works), rates(target), step_flops, step_ms, utilisation, precision, every, settings)
+    return Plan(
+        target, tuple(works), rates(target), step_flops, step_ms, utilisation, precision, every, settings, figures
+    )
 
 
 def matrices(

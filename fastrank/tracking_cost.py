@@ -1,10 +1,13 @@
-"""What a tracked step does with one matrix, counted: our kernels, torch's operations, factorisations.
+"""What a tracked step does, counted: our kernels, torch's operations, factorisations.
 
-It follows `fastrank.spectra` and `fastrank.subspace` as they stand, for a GPU or a CPU; `fastrank.plan` adds it up.
+It follows `fastrank.spectra` and `fastrank.subspace` as they stand, for a GPU or a CPU. `work_on` is about one matrix
+by itself: bytes, flops and memory, which add up. `measured_together` is about the launches of many, which do not: the
+watcher measures all layers in one call for each kind of figure.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -13,6 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastrank.capture import MAX_FEATURES
+from fastrank.figures import Figures
 from fastrank.kernels import cost
 from fastrank.kernels.cost import Device, Launch
 from fastrank.kernels.gram import cost as gram
@@ -20,11 +24,9 @@ from fastrank.kernels.rsvd import cost as rsvd
 from fastrank.kernels.rsvd import cost_step
 from fastrank.kernels.small_eigh import MOST_VALUES, eigh_many, eigvalsh_many
 from fastrank.kernels.small_eigh import cost as small_eigh
-from fastrank.metrics import OF_SPECTRUM
 from fastrank.metrics.alignment import alignment
 from fastrank.precision import one_thread
 from fastrank.presets import TOP
-from fastrank.ranks import rank_counts
 from fastrank.spectra import spectrum
 from fastrank.subspace import FRESH, OVERSAMPLE, top_svd
 
@@ -62,7 +64,7 @@ class Work:
     Attributes:
         kind: "act", "logits", "weight", "grad" or "align", as in the run database. layer: its name there.
         source: "act", "input", "weight", "grad" or "logits": where the matrix is from.
-        launches: our kernels and torch's matrix products. ops: torch's small operations besides.
+        launches: our kernels and torch's matrix products. ops: torch's small operations that cut it out of its source.
         calls: factorisations. kept: bytes from step to step. temporary: bytes while it is measured.
     """
 
@@ -79,24 +81,93 @@ class Work:
     temporary: int
 
 
-def work_on(matrix: Matrix, figures: tuple[str, ...], on_cpu: bool = False) -> Work:
+def work_on(matrix: Matrix, on_cpu: bool = False) -> Work:
     kind, layer, source, n, d, dtype, ops = matrix
-    # What is not a view is a copy: a subset of features, rows or patches; logits as float32; the softmax.
-    copied = source == "input" or (source == "act" and d == MAX_FEATURES) or kind == "logits"
+    copied = _is_copied(kind, source, d)
     if kind == "align":
         launches, calls, kept, temporary = _subspace(n, d, dtype, on_cpu)
-        ops += _ops("top_svd", n < d)
-        if source == "input":
-            ops += _ops("alignment")
-            if not on_cpu:
-                launches += rsvd.cosines([(min(TOP, n, d), min(TOP, n, d), d)])
+        if source == "input" and not on_cpu:
+            launches += rsvd.cosines([(min(TOP, n, d), min(TOP, n, d), d)])
     else:
         launches, calls, temporary = _spectrum(n, d, torch.float32 if kind == "logits" else dtype, on_cpu)
-        ops, kept = ops + _ops("spectrum", n < d) + _ops("figures", figures=figures), 0
+        kept = 0
     if copied:
         moved = n * d * dtype.itemsize
         launches, temporary = (Launch("torch.index", moved, moved), *launches), temporary + moved
     return Work(kind, layer, source, n, d, dtype, launches, ops, calls, kept, temporary)
+
+
+def measured_together(
+    works: Sequence[Work], figures: tuple[str, ...], on_cpu: bool = False
+) -> tuple[tuple[Launch, ...], int]:
+    """Launches of the step that measures these matrices, and torch's small operations.
+
+    One call for each kind: its Gram matrices (those of activations in the layers' hooks, one by one), all their
+    eigenvalues, all subspace steps of weights and of inputs, all cosines; spectra of one length share their figures.
+    """
+    launches, ops = [], sum(work.ops for work in works)
+    for work in works:
+        if _is_copied(work.kind, work.source, work.d):
+            moved = work.n * work.d * work.dtype.itemsize
+            launches.append(Launch("torch.index", moved, moved))
+    for kind in dict.fromkeys(work.kind for work in works):
+        members = [work for work in works if work.kind == kind]
+        if kind != "align":
+            launches += _spectra_together(members, on_cpu, each_alone=kind == "act")
+            ops += _count("spectrum", [w.n < w.d for w in members])
+            for length in {min(w.n, w.d) for w in members}:
+                ops += _count("figures", [False] * sum(min(w.n, w.d) == length for w in members), figures)
+            continue
+        for source in ("weight", "input"):
+            these = [w for w in members if w.source == source]
+            launches += _subspaces_together(these, on_cpu)
+            ops += _count("top_svd", [w.n < w.d for w in these])
+        pairs = [w for w in members if w.source == "input"]
+        ops += _count("alignment", [False] * len(pairs))
+        if not on_cpu:
+            tops = [(min(TOP, w.n, w.d), min(TOP, w.n, w.d), w.d) for w in pairs]
+            launches += rsvd.cosines(tops)
+    return tuple(launches), ops
+
+
+def _is_copied(kind: str, source: str, d: int) -> bool:
+    """What is not a view is a copy: a subset of features, rows or patches; logits as float32; the softmax."""
+    return source == "input" or (source == "act" and d == MAX_FEATURES) or kind == "logits"
+
+
+def _spectra_together(works: Sequence[Work], on_cpu: bool, each_alone: bool) -> list[Launch]:
+    shapes = [(w.n, w.d, torch.float32 if w.kind == "logits" else w.dtype) for w in works]
+    launches = []
+    for group in [[shape] for shape in shapes] if each_alone else [shapes]:
+        zeros = [Launch("torch.zeros", 0, 8 * min(n, d) ** 2) for n, d, _ in group]
+        zeros += [Launch("torch.zeros", 0, 8 * d) for n, d, _ in group if n >= d]
+        wide = [gram.Product(d, n, dtype, shift=False, total=False) for n, d, dtype in group if n < d]
+        tall = [gram.Product(n, d, dtype, shift=False) for n, d, dtype in group if n >= d]
+        products = [found for side in (wide, tall) if side for found in gram.group(side)]
+        launches += [*zeros, *products]
+    if not on_cpu:
+        sizes = [min(n, d) for n, d, _ in shapes]
+        launches += small_eigh.eigvalsh([k for k in sizes if k <= MOST_VALUES])
+        launches += [Launch("torch.isfinite", 8 * k * k, k * k) for k in sizes if k > MOST_VALUES]
+    return launches
+
+
+def _subspaces_together(works: Sequence[Work], on_cpu: bool) -> list[Launch]:
+    launches = []
+    for dtype in dict.fromkeys(w.dtype for w in works):
+        shapes = [(w.n, w.d) for w in works if w.dtype == dtype and min(w.n, w.d)]
+        width, k = (max((min(most, n, d) for n, d in shapes), default=0) for most in (TOP + OVERSAMPLE, TOP))
+        computed = torch.float64 if dtype == torch.float64 else torch.float32
+        if not shapes:
+            continue
+        if on_cpu:
+            launches += cost_step.steps(shapes, width, k, dtype)
+            continue
+        # Blocks of one height share their fresh directions.
+        launches += [rsvd.test_matrix(d, min(FRESH, width), computed) for d in {d for _, d in shapes}]
+        launches += rsvd.orthonormal([(d, min(width, n, d)) for n, d in shapes], computed)
+        launches += rsvd.steps(shapes, width, k, dtype)
+    return launches
 
 
 def _spectrum(n: int, d: int, dtype: torch.dtype, on_cpu: bool) -> tuple[tuple[Launch, ...], tuple[Call, ...], int]:
@@ -137,17 +208,25 @@ def _subspace(
     return launches, (), kept, kept + rsvd.workspace(n, d, q, dtype)
 
 
+def _count(what: str, wide: Sequence[bool], figures: tuple[str, ...] = ()) -> int:
+    """Small operations of torch in one call for so many matrices, from how many a call for one and for two has."""
+    if not wide:
+        return 0
+    once = _ops(what, wide[0], 1, figures)
+    return once + sum(_ops(what, w, 2, figures) - _ops(what, w, 1, figures) for w in wide[1:])
+
+
 @cache
-def _ops(what: str, wide: bool = False, figures: tuple[str, ...] = ()) -> int:
-    """Small operations of torch in one call of the watcher's own code, by running it on a tiny matrix on the CPU."""
-    X = torch.eye(6, 9) if wide else torch.eye(9, 6)
-    state = top_svd(X, 3)
-    s = spectrum(X)
+def _ops(what: str, wide: bool, matrices: int, figures: tuple[str, ...]) -> int:
+    """Small operations of torch in one call of the watcher's own code, by running it on tiny matrices on the CPU."""
+    X = [torch.eye(6, 9) if wide else torch.eye(9, 6)] * matrices
+    states = top_svd(X, 3)
+    s = {str(i): one for i, one in enumerate(spectrum(X))}
     calls = {
         "spectrum": lambda: spectrum(X),
-        "figures": lambda: (rank_counts(s), [OF_SPECTRUM[name](s) for name in figures]),
-        "top_svd": lambda: top_svd(X, 3, state),
-        "alignment": lambda: alignment(state, state, 3),
+        "figures": lambda: Figures().add_spectra(s, figures, TOP),
+        "top_svd": lambda: top_svd(X, 3, states),
+        "alignment": lambda: alignment(states, states, 3),
     }
     with Operations() as counter:
         calls[what]()

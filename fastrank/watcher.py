@@ -8,12 +8,12 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fastrank.all_ranks import Ranks, is_sharded, whole
 from fastrank.budget import Budget, parse_budget
 from fastrank.capture import (
     INPUT_ROWS,
@@ -31,13 +31,16 @@ from fastrank.errors import InputError
 from fastrank.figures import Figures
 from fastrank.followed import Followed
 from fastrank.hooks import is_compiled
+from fastrank.logits import add_logits, logits_matrix
 from fastrank.metrics.alignment import alignment
 from fastrank.presets import BASIC, TOP, parse_metrics
 from fastrank.ranks import rank_counts
+from fastrank.remarks import Remarks
 from fastrank.schedule import EpochEnds, Linear, describe, parse_schedule
 from fastrank.sinks import open_log
 from fastrank.small_grams import SmallGram, small_gram
 from fastrank.spectra import Spectrum, of_grams, spectrum
+from fastrank.step_arguments import check_target, number
 from fastrank.subspace import SubspaceState, top_svd
 from fastrank.window import Window
 
@@ -60,10 +63,10 @@ class Watcher:
             "epoch:n" (the last of every n), a function of the step's number, or a list of these. On the others no
             layer has a hook.
         metrics: "light" (activations, logits), "default" (and weights, gradients, alignment), "full" (every figure of
-            a spectrum, each computed anew), or a list of kinds among act, logits, weight, grad, align and bound (the rank of a gradient
-            beside that of the layer's input, which bounds it, over all forwards of the step). But in "full", spectra
-            of large weights are carried from step to step, see `fastrank.followed`; their ranks' intervals say how far
-            that can be off.
+            a spectrum, each computed anew), or a list of kinds among act, logits, weight, grad, align and bound (the
+            rank of a gradient beside that of the layer's input, which bounds it, over all forwards of the step). But in
+            "full", spectra of large weights are carried from step to step, see `fastrank.followed`; their ranks'
+            intervals say how far that can be off.
         log: a directory for a new run database, a sink with `log_step(step, scalars, arrays)` (see `fastrank.sinks`;
             a RunWriter), a function (step, scalars, arrays), a list of these, or None. One that fails is named once and
             left out from then on. All are closed at the end but a RunWriter, which belongs to who opened it.
@@ -75,6 +78,9 @@ class Watcher:
             of a forward enter, all forwards of accumulated gradients among them.
         budget: at most this share of training time, such as "2%" or 0.02. The watcher measures what it costs, decides
             how often to measure and halves its samples if need be, and records every decision.
+        all_ranks: under torch.distributed, measure the batches of all processes as one; `watch` and its `step` are then
+            called on every process. Left out, the batch of rank 0 is measured, and the other processes' watchers rest.
+            Either way rank 0 alone writes. What FSDP2 shards is measured with all_ranks=True only.
         mode: activations as "flatten" [B, features] (at most 10,000, a seeded subset), "channels" or "pool".
         config: stored with a run that `log` opens.
 
@@ -101,40 +107,50 @@ class Watcher:
         mode: str = "flatten",
         window: Any = None,
         budget: float | str | None = None,
+        all_ranks: bool = False,
         config: dict | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise InputError("model", "a torch.nn.Module", type(model).__name__)
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise InputError("seed", "a whole number", repr(seed))
-        if not 0 < _number("T", T) < math.inf:
+        if not 0 < number("T", T) < math.inf:
             raise InputError("T", "a temperature > 0", float(T))
         self._kinds, self._names = parse_metrics(metrics)
+        if all_ranks and "bound" in self._kinds:
+            raise InputError("metrics", "kinds that all_ranks=True measures: all but bound", repr(metrics))
         self._model, self._looked = model, False
+        self._ranks = Ranks(all_ranks)
         self._scheduled, self._T, self._seed = parse_schedule(every), T, seed
         self._budget = None if budget is None else Budget(parse_budget(budget))
         ends = None if window is None else parse_schedule(window, "window")
         self._window = None if ends is None else Window(EpochEnds(ends.every) if isinstance(ends, Linear) else ends)
         self._layers = select_layers(model, layers)
+        self._modules = {layer.name: layer.module for layer in self._layers}
         sources = {"act", "weight", "bound"} & self._kinds | ({"weight", "input"} if "align" in self._kinds else set())
         sources |= {"window"} if window is not None and "act" in self._kinds else set()
+        self._sharded = any(map(is_sharded, model.parameters()))
         self._capture = Capture(self._layers, self._on_source, kinds=frozenset(sources), mode=mode, seed=seed)
+        self._resize()
         self.config = {
             "layers": [layer.name for layer in self._layers],
             "metrics": sorted(self._kinds),
             "every": describe(self._scheduled),
             "budget": None if self._budget is None else self._budget.share,
             "window": None if self._window is None else describe(self._window.ends),
+            "ranks": f"all {self._ranks.size}" if self._ranks.together else f"0 of {self._ranks.size}",
             "watch_seed": seed,
             "T": float(T),
             "activation_mode": mode,
             "max_features": MAX_FEATURES,
-            "input_rows": INPUT_ROWS,
+            "input_rows": self._capture.input_rows,
             "window_features": WINDOW_FEATURES,
             "window_rows": WINDOW_ROWS,
             "top": TOP,
         }
-        self.log = open_log(log, config or {}, self.config)
+        self.log = open_log(log if self._ranks.first else None, config or {}, self.config)
+        self._remarks = Remarks(self.log)
+        self._explain, self._guarded = self._remarks.explain, self._remarks.guarded
         #: Forwards of the step under way, and of the one before: the last of as many is measured.
         self._forwards, self._expected = 0, 1
         self._costs = Costs(next((p.device for p in model.parameters()), torch.device("cpu")))
@@ -147,8 +163,6 @@ class Watcher:
         self._inputs: dict[str, SubspaceState] = {}
         #: None where every figure of a spectrum is wanted: each is then computed anew.
         self._followed = Followed(self._together, seed) if self._names == BASIC else None
-        self._disabled: set[str] = set()
-        self._reasons: dict[str, str] = {}
         self._begin()
 
     def __enter__(self) -> Watcher:
@@ -194,7 +208,7 @@ class Watcher:
         """
         step = self._step
         measured = self._capture.switch.armed
-        closes = self._window is not None and not self._paused and self._window.ends(step)
+        closes = self._ranks.measures and self._window is not None and not self._paused and self._window.ends(step)
         if not (measured or closes):
             self._step = step + 1
             if self._budget is not None and not self._paused:
@@ -205,11 +219,11 @@ class Watcher:
             elif step == self._first:
                 self._rest()
             return
-        scalars = {name: _number(name, value) for name, value in scalars.items()}
+        scalars = {name: number(name, value) for name, value in scalars.items()}
         logits = self._output if logits is None else logits
         if logits is not None and target is not None:
-            _check_target(target, logits)
-        self._step += 1
+            check_target(target, logits)
+        self._step = step + 1
         if measured:
             self._measure(logits, target)
             self._expected = max(1, self._forwards)
@@ -218,25 +232,46 @@ class Watcher:
         if closes:
             with self._costs.block("window"):
                 self._measure_window()
-        log_seconds = self._write(step, scalars)
+        log_seconds = self._write(step, scalars) if self._ranks.first else 0.0
+        if self._ranks.together and self._budget is not None:
+            self._budget.follow(*self._ranks.agree(self._budget.decision()))
+            self._resize()
         self._begin(log_seconds)
 
     def _measure(self, logits: Tensor | None, target: Tensor | None) -> None:
         if self._forwards < self._expected and "act" in self._kinds:
             text = f"{self._forwards} forwards in a step after one of {self._expected}, the last of which was expected"
             self._explain("act", text)
+        if self._window is not None and logits is not None and logits.ndim >= 2:
+            with self._costs.block("window"), self._guarded("window/logits") as enabled:
+                if enabled:
+                    self._window.add("logits", self._capture.window_rows(logits_matrix(logits), "logits"))
+        if self._ranks.together:
+            with self._costs.block("exchange"), self._guarded("all_ranks") as enabled:
+                if enabled:
+                    logits, target = self._exchange(logits, target)
+            self._paused |= "all_ranks" in self._remarks.disabled
+            if self._paused:
+                return
+        self._measure_weights()
+        gradients = {}
+        if "grad" in self._kinds:
+            with self._costs.block("grad"):
+                gradients = self._gradients()
+        if not self._ranks.first:
+            return
         with self._costs.block("act"):
             self._measure_activations()
-        self._measure_weights()
         with self._costs.block("align"):
             if "align" in self._kinds:
                 self._measure_alignment()
         with self._costs.block("grad"):
             if "grad" in self._kinds:
-                self._measure_gradients()
+                self._measure_gradients(gradients)
         if logits is not None and logits.ndim >= 2:
-            with self._costs.block("logits"):
-                self._measure_logits(logits, target)
+            with self._costs.block("logits"), self._guarded("logits") as enabled:
+                if enabled and (reason := add_logits(self._figures, logits, target, self._T)):
+                    self._explain("logits", reason)
 
     def cost(self, by: str = "kind") -> dict[str, Any]:
         """What measured steps cost on average; on a GPU the device's time.
@@ -288,7 +323,7 @@ class Watcher:
         self._begin()
 
     def _due(self) -> bool:
-        scheduled = not self._paused and self._scheduled(self._step)
+        scheduled = self._ranks.measures and not self._paused and self._scheduled(self._step)
         return bool(scheduled and (self._budget is None or self._budget.due(self._step)))
 
     def _begin(self, log_seconds: float = 0.0) -> None:
@@ -300,9 +335,12 @@ class Watcher:
         self._acts: dict[str, SmallGram | Spectrum] = {}
         self._held_weights: dict[str, tuple[Tensor, int]] = {}
         self._held_inputs: dict[str, Tensor] = {}
+        #: Activations whose Gram matrices do not add up over processes: fewer rows than features.
+        self._rows: dict[str, Tensor] = {}
         self._bounds: dict[str, list[Tensor]] = {}
         self._weights_are_measured = False
         self._forwards = 0
+        self._remarks.step = self._step
         self._capture.begin_step(self._step)
         self._capture.switch.armed = self._due()
         if self._capture.switch.armed:
@@ -333,7 +371,11 @@ class Watcher:
                 return
             self._costs.works(key)
             found = matrix()
-            if kind == "act":
+            if kind == "act" and self._ranks.together and (len(found) < found.shape[1] or found.dtype == torch.float64):
+                # To be joined with the other processes' rows; a copy, as a later layer may write to it.
+                self._rows[key] = found.clone()
+                self._costs.hold(key, found)
+            elif kind == "act":
                 gram = self._acts[key] = spectrum(found) if found.dtype == torch.float64 else small_gram(found)
                 self._costs.hold(key, gram.G if isinstance(gram, SmallGram) else gram.sigma)
             elif kind == "window":
@@ -367,10 +409,15 @@ class Watcher:
         self._weights_are_measured = True
         held = {}
         for name, (X, version) in self._held_weights.items():
-            if X._version == version:
+            if self._sharded:
+                weight = self._whole(f"weight/{name}", trained_weight(self._modules[name]))
+                held |= {} if weight is None else {name: weight_matrix(weight)}
+            elif X._version == version:
                 held[name] = X
             else:
                 self._explain(f"weight/{name}", "changed before the end of the watched model's own forward")
+        if not self._ranks.first:
+            return
         if "align" in self._kinds:
             with self._costs.block("align"):
                 self._warm(held, self._weights)
@@ -435,7 +482,7 @@ class Watcher:
 
     def _together(self, items: dict[str, Any], work: Callable[[list], list]) -> dict[str, Any]:
         """{key: result} of one call for all; where that fails, of one call each, without those that fail."""
-        items = {key: item for key, item in items.items() if key not in self._disabled}
+        items = {key: item for key, item in items.items() if key not in self._remarks.disabled}
         if not items:
             return {}
         for key, item in items.items():
@@ -453,7 +500,7 @@ class Watcher:
         """Ranks and spectra of all rows since the last window's end."""
         with self._guarded("window") as enabled:
             if enabled:
-                found = {f"window/{name}": s for name, s in self._window.close().items()}
+                found = {f"window/{name}": s for name, s in self._window.close(self._ranks).items()}
                 self._add_spectra(found)
                 for key, s in found.items():
                     self._costs.works(key, float(min(s.n, s.d)) ** 3)
@@ -466,7 +513,7 @@ class Watcher:
         ranks, before = rank_counts(s), self._bounds.get(layer)
         self._bounds[layer] = list(ranks) if before is None else [a + b for a, b in zip(before, ranks, strict=True)]
 
-    def _measure_gradients(self) -> None:
+    def _gradients(self) -> dict[str, Tensor]:
         found = {}
         for layer in self._layers:
             if not layer.weight:
@@ -475,9 +522,42 @@ class Watcher:
             if weight is None:
                 self._explain(key, "no single parameter behind the weight")
             elif weight.grad is not None:
-                found[key] = weight_matrix(weight.grad)
+                gradient = self._whole(key, weight.grad)
+                found |= {} if gradient is None else {key: weight_matrix(gradient)}
             elif weight.requires_grad:
                 self._explain(key, "no gradient at step(); call it before zero_grad()")
+        return found
+
+    def _whole(self, key: str, tensor: Tensor) -> Tensor | None:
+        """A parameter or gradient, put together where FSDP2 keeps shards of it."""
+        if self._sharded and not self._ranks.together:
+            self._explain(key, "in shards over processes: all_ranks=True, on every process, puts it together")
+            return None
+        return whole(tensor)
+
+    def _exchange(self, logits: Tensor | None, target: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """What all processes saw of the step's batch takes the place of what this one saw, on rank 0."""
+        mine = {f"act {key}": X for key, X in self._rows.items()}
+        mine |= {f"input {name}": X for name, X in self._held_inputs.items()}
+        if logits is not None and logits.ndim >= 2:
+            mine["logits"] = logits_matrix(logits)
+            if target is not None:
+                mine["target"] = target.reshape(-1)
+        rows = self._ranks.rows(mine)
+        grams = self._ranks.sums({key: g for key, g in self._acts.items() if isinstance(g, SmallGram)})
+        if not self._ranks.first:
+            return None, None
+        for key in (mine.keys() - rows.keys()) | (self._acts.keys() - grams.keys()):
+            self._explain(key.partition(" ")[2] or key, "not the same columns on every process, or missing on one")
+        self._held_inputs = {name: rows[f"input {name}"] for name in self._held_inputs if f"input {name}" in rows}
+        self._acts = dict(grams)
+        for key in self._rows:
+            with self._guarded(key) as enabled:
+                if enabled and (X := rows.get(f"act {key}")) is not None:
+                    self._acts[key] = spectrum(X) if X.dtype == torch.float64 else small_gram(X)
+        return rows.get("logits"), rows.get("target")
+
+    def _measure_gradients(self, found: dict[str, Tensor]) -> None:
         if self._followed is None:
             spectra = self._together(found, spectrum)
         else:
@@ -488,28 +568,6 @@ class Watcher:
                 excess = (rank_counts(s)[1] - bound[2]).clamp_min(0)
                 names = ("input_rank", "input_rank_lo", "input_rank_hi", "bound_excess")
                 self._figures.add([f"grad/{layer}/{name}" for name in names], torch.stack([*bound, excess]))
-
-    def _measure_logits(self, logits: Tensor, target: Tensor | None) -> None:
-        """Rank and norm of the logits [N, C] before the softmax, and rank after it at the loss's temperature."""
-        with self._guarded("logits") as enabled:
-            if enabled:
-                z = logits.detach()
-                z = z.movedim(1, -1).flatten(0, -2)
-                z = z if z.dtype in (torch.float32, torch.float64) else z.float()
-                before, after = spectrum([z, torch.softmax(z / self._T, 1)])
-                norm = z.double().norm()
-                self._figures.add(["logits/norm", "logits/norm_over_T"], torch.stack([norm, norm / self._T]))
-                for key, s in (("rank", before), ("softmax_rank", after)):
-                    names = [f"logits/{key}", f"logits/{key}_lo", f"logits/{key}_hi"]
-                    self._figures.add(names, torch.stack(rank_counts(s)))
-                self._figures.add_array("logits/sigma", before.sigma[:TOP])
-                self._figures.add_array("logits/softmax_sigma", after.sigma[:TOP])
-                if before.reason:
-                    self._explain("logits", before.reason)
-                if self._window is not None:
-                    self._window.add("logits", self._capture.window_rows(z, "logits"))
-                if target is not None:
-                    self._figures.add(["train/accuracy"], (logits.argmax(1) == target).double().mean())
 
     def _write(self, step: int, scalars: dict[str, Tensor]) -> float:
         """One copy to the host and one transaction, whose seconds are returned."""
@@ -543,29 +601,11 @@ class Watcher:
         return time.perf_counter() - start
 
     def _resize(self) -> None:
-        """Samples as the budget has decided."""
-        self._capture.max_features = MAX_FEATURES >> self._budget.level
-        self._capture.input_rows = INPUT_ROWS >> self._budget.level
-
-    @contextmanager
-    def _guarded(self, key: str):
-        """A failing metric is said once and left out from then on; training never stops for it."""
-        if key in self._disabled:
-            yield False
-            return
-        try:
-            yield True
-        except Exception as error:
-            self._disabled.add(key)
-            self._explain(key, f"disabled: {type(error).__name__}: {error}")
-            warnings.warn(f"fastrank: {key} is no longer measured: {error}", RuntimeWarning, stacklevel=3)
-
-    def _explain(self, key: str, reason: str) -> None:
-        """Record why a figure is missing or NaN, once until the reason changes."""
-        if self._reasons.get(key) != reason:
-            self._reasons[key] = reason
-            if self.log is not None:
-                self.log.note(self._step, key, reason)
+        """Samples as the budget has decided, or as they are without one."""
+        level = 0 if self._budget is None else self._budget.level
+        self._capture.max_features = MAX_FEATURES >> level
+        # The samples of all processes together are as large as that of one.
+        self._capture.input_rows = (INPUT_ROWS >> level) // (self._ranks.size if self._ranks.together else 1)
 
 
 #: The public name, for what reads as an action: `with fastrank.watch(model) as w`.
@@ -580,20 +620,3 @@ def _flops(item: Any) -> float:
         return float(item.numel()) * min(item.shape)
     X = item[0] if isinstance(item[0], Tensor) else item[0].Vh
     return float(X.numel()) * TOP
-
-
-def _number(name: str, value: Any) -> Tensor:
-    """A number or a tensor of one element as a 0-d tensor, on whatever device it is."""
-    if isinstance(value, Tensor) and value.numel() == 1:
-        return value.detach().reshape(())
-    if isinstance(value, int | float):
-        return torch.tensor(float(value), dtype=torch.float64)
-    got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-    raise InputError(name, "one number", got)
-
-
-def _check_target(target: Any, logits: Tensor) -> None:
-    shape = (logits.shape[0], *logits.shape[2:])
-    if not isinstance(target, Tensor) or target.is_floating_point() or target.shape != shape:
-        got = f"{target.dtype} {tuple(target.shape)}" if isinstance(target, Tensor) else type(target).__name__
-        raise InputError("target", f"class indices of shape {tuple(shape)}", got, "leave it out for other targets")

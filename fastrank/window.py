@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fastrank.all_ranks import Ranks
 from fastrank.gram import GramState
 from fastrank.schedule import Schedule
 from fastrank.small_grams import SmallGram
@@ -31,15 +32,17 @@ class Window:
             state = self._states[name] = GramState(X.shape[1], device=X.device)
         state.update(X)
 
-    def close(self, all_ranks: bool = False) -> dict[str, Spectrum]:
+    def close(self, ranks: Ranks) -> dict[str, Spectrum]:
         """{name: spectrum of all rows of the window}, in grouped calls; the next window starts empty.
 
-        all_ranks: of the rows that all processes of torch.distributed saw; a collective call.
+        Where processes measure together, of the rows that all of them saw, on rank 0: a collective call.
         """
         states, self._states = self._states, {}
-        if all_ranks:
-            for name in sorted(states):
-                states[name].all_reduce()
+        if ranks.together:
+            _, names = ranks.shared({name: None for name in states})
+            states = {name: states[name].all_reduce() for name in names}
+        if not ranks.first:
+            return {}
         found = of_grams(
             [
                 SmallGram(s.gram(), s.n, s.d, s.dtype, centered=False, error=s.gram_error())

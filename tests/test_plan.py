@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections import Counter
 
 import pytest
 import torch
@@ -12,12 +13,14 @@ from fastrank.kernels.rsvd import cost as rsvd
 from fastrank.kernels.small_eigh import cost as small_eigh
 from torch import nn
 
+import fastrank.followed as followed
+import fastrank.logits as logits_figures
 import fastrank.watcher as watcher
 from fastrank import watch
 from fastrank.errors import InputError
 from fastrank.plan import BACKWARD, cuts, matrices, plan
 from fastrank.presets import PRESETS
-from fastrank.tracking_cost import LIBRARY_SHARE
+from fastrank.tracking_cost import LIBRARY_SHARE, _count, _ops, measured_together
 
 pytest.importorskip("timm")
 from fastrank.train.planned import parse_budget, plan_named, to_json, to_text
@@ -53,6 +56,8 @@ def measured(monkeypatch, metrics, mode="flatten"):
         return call
 
     monkeypatch.setattr(watcher, "spectrum", noting("spectrum", spectrum))
+    monkeypatch.setattr(followed, "spectrum", noting("spectrum", spectrum))
+    monkeypatch.setattr(logits_figures, "spectrum", noting("spectrum", spectrum))
     monkeypatch.setattr(watcher, "small_gram", noting("spectrum", small_gram))
     monkeypatch.setattr(watcher, "top_svd", noting("subspace", top_svd))
     model = small()
@@ -102,6 +107,9 @@ def test_counts_by_formula():
     assert sum(products[1:]) == 2 * 3 * (3 * 8 * 3) and products[0] == rsvd.NORMAL * 8 * 3
     assert not any(work.calls for work in found.works)
     assert subspace.kept == 4 * (3 + 8) * 3
+    # Gram matrix of the outputs and the sampled inputs; the largest call is that of the alignment.
+    calls = [sum(w.temporary for w in found.works if w.kind == kind) for kind in ("weight", "align", "grad", "logits")]
+    assert found.temporary == 8 * 3 * 3 + 4 * 20 * 8 + max(calls)
     c = found.cost()
     assert c.matrices == 7 and c.library_flops == sum(call.flops for w in found.works for call in w.calls)
     assert c.roofline_ms == pytest.approx(
@@ -128,10 +136,42 @@ def test_groups_add_up_and_every_divides():
     whole = found.cost()
     for key in (lambda w: w.kind, lambda w: w.layer):
         parts = [found.cost(works) for works in found.by(key).values()]
-        for field in ("matrices", "launches", "bytes", "flops", "library_flops"):
+        for field in ("matrices", "bytes", "flops", "library_flops"):
             assert sum(getattr(part, field) for part in parts) == getattr(whole, field)
-        assert sum(part.ms for part in parts) == pytest.approx(whole.ms)
+        # Layers share the launches of a kind; kinds share none.
+        launches, ms = sum(part.launches for part in parts), sum(part.ms for part in parts)
+        if key(found.works[0]) == found.works[0].kind:
+            assert launches == whole.launches and ms == pytest.approx(whole.ms)
+        else:
+            assert launches > 1.5 * whole.launches and ms > whole.ms
     assert found.share(every=10) == pytest.approx(found.share() / 10)
+
+
+@pytest.mark.parametrize("what", ["spectrum", "figures", "top_svd", "alignment"])
+def test_small_operations_of_a_call_are_those_of_its_first_matrix_and_as_many_for_each_other(what):
+    for wide in (False, True):
+        counts = [_ops(what, wide, matrices, ("stable_rank",)) for matrices in (1, 2, 5)]
+        assert counts[2] - counts[1] == 3 * (counts[1] - counts[0])
+        assert _count(what, [wide] * 5, ("stable_rank",)) == counts[2]
+        if what in ("figures", "top_svd"):
+            assert counts[2] < 4 * counts[0]  # most of them are for all matrices at once
+
+
+def test_ten_layers_are_measured_in_the_launches_of_one():
+    """But for what each matrix needs by itself: zeros, samples, a product in the layer's hook, its small operations."""
+
+    def launches(layers):
+        with torch.device("meta"):
+            model = nn.Sequential(*(nn.Linear(32, 32) for _ in range(layers)))
+        found = plan(model, torch.empty(64, 32, device="meta"), device="h100", precision="fp32")
+        together, _ = measured_together(found.works, found.figures)
+        return Counter(launch.kernel for launch in together)
+
+    one, ten = launches(1), launches(10)
+    each = {"torch.zeros", "torch.index", "gram_tiles", "gram_reduce"}
+    shared = one.keys() - each
+    assert len(shared) > 5 and {kernel: ten[kernel] for kernel in shared} == {kernel: one[kernel] for kernel in shared}
+    assert ten["gram_tiles"] - one["gram_tiles"] == 9  # of the hooks
 
 
 def test_sixteen_bit_activations_move_fewer_bytes():

@@ -89,14 +89,15 @@ def budgeted(budget, cost, rest, steps, kinds=None, first=1.0):
     return measured, texts
 
 
-@pytest.mark.parametrize(("cost", "share", "interval"), [(0.01, 0.02, 1), (0.07, 0.02, 5), (1.5, 0.05, 50)])
-def test_a_budget_holds_from_its_horizon_on(cost, share, interval):
+@pytest.mark.parametrize(("cost", "share"), [(0.01, 0.02), (0.07, 0.02), (1.5, 0.05)])
+def test_a_budget_holds_from_its_horizon_on_and_is_used(cost, share):
     budget = Budget(share)
     measured, texts = budgeted(budget, cost, 1.0, 4 * HORIZON, first=20.0)
     assert cost * (len(measured) + 19) <= share * 4 * HORIZON
     assert measured[:CALIBRATION] == list(range(CALIBRATION))
-    # In the end nothing is owed: the interval is the next of 1, 2, 5, 10, ... above cost / (share * rest).
-    assert measured[-1] - measured[-2] == budget.interval == interval
+    # In the end nothing is owed: most of the budget is used, or every step is measured.
+    assert measured[-1] - measured[-2] == budget.interval
+    assert budget.interval == 1 or 0.6 * share < cost / budget.interval <= share
     assert len(texts) <= 8  # every change is told, and there are few
 
 

@@ -46,6 +46,8 @@ class Tracking:
         state: dict | None = None,
         where: nn.Module | None = None,
     ) -> None:
+        if options.get("all_ranks"):
+            raise InputError("all_ranks", "False: adapters watch on the process of rank 0", True)
         self._writers: list[RunWriter] = []
         self._find, self._seen, self._forwards = seen, {}, 0
         try:

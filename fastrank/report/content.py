@@ -137,9 +137,11 @@ def _overhead(run: Run) -> float | None:
 
 
 def _notes(run: Run) -> list[dict[str, Any]]:
-    """The same remark at many steps is one line."""
+    """The same remark at many steps is one line; the table of costs that `watch` leaves is none."""
     groups: dict[tuple[str, str], list[int]] = {}
     for step, key, text in run.notes:
+        if key == "cost":
+            continue
         groups.setdefault((key, text), []).append(step)
     return [
         {"key": key, "text": text, "count": len(steps), "first": min(steps), "last": max(steps)}

@@ -133,7 +133,10 @@ const DEFINITIONS = {
   },
 };
 
-const KINDS = { act: "activations", weight: "weights", grad: "weight gradients", logits: "logits", align: "alignment" };
+const KINDS = {
+  act: "activations", weight: "weights", grad: "weight gradients", logits: "logits", align: "alignment",
+  window: "activations of many steps",
+};
 const VECTOR_LABELS = { "logits/sigma": "before the softmax", "logits/softmax_sigma": "after the softmax" };
 
 const kindLabel = (kind) => (Object.hasOwn(KINDS, kind) ? KINDS[kind] : kind);

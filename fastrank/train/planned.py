@@ -94,7 +94,7 @@ def to_text(found: Plan, title: str, budget: float | None, width: int | None = N
     shown = [(name, _shapes(layers[name]), found.cost(layers[name])) for name in dear[:SHOWN]]
     if rest := [work for name in dear[SHOWN:] for work in layers[name]]:
         shown.append((f"{len(dear) - SHOWN} more", str(len(rest)), found.cost(rest)))
-    table("layer", shown, "the dearest first; all of them with --json")
+    table("layer", shown, "the dearest first, each as if it were measured alone; all of them with --json")
     kinds = [(kind, str(len(works)), found.cost(works)) for kind, works in found.by(_kind).items()]
     table(
         "figures", [*kinds, ("a tracked step", str(all_of_it.matrices), all_of_it)],
@@ -138,6 +138,7 @@ def _assumptions(found: Plan) -> dict[str, Any]:
         "utilisation": found.utilisation,
         "launch_us": 1e6 * found.device.launch,
         "library": library,
+        "weights and gradients": "each computed anew; with the preset default large ones take less",
         "every_figure": "predicted, not measured",
     }
 

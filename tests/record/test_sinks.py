@@ -237,7 +237,7 @@ def test_a_failing_sink_is_named_once_and_the_others_go_on(tmp_path):
     assert [step for step, *_ in full] == [0] and closed == [False]
     run = load_run(tmp_path / "run")
     assert run.status == "finished" and run.steps.tolist() == [0, 1, 2, 3] and len(expected) == 4
-    assert [(note.step, note.key) for note in run.notes] == [(0, "log"), (1, "log")]
+    assert [(note.step, note.key) for note in run.notes] == [(0, "log"), (1, "log"), (3, "cost")]
 
 
 def test_sinks_that_fail_otherwise_leave_training_alone():

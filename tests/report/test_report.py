@@ -234,6 +234,7 @@ def test_status_and_notes_are_told(tmp_path):
     with RunWriter(path, {}, resume=True) as writer:
         for step in (1, 3, 2):
             writer.note(step, "act/a/rank", "NaN input")
+        writer.note(3, "cost", "{}")  # of `watch`: a table, no remark
         (run,) = page_content([load_run(path)])["runs"]
         assert run["status"] == "running"
     assert run["notes"] == [{"key": "act/a/rank", "text": "NaN input", "count": 3, "first": 1, "last": 3}]
