@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 #: can still choose how torch's threads wait.
 _HOME = {
     "Alignment": "metrics.alignment",
+    "Evaluation": "evaluation",
     "FusedLinearTemperedCE": "loss",
     "GramState": "gram",
     "InputError": "errors",
@@ -26,6 +27,7 @@ _HOME = {
     "alignment": "metrics.alignment",
     "calibrate_temperature": "temperature",
     "doctor": "diagnosis",
+    "evaluate": "evaluation",
     "linear_tempered_cross_entropy": "loss",
     "load_run": "record",
     "logits_norm": "temperature",
@@ -39,6 +41,7 @@ _HOME = {
 
 __all__ = [
     "Alignment",
+    "Evaluation",
     "FusedLinearTemperedCE",
     "GramState",
     "InputError",
@@ -54,6 +57,7 @@ __all__ = [
     "alignment",
     "calibrate_temperature",
     "doctor",
+    "evaluate",
     "linear_tempered_cross_entropy",
     "load_run",
     "logits_norm",
@@ -68,6 +72,7 @@ __all__ = [
 if TYPE_CHECKING:
     from fastrank.diagnosis import doctor
     from fastrank.errors import InputError
+    from fastrank.evaluation import Evaluation, evaluate
     from fastrank.gram import GramState
     from fastrank.loss import (
         FusedLinearTemperedCE,

@@ -6,7 +6,8 @@ A *source* is a matrix [n, d] with rows as samples:
 * `window`: the same, with fewer columns and rows, of every forward;
 * `weight`: the layer's weight as [out, in], a convolution's as [out, in / groups * kh * kw];
 * `input`: the layer's input in the coordinates of that weight: features of a linear layer, patches of a convolution;
-  of these a seeded sample of rows. `bound` is the input with all its rows, never formed: its spectrum.
+  of these a seeded sample of rows. `bound` is the input with all its rows, never formed: its spectrum;
+* `features`: the input of a linear layer with all its rows, in place.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class Capture:
 
     `matrix()` gives a view or a sampled copy of live data: `emit` must take what it needs before it returns. A
     module that runs several times in one forward emits under `name`, `name#2`, ... `attach` sets the hooks, `remove`
-    takes every one away for a while, `detach` for good.
+    takes every one away for a while, `detach` for good. With `training=False` it is forwards in evaluation mode.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class Capture:
         seed: int = 0,
         max_features: int = MAX_FEATURES,
         input_rows: int = INPUT_ROWS,
+        training: bool = True,
     ) -> None:
         if mode not in MODES:
             raise InputError("mode", f"one of {', '.join(MODES)}", repr(mode))
@@ -123,7 +125,7 @@ class Capture:
         #: Layers of which a forward was ever seen.
         self.seen: set[str] = set()
         self._emit, self._kinds, self._mode, self._seed = emit, kinds, mode, seed
-        self.max_features, self.input_rows = max_features, input_rows
+        self.max_features, self.input_rows, self._training = max_features, input_rows, training
         self._runs: dict[str, int] = {}
         self._indices: dict[tuple, Tensor] = {}
         self._draws = 0
@@ -145,7 +147,7 @@ class Capture:
             self._handles += [register(hook, with_kwargs=True) for register, hook in self._around]
 
     def _hook(self, layer: Layer):
-        wants_input = layer.weight and bool(self._kinds & {"input", "bound"})
+        wants_input = layer.weight and bool(self._kinds & {"input", "bound", "features"})
         wants_output = layer.output and bool(self._kinds & {"act", "window"})
         if not (wants_input or wants_output or (layer.weight and "weight" in self._kinds)):
             return
@@ -153,7 +155,7 @@ class Capture:
         def receive(x: Tensor | None, output: Tensor | None) -> None:
             self._receive(layer, x, output)
 
-        hook = ForwardHook(layer.module, self.switch, receive, wants_input, wants_output)
+        hook = ForwardHook(layer.module, self.switch, receive, wants_input, wants_output, self._training)
         yield layer.module.register_forward_hook(hook, with_kwargs=True)
 
     def _receive(self, layer: Layer, x: Tensor | None, output: Tensor | None) -> None:
@@ -167,6 +169,8 @@ class Capture:
             self._emit("input", name, lambda: self._input(layer.module, x, name))
         if weight is not None and x is not None and "bound" in self._kinds:
             self._emit("bound", name, lambda: input_spectrum(layer.module, x))
+        if x is not None and "features" in self._kinds and isinstance(layer.module, nn.Linear):
+            self._emit("features", name, lambda: x.reshape(-1, x.shape[-1]))
         if output is not None and "window" in self._kinds:
             self._emit("window", name, lambda: self.window_rows(as_matrix(output, self._mode), name))
         if output is not None and "act" in self._kinds and not self.skipping:

@@ -15,7 +15,7 @@ except ImportError:
     sys.exit("fastrank: the command line needs typer and rich; pip install 'fastrank[train,report]'")
 
 #: Options that take several values at once.
-SEVERAL = ("--temperature", "--set", "--milestones", "--layers", "--model-kwarg")
+SEVERAL = ("--temperature", "--set", "--milestones", "--layers", "--model-kwarg", "--ood", "--probes")
 
 app = typer.Typer(
     name="fastrank", add_completion=False, pretty_exceptions_enable=False,
@@ -98,6 +98,42 @@ def train(
     except Interrupted as stop:
         typer.echo(f"fastrank: {stop}", err=True)
         raise typer.Exit(130) from None
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A run directory of `fastrank train`, or its checkpoint.pt.")],
+    ood: Annotated[
+        list[str] | None, typer.Option(help="Out-of-distribution data, one or more: digits, glyphs, folder:/path.")
+    ] = None,
+    probes: Annotated[list[str] | None, typer.Option(help="adam, ridge, both (default), or none.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Of the probes of adam (the paper's 50).")] = None,
+    probe_batch: Annotated[int | None, typer.Option(help="Samples a step of these (the paper's 4096).")] = None,
+    probe_memory: Annotated[float, typer.Option(help="Bytes for the samples that probes are trained on.")] = 2e9,
+    layers: Annotated[list[str] | None, typer.Option(help="Globs over module names, one or more.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Samples of each set at most; all if left out.")] = None,
+    seed: Annotated[int, typer.Option(help="Of probes and samples.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="A JSON file for all figures, beside the run's record.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    workers: Annotated[int, typer.Option(help="Data loading processes, for data on disk.")] = 0,
+) -> None:
+    """Measure a trained run on whole data sets: solution rank, neural collapse, linear probes, foreign data.
+
+    The figures are stored with the run, for `fastrank.load_run(run).evaluation` and `fastrank report`.
+
+    Example: `fastrank evaluate runs/mine/glyphs-resnet18-T100-s0 --ood digits`
+    """
+    from fastrank.train.evaluated import evaluate_checkpoint, print_evaluation
+    from fastrank.train.loop import choose_device
+
+    methods = [name for name in probes or ("adam", "ridge") if name != "none"]
+    found = evaluate_checkpoint(
+        checkpoint, ood or (), device=choose_device(device), workers=workers, epochs=epochs, probe_batch=probe_batch,
+        probes=methods, probe_memory=probe_memory, layers=tuple(layers or ("*",)), limit=limit, seed=seed,
+    )  # fmt: skip
+    print_evaluation(found)
+    if out is not None:
+        typer.echo(found.save(out))
 
 
 @app.command()

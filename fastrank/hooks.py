@@ -62,6 +62,8 @@ class Switch:
 class ForwardHook(Hook):
     """Calls `receive(input, output)` with the first tensors of a training-mode forward of `module`, outside autograd.
 
+    With `training=False` it is the forwards in evaluation mode that it looks at.
+
     It returns at once while its switch is off, and during a backward: what runs then is a forward that activation
     checkpointing repeats. Of the replicas of nn.DataParallel that of the first device counts.
 
@@ -76,7 +78,9 @@ class ForwardHook(Hook):
         receive: Callable[[Tensor | None, Tensor | None], None],
         takes_input: bool = False,
         takes_output: bool = False,
+        training: bool = True,
     ) -> None:
+        self._training = training
         self._module, self._switch, self._receive = module, switch, receive
         self._takes_input, self._takes_output = takes_input, takes_output
         self._number = next(_NUMBERS)
@@ -84,11 +88,11 @@ class ForwardHook(Hook):
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict, output: object = None) -> None:
         if torch.compiler.is_compiling():
-            if module.training:
+            if module.training == self._training:
                 x, y = self._tensors(args, kwargs, output)
                 torch.ops.fastrank.tap(x, y, self._switch.token, self._number)
             return
-        if self._switch.armed and module.training and not in_backward():
+        if self._switch.armed and module.training == self._training and not in_backward():
             x, y = self._tensors(args, kwargs, output)
             if module is self._module or _on_first_device(self._module, x if y is None else y):
                 with torch.no_grad():

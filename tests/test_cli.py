@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fastrank import load_run
+from fastrank import Evaluation, load_run
 from fastrank.errors import InputError
 
 pytest.importorskip("timm")
@@ -201,3 +201,25 @@ def test_kill_leaves_every_finished_step_readable(tmp_path):
     assert run.status == "interrupted" and len(run.steps) >= seen
     assert run.steps.tolist() == list(range(len(run.steps)))
     assert len(run.series("train/loss")[0]) == len(run.series("logits/rank")[0]) == len(run.steps)
+
+
+def test_evaluate_stores_with_the_run_and_report_shows_it(fastrank, tmp_path):
+    pytest.importorskip("scipy")
+    fastrank("train", *TINY, "--epochs", 1, "--samples-per-class", 12, "--batch-size", 60,
+             "--track", "off", "--out", tmp_path)  # fmt: skip
+    run = tmp_path / "digits-mlp-T1-s0"
+    before = load_run(run).evaluation
+    code, text, error = fastrank("evaluate", run, "--ood", "digits", "--epochs", 2, "--probe-batch", 64,
+                                 "--out", tmp_path / "all.json")  # fmt: skip
+    assert (code, error) == (0, "") and "solution rank" in text and "adam" in text
+    after = load_run(run)
+    assert after.status == "finished" and after.evaluation["train_accuracy"] == before["train_accuracy"]
+    assert after.evaluation["solution_rank"]["rank"] == before["solution_rank"]["rank"]
+    assert after.evaluation["solution_rank"]["accuracy"] == before["train_accuracy"]
+    assert after.evaluation["test_accuracy"] == before["test_accuracy"]
+    found = Evaluation.load(tmp_path / "all.json")
+    assert found.probes.kappa == after.evaluation["probes"]["kappa"] and list(found.ood) == ["digits"]
+    assert fastrank("report", run, "--out", tmp_path / "report.html")[0] == 0
+    assert "probes.kappa" in (tmp_path / "report.html").read_text()
+    code, _, error = fastrank("evaluate", tmp_path)
+    assert code == 2 and "checkpoint: expected a run directory with checkpoint.pt" in error

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastrank.evaluation import evaluate
 from fastrank.recipes.recipe import Column, Job, Study
 from fastrank.recipes.training import config_of, train_jobs
 from fastrank.record import Run
@@ -39,16 +40,14 @@ def evaluate_jobs(jobs: Sequence[Job], device: torch.device) -> None:
     train_jobs(jobs, device, also=_evaluate)
 
 
-def _evaluate(model: nn.Module, data: Data, job: Job) -> dict[str, Any]:
-    from fastrank import evaluate
-
+def _evaluate(model: nn.Module, data: Data, T: float, job: Job) -> dict[str, Any]:
     config, options = config_of(job), job.settings["evaluate"]
     sets = {}
     for name in options["ood"]:
         other = load_data(replace(config, data=name, image_size=data.image_size), seen_by=config.data)
         sets[name] = (Batches(other.train), Batches(other.test))
     found = evaluate(
-        model, Batches(data.train), test=Batches(data.test), ood=sets, T=config.temperature, probes=options["probes"],
+        model, Batches(data.train), test=Batches(data.test), ood=sets, T=T, probes=options["probes"],
         limit=LIMIT, seed=job.seed, device=next(model.parameters()).device,
     )  # fmt: skip
     return {"evaluated": {"first_ood": options["ood"][0], **found.to_dict()}}

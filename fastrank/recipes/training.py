@@ -24,7 +24,7 @@ FIRST_NORM = Column("first norm of a sample's logits", evaluated("first_logits_n
 LOGITS_NORM = Column("logits norm", evaluated("logits_norm"))
 NORM_OVER_T = Column("logits norm / T", evaluated("logits_norm_over_T"))
 
-Also = Callable[[nn.Module, Data, Job], Mapping[str, Any]]
+Also = Callable[[nn.Module, Data, float, Job], Mapping[str, Any]]
 
 
 def config_of(job: Job) -> TrainConfig:
@@ -35,12 +35,12 @@ def config_of(job: Job) -> TrainConfig:
 def train_jobs(jobs: Sequence[Job], device: torch.device, also: Also | None = None) -> None:
     """One after the other; each goes on from its checkpoint where it was interrupted.
 
-    also: (trained model, data, job) -> figures that join the run's evaluation.
+    also: (trained model, data, last temperature, job) -> figures that join the run's evaluation.
     """
     configs = [config_of(job) for job in jobs]  # every mistake is said before the first run
     for number, (job, config) in enumerate(zip(jobs, configs, strict=True), 1):
         print(f"{job.path} ({number} of {len(jobs)})", flush=True)
-        found = None if also is None else (lambda model, data, job=job: also(model, data, job))
+        found = None if also is None else (lambda model, data, T, job=job: also(model, data, T, job))
         train(config, job.path, resume=True, device=device, facts=recipe_facts(job), also=found)
 
 

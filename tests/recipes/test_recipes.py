@@ -20,13 +20,6 @@ from fastrank.recipes.softmax_rank import gap_bound
 from fastrank.recipes.training import config_of
 from fastrank.train.config import TrainConfig
 
-try:
-    from fastrank import evaluate  # noqa: F401
-except (ImportError, AttributeError):
-    EVALUATED = {"temperature-sweep", "orthodev", "ood-detection", "mse"}
-else:
-    EVALUATED = set()
-
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
@@ -51,7 +44,6 @@ def test_a_recipe_at_its_smallest(name, out, capsys):
     assert f'id="{name}-smoke"' in (out / "index.html").read_text()
 
 
-@pytest.mark.skipif(bool(EVALUATED), reason="needs fastrank.evaluate")
 def test_recipes_that_share_their_runs(out, monkeypatch):
     first = reproduce(find_recipe("temperature-sweep"), "smoke", seeds=2, out=out)
     assert all(0 < cells["kappa"].mean <= 1 for cells in first.table.values())
