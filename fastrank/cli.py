@@ -15,7 +15,7 @@ except ImportError:
     sys.exit("fastrank: the command line needs typer and rich; pip install 'fastrank[train,report]'")
 
 #: Options that take several values at once.
-SEVERAL = ("--temperature", "--milestones", "--layers", "--model-kwarg", "--ood", "--probes")
+SEVERAL = ("--temperature", "--set", "--milestones", "--layers", "--model-kwarg", "--ood", "--probes")
 
 app = typer.Typer(
     name="fastrank", add_completion=False, pretty_exceptions_enable=False,
@@ -182,6 +182,10 @@ def reproduce(
     seeds: Annotated[int | None, typer.Option(help="How many, from 0 on; the recipe's own number if left out.")] = None,
     out: Annotated[Path, typer.Option(help="Directory of runs, results and the gallery.")] = Path("reproduced"),
     data: Annotated[Path, typer.Option(help="Folder of the data sets on disk that --full reads.")] = Path("data"),
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Other training, in runs of its own: --set weight_decay=0 label_smoothing=0.1."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     list_: Annotated[bool, typer.Option("--list", help="Name the recipes and what each takes, and stop.")] = False,
 ) -> None:
@@ -203,7 +207,8 @@ def reproduce(
         raise InputError("--quick, --full", "one of them", "both")
     scale = "full" if full else "smoke" if smoke else "quick"
     try:
-        result = recipes.reproduce(recipes.find_recipe(name), scale, seeds, out, choose_device(device), data)
+        recipe = recipes.find_recipe("+".join([name, ",".join(changes)] if changes else [name]))
+        result = recipes.reproduce(recipe, scale, seeds, out, choose_device(device), data)
     except Interrupted as stop:
         typer.echo(f"fastrank: {str(stop).removesuffix('; --resume continues')}; the same command continues", err=True)
         raise typer.Exit(130) from None

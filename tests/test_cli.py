@@ -120,7 +120,10 @@ def test_options_go_before_the_preset(fastrank, monkeypatch):
         ("train --temperature hot", r"Invalid value for '--temperature'"),
         ("train --temperature 1 1", r"temperature: expected values that differ"),
         ("train --model resnet19", r"model: expected .* got 'resnet19'; did you mean .*resnet18"),
-        ("train --data glyph", r"data: expected one of digits, glyphs, folder:PATH, got 'glyph'; did you mean glyphs"),
+        (
+            "train --data glyph",
+            r"data: expected one of digits, glyphs, .*, folder:PATH, got 'glyph'; did you mean glyphs",
+        ),
         ("train --data folder:/no/such/place", r"data: expected .* got /no/such/place, which does not exist"),
         ("train --preset paper", r"preset: expected one of .* got 'paper'"),
         ("train --model-kwarg depth", r"model_kwargs: expected key=value, got 'depth'"),
@@ -130,7 +133,7 @@ def test_options_go_before_the_preset(fastrank, monkeypatch):
         ("report", r"Missing argument"),
         (
             "bench gramm",
-            r"name: expected one of tempered_ce, tempered_mse, gram, small_eigh, rank, svd, tracking, got 'gramm'",
+            r"name: expected one of tempered_ce, tempered_mse, gram, small_eigh, rank, svd, ufm, tracking, got 'gramm'",
         ),
         ("bench gram --gpu-check", r"names: expected none with --gpu-check, which runs them all, got gram"),
         ("report /no/such/run", r"path: expected a run directory, got /no/such/run"),

@@ -14,6 +14,8 @@ from fastrank.errors import InputError
 from fastrank.recipes.execute import recompute, reproduce
 from fastrank.recipes.recipe import SCALES, Column, Job, Recipe, Scale, Study
 from fastrank.recipes.result import Result
+from fastrank.train.config import TrainConfig
+from fastrank.train.models import parse_kwargs
 from fastrank.train.names import closest
 
 #: name -> module under fastrank.recipes that holds its `RECIPE`, in the order of the gallery's list.
@@ -23,6 +25,8 @@ FILES = {
     "alignment": "alignment",
     "gradient-rank": "gradient_rank",
     "softmax-rank": "softmax_rank",
+    "orthodev": "orthodev",
+    "ood-detection": "ood_detection",
     "vgg-norm": "vgg_norm",
     "init-norm": "init_norm",
     "mse": "mse",
@@ -50,7 +54,15 @@ __all__ = [
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe of that name; InputError suggests the closest names."""
-    if name not in FILES:
-        raise InputError("name", f"one of {', '.join(FILES)}", repr(name), closest(name, FILES))
-    return importlib.import_module(f"fastrank.recipes.{FILES[name]}").RECIPE
+    """The recipe of that name, also with other training: "mse+optimizer=sgd"; InputError suggests the closest names."""
+    plain, _, changes = name.partition("+")
+    if plain not in FILES:
+        raise InputError("name", f"one of {', '.join(FILES)}", repr(plain), closest(plain, FILES))
+    recipe = importlib.import_module(f"fastrank.recipes.{FILES[plain]}").RECIPE
+    if not changes:
+        return recipe
+    fields = parse_kwargs(changes.split(","))
+    if unknown := set(fields) - set(TrainConfig.__dataclass_fields__):
+        known = ", ".join(TrainConfig.__dataclass_fields__)
+        raise InputError("set", f"fields of a training ({known})", ", ".join(sorted(unknown)))
+    return recipe.changed(fields)

@@ -118,7 +118,7 @@ RECIPE = Recipe(
     "higher at the highest temperature than at T = 1, and at the highest it is larger in the last third of the layers "
     "than in the first third.",
     scales={
-        "smoke": Scale(over_temperatures({**SMOKE_MLP, "track": "act,align", "every": 10}, (1, 10)), 2, "seconds"),
+        "smoke": Scale(over_temperatures({**SMOKE_MLP, "track": "act,align", "every": 5}, (1, 10)), 2, "seconds"),
         "quick": Scale(
             over_temperatures({**SMALL_MLP, "track": "act,align", "every": 6}, (1, 100)), 3, "about 3 minutes"
         ),

@@ -48,7 +48,9 @@ def reproduce(
         recipe.run(unfinished, torch.device(device))
     if missing := [str(job.path) for job in jobs if not _finished(job)]:
         raise RuntimeError(f"{recipe.name} left {len(missing)} runs unfinished, the first is {missing[0]}")
-    result = write_result(study_of(recipe, scale, jobs), out / recipe.name / scale)
+    folder = out / recipe.name / scale
+    folder.mkdir(parents=True, exist_ok=True)
+    result = write_result(study_of(recipe, scale, jobs), folder)
     write_gallery(out)
     return result
 
@@ -63,7 +65,7 @@ def plan_jobs(
     numbers = range(chosen.seeds if seeds is None else seeds) if isinstance(seeds, int | None) else sorted(set(seeds))
     if not len(numbers) or min(numbers) < 0:
         raise InputError("seeds", "at least one seed, none of them negative", seeds)
-    folder = out / recipe.name / scale
+    folder = out / (recipe.shares or recipe.name) / scale
     return [
         Job(label, _filled(settings, data or Path("data")), seed, folder / f"{_plain(label)}-s{seed}")
         for label, settings in chosen.settings.items()
@@ -129,6 +131,8 @@ def _filled(value: Any, data: Path) -> Any:
         return value.replace("{data}", str(data))
     if isinstance(value, dict):
         return {key: _filled(item, data) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_filled(item, data) for item in value]
     return value
 
 

@@ -107,7 +107,7 @@ RECIPE = Recipe(
     "both lower at the highest temperature than at T = 1; the bound is certainly exceeded at fewer than 5 % of all "
     "layers and steps.",
     scales={
-        "smoke": Scale(over_temperatures({**SMOKE_MLP, "track": "act,bound", "every": 10}, (1, 10)), 2, "seconds"),
+        "smoke": Scale(over_temperatures({**SMOKE_MLP, "track": "act,bound", "every": 5}, (1, 10)), 2, "seconds"),
         "quick": Scale(
             over_temperatures({**SMALL_MLP, "track": "act,bound", "every": 6}, (1, 100)), 3, "about 3 minutes"
         ),

@@ -62,7 +62,7 @@ def run(jobs: Sequence[Job], device: torch.device) -> None:
 
 
 @torch.no_grad()
-def penultimate_rank(model: nn.Module, data: Data, job: Job) -> dict[str, Any]:
+def penultimate_rank(model: nn.Module, data: Data, T: float, job: Job) -> dict[str, Any]:
     """Rank of the classifier's inputs [n, width] over the training set, in evaluation mode."""
     classifier = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
     features = GramState(classifier.in_features, mode="exact", device=classifier.weight.device)

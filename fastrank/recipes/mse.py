@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from fastrank.recipes import temperature_sweep
+from fastrank.recipes.evaluating import evaluate_jobs, probe_notes
 from fastrank.recipes.recipe import Recipe, Scale
-from fastrank.recipes.training import SMALL_RESNET, SMOKE_MLP, UNTRACKED, over_temperatures, paper_resnet, train_jobs
-
-MSE = {**UNTRACKED, "loss": "mse"}
+from fastrank.recipes.temperature_sweep import settings_of
+from fastrank.recipes.training import SMALL_RESNET, SMOKE_MLP, paper_resnet
 
 RECIPE = Recipe(
     name="mse",
@@ -14,15 +14,21 @@ RECIPE = Recipe(
     source="Masarczyk et al. 2025, appendix F, Table 6",
     rule="As temperature-sweep's, with the squared error of the softmax as the loss.",
     scales={
-        "smoke": Scale(over_temperatures({**SMOKE_MLP, **MSE}, (1, 10)), 2, "seconds"),
-        "quick": Scale(over_temperatures({**SMALL_RESNET, **MSE}, (1, 10, 100)), 3, "about 10 minutes"),
+        "smoke": Scale(settings_of(SMOKE_MLP, (1, 10), ("glyphs",), ("ridge",), loss="mse"), 2, "seconds"),
+        "quick": Scale(
+            settings_of(SMALL_RESNET, (1, 10, 100), ("digits",), ("ridge",), loss="mse"), 3, "about 10 minutes"
+        ),
         "full": Scale(
-            over_temperatures({**paper_resnet("resnet34_cifar", "cifar100"), **MSE}, (1, 100)), 3,
-            "6 trainings of ResNet-34 on CIFAR-100, 164 epochs each",
+            settings_of(
+                paper_resnet("resnet34_cifar", "cifar100"), (1, 100), ("folder:{data}/svhn",), ("adam", "ridge"),
+                loss="mse",
+            ),
+            3, "6 trainings of ResNet-34 on CIFAR-100, 164 epochs each",
         ),
     },
     columns=temperature_sweep.RECIPE.columns,
-    run=train_jobs,
+    run=evaluate_jobs,
     effects=temperature_sweep.effects,
     draw=temperature_sweep.draw,
+    notes=probe_notes,
 )  # fmt: skip

@@ -7,13 +7,14 @@ functions see nothing but run directories, so every number of a result can be co
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from fastrank.errors import InputError
 from fastrank.record import Run
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class Recipe:
         draw: study -> the figure, in the paper's form and with its axes.
         trained: the train accuracy that a setting must reach with every seed to be compared; None without training.
         notes: study -> remarks that a reader must see; what was not reproduced and why.
+        shares: the recipe whose run directories this one reads and writes, with the same scales and `run`.
     """
 
     name: str
@@ -91,6 +93,26 @@ class Recipe:
     draw: Callable[[Study], Figure]
     trained: float | None = 0.9
     notes: Callable[[Study], Sequence[str]] = field(default=lambda study: ())
+    shares: str | None = None
+
+    def changed(self, changes: Mapping[str, Any]) -> Recipe:
+        """The same with other training: `changes` to the "train" fields of every setting; its own run directories.
+
+        Raises InputError for a recipe that trains nothing.
+        """
+        if not any("train" in old for scale in self.scales.values() for old in scale.settings.values()):
+            raise InputError("set", "a recipe that trains networks", self.name)
+        suffix = "+" + ",".join(f"{key}={value}" for key, value in sorted(changes.items()))
+
+        def setting(old: Mapping[str, Any]) -> dict[str, Any]:
+            return {**old, "train": {**old["train"], **changes}} if "train" in old else dict(old)
+
+        scales = {
+            name: replace(scale, settings={label: setting(old) for label, old in scale.settings.items()})
+            for name, scale in self.scales.items()
+        }
+        shares = self.shares and self.shares + suffix
+        return replace(self, name=self.name + suffix, scales=scales, shares=shares)
 
 
 @dataclass(frozen=True)

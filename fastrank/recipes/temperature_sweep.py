@@ -1,13 +1,27 @@
-"""temperature-sweep: the higher T, the lower the solution's rank (Masarczyk et al. 2025, Tables 1, 7 .. 9)."""
+"""temperature-sweep: higher T, lower rank, earlier best layer, more loss out of distribution.
+
+Masarczyk et al. 2025, Tables 1, 7 .. 9 and Fig. 1, 11 .. 16 (probe accuracies by layer).
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastrank.recipes.effects import Effect, difference, slope
-from fastrank.recipes.figures import colours, panels
+from fastrank.recipes.evaluating import (
+    KAPPA,
+    NC1,
+    RHO,
+    evaluate_jobs,
+    first_ood,
+    ood_probe_accuracies,
+    probe_accuracies,
+    probe_notes,
+)
+from fastrank.recipes.figures import colours, line, panels
 from fastrank.recipes.recipe import Recipe, Scale, Study
 from fastrank.recipes.training import (
     LOGITS_NORM,
@@ -21,11 +35,17 @@ from fastrank.recipes.training import (
     over_temperatures,
     paper_resnet,
     temperatures,
-    train_jobs,
 )
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+def settings_of(
+    train: Mapping[str, Any], T: Sequence[float], ood: Sequence[str], probes: Sequence[str], **changes: Any
+) -> dict[str, dict[str, Any]]:
+    return over_temperatures({**train, **UNTRACKED, **changes}, T, evaluate={"ood": list(ood), "probes": list(probes)})
 
 
 def effects(study: Study) -> list[Effect]:
@@ -33,13 +53,20 @@ def effects(study: Study) -> list[Effect]:
     return [
         difference(study, "solution rank", last, first, "<"),
         slope(study, "solution rank", np.log10(temperatures(study)), study.labels, "<", "decade of T"),
+        difference(study, KAPPA.name, last, first, "<"),
+        difference(study, RHO.name, last, first, ">"),
         difference(study, "test accuracy", last, first, "<", counts=False),
     ]
 
 
 def draw(study: Study) -> Figure:
-    """Rank and norm of the solution against T, one dot a seed; the rank at every tolerance, mean over seeds."""
-    figure, axes = panels(1, 3, (3.8, 3.2))
+    """Above, rank and norm against T, one dot a seed, and the rank at every tolerance; below, as Fig. 1, probes."""
+    figure, axes = panels(2, max(3, len(study.labels)), (3.6, 3.0))
+    for row in axes[:, 3:], axes[1:, len(study.labels) :]:
+        for place in row.flat:
+            place.set_axis_off()
+    for place, label in zip(axes[1], study.labels, strict=False):
+        draw_probes(place, study, label)
     x = temperatures(study)
     for place, name in enumerate(("solution rank", "logits norm")):
         y = np.stack([study.values(label, name) for label in study.labels])
@@ -61,22 +88,42 @@ def draw(study: Study) -> Figure:
     return figure
 
 
+def draw_probes(axes: Axes, study: Study, label: str) -> None:
+    """Accuracy of linear probes by layer, in distribution on the left axis, out of distribution on the right."""
+    right = axes.twinx()
+    for place, of, colour in ((axes, probe_accuracies, "tab:blue"), (right, ood_probe_accuracies, "tab:red")):
+        values = np.array([list(of(run).values()) for run in study.of(label)], np.float64)
+        if values.size:
+            line(place, np.arange(values.shape[1]), 100 * values, "", color=colour)
+        place.tick_params(axis="y", colors=colour)
+    axes.set(xlabel="layer", ylabel="probe accuracy", title=label)
+    right.set_ylabel(f"OOD: {first_ood(study)}", color="tab:red")
+
+
 RECIPE = Recipe(
     name="temperature-sweep",
-    claim="The higher the temperature, the lower the rank of the solution.",
+    claim="The higher the temperature, the lower the solution's rank, the fewer layers until the last accuracy is "
+    "reached (kappa), and the more is lost out of distribution in the last layers (rho).",
     source="Masarczyk et al. 2025, Tables 1, 7, 8, 9; Fig. 1, 11 .. 16",
-    rule="The solution rank at the highest temperature is below that at T = 1, and falls per decade of T.",
+    rule="At the highest temperature, against T = 1: solution rank and kappa are lower and rho is higher; the rank "
+    "falls per decade of T.",
     scales={
-        "smoke": Scale(over_temperatures({**SMOKE_MLP, **UNTRACKED}, (1, 10)), 2, "seconds"),
-        "quick": Scale(over_temperatures({**SMALL_RESNET, **UNTRACKED}, (1, 10, 100)), 3, "about 10 minutes"),
+        "smoke": Scale(settings_of(SMOKE_MLP, (1, 10), ("glyphs",), ("ridge",)), 2, "seconds"),
+        "quick": Scale(
+            settings_of(SMALL_RESNET, (1, 10, 100), ("digits", "glyphs-rotated", "glyphs-noisy"), ("ridge",)), 3,
+            "about 10 minutes",
+        ),
         "full": Scale(
-            over_temperatures({**paper_resnet("resnet34_cifar", "cifar100"), **UNTRACKED}, (1, 10, 100, 200)),
-            3,
-            "12 trainings of ResNet-34 on CIFAR-100, 164 epochs each",
+            settings_of(
+                paper_resnet("resnet34_cifar", "cifar100"), (1, 10, 100, 200),
+                ("folder:{data}/svhn", "folder:{data}/cifar10"), ("adam", "ridge"),
+            ),
+            3, "12 trainings of ResNet-34 on CIFAR-100, 164 epochs each",
         ),
     },
-    columns=(TRAIN_ACCURACY, TEST_ACCURACY, SOLUTION_RANK, LOGITS_NORM, NORM_OVER_T),
-    run=train_jobs,
+    columns=(TRAIN_ACCURACY, TEST_ACCURACY, SOLUTION_RANK, KAPPA, RHO, LOGITS_NORM, NORM_OVER_T, NC1),
+    run=evaluate_jobs,
     effects=effects,
     draw=draw,
-)
+    notes=probe_notes,
+)  # fmt: skip

@@ -24,7 +24,7 @@ FIRST_NORM = Column("first norm of a sample's logits", evaluated("first_logits_n
 LOGITS_NORM = Column("logits norm", evaluated("logits_norm"))
 NORM_OVER_T = Column("logits norm / T", evaluated("logits_norm_over_T"))
 
-Also = Callable[[nn.Module, Data, Job], Mapping[str, Any]]
+Also = Callable[[nn.Module, Data, float, Job], Mapping[str, Any]]
 
 
 def config_of(job: Job) -> TrainConfig:
@@ -35,12 +35,12 @@ def config_of(job: Job) -> TrainConfig:
 def train_jobs(jobs: Sequence[Job], device: torch.device, also: Also | None = None) -> None:
     """One after the other; each goes on from its checkpoint where it was interrupted.
 
-    also: (trained model, data, job) -> figures that join the run's evaluation.
+    also: (trained model, data, last temperature, job) -> figures that join the run's evaluation.
     """
     configs = [config_of(job) for job in jobs]  # every mistake is said before the first run
     for number, (job, config) in enumerate(zip(jobs, configs, strict=True), 1):
         print(f"{job.path} ({number} of {len(jobs)})", flush=True)
-        found = None if also is None else (lambda model, data, job=job: also(model, data, job))
+        found = None if also is None else (lambda model, data, T, job=job: also(model, data, T, job))
         train(config, job.path, resume=True, device=device, facts=recipe_facts(job), also=found)
 
 
@@ -49,9 +49,11 @@ def recipe_facts(job: Job) -> dict[str, Any]:
     return {"recipe": {"settings": job.settings, "seed": job.seed}}
 
 
-def over_temperatures(train: Mapping[str, Any], temperatures: Sequence[float]) -> dict[str, dict[str, Any]]:
-    """{"T=1": ..., "T=100": ...}: the same training at several temperatures."""
-    return {f"T={T:g}": {"train": {**train, "temperature": T}} for T in temperatures}
+def over_temperatures(
+    train: Mapping[str, Any], temperatures: Sequence[float], **others: Any
+) -> dict[str, dict[str, Any]]:
+    """{"T=1": ..., "T=100": ...}: the same training at several temperatures; `others` stand beside "train"."""
+    return {f"T={T:g}": {"train": {**train, "temperature": T}, **others} for T in temperatures}
 
 
 def temperatures(study: Study) -> list[float]:
@@ -61,8 +63,8 @@ def temperatures(study: Study) -> list[float]:
 # What the recipes train. Smoke: seconds, for tests. Small: minutes on two cores. Paper: Table 4 of [U].
 UNTRACKED: dict[str, Any] = {"track": "off", "every": 10}
 SMOKE_MLP: dict[str, Any] = {
-    "model": "mlp", "model_kwargs": {"depth": 2, "width": 32}, "data": "digits", "image_size": 8, "epochs": 12,
-    "samples_per_class": 40, "batch_size": 50, "optimizer": "adamw", "lr": 0.01, "weight_decay": 0.0,
+    "model": "mlp", "model_kwargs": {"depth": 2, "width": 32}, "data": "digits", "image_size": 8, "epochs": 5,
+    "samples_per_class": 20, "batch_size": 50, "optimizer": "adamw", "lr": 0.01, "weight_decay": 0.0,
 }  # fmt: skip
 #: Eight layers, as the paper's, narrower. Adam's steps do not shrink with the gradient, which T = 100 makes small. From
 #: torch's own initialisation the logits' norm is 0.1: there T = 1 is already the regime of low norms, and one seed in

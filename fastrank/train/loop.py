@@ -74,13 +74,14 @@ def train(
     device: torch.device,
     workers: int = 0,
     facts: Mapping[str, Any] | None = None,
-    also: Callable[[nn.Module, Data], Mapping[str, Any]] | None = None,
+    also: Callable[[nn.Module, Data, float], Mapping[str, Any]] | None = None,
 ) -> Result:
     """Train one run into the directory `path`, or go on from its last checkpoint (from nothing, where it has none).
 
     A resumed run computes what an uninterrupted one computes, bit for bit on the same machine: the order of the data
     is a function of (seed, epoch), and the checkpoint holds everything else. Recorded steps beyond it are replaced.
-    `facts` are stored with the run's configuration; what `also(model, data)` finds joins the final figures.
+    `facts` are stored with the run's configuration; what `also(model, data, T)` finds at the end joins the
+    final figures.
 
     Raises:
         InputError: a mistake in `config` or `path`, another configuration than the one to resume, a loss that is not
@@ -149,7 +150,7 @@ def train(
         evaluation = evaluate_run(model, data, schedule.value, device, workers)
         evaluation |= {"temperature": schedule.value, "first_logits_norm": first, "overhead": _overhead(path)}
         if also is not None:
-            evaluation |= also(model, data)
+            evaluation |= also(model, data, schedule.value)
         writer.set_evaluation(evaluation)
     if stop.is_set():
         raise Interrupted(f"interrupted; the run in {path} is complete")

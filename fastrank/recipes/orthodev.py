@@ -1,0 +1,73 @@
+"""orthodev: high T brings the mean of OOD features closer to orthogonal to the class means.
+
+Masarczyk et al. 2025, eq. 4, Fig. 7 and 22 (OrthoDev by layer). The networks are those of temperature-sweep.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastrank.recipes import temperature_sweep
+from fastrank.recipes.effects import Effect, difference, slope
+from fastrank.recipes.evaluating import NC1, ORTHODEV, evaluate_jobs, first_ood, ood_figures
+from fastrank.recipes.figures import colours, panels
+from fastrank.recipes.recipe import Column, Recipe, Study
+from fastrank.recipes.training import SOLUTION_RANK, TRAIN_ACCURACY, temperatures
+from fastrank.record import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def by_layer(run: Run) -> list[float]:
+    return list(ood_figures(run).get("orthodev_layers", {}).values())
+
+
+def deep(run: Run) -> float:
+    """Mean over the second half of the layers."""
+    values = by_layer(run)
+    return float(np.mean(values[len(values) // 2 :])) if values else math.nan
+
+
+DEEP = Column("OrthoDev, second half of the layers", deep)
+
+
+def effects(study: Study) -> list[Effect]:
+    first, last = study.labels[0], study.labels[-1]
+    return [
+        difference(study, ORTHODEV.name, last, first, "<"),
+        slope(study, ORTHODEV.name, np.log10(temperatures(study)), study.labels, "<", "decade of T"),
+        difference(study, DEEP.name, last, first, "<", counts=False),
+    ]
+
+
+def draw(study: Study) -> Figure:
+    """As Fig. 22: OrthoDev by layer, one line a temperature, dots for seeds."""
+    figure, axes = panels(1, 1, (5.0, 3.4))
+    place = axes[0, 0]
+    for label, colour in zip(study.labels, colours(len(study.labels)), strict=True):
+        values = np.array([by_layer(run) for run in study.of(label)], np.float64)
+        x = np.arange(values.shape[1])
+        place.plot(x, values.mean(0), color=colour, label=label)
+        place.plot(np.broadcast_to(x, values.shape).T, values.T, ".", color=colour, markersize=4)
+    place.set(xlabel="layer", ylabel="OrthoDev", title=f"out of distribution: {first_ood(study)}")
+    place.legend(fontsize=8)
+    return figure
+
+
+RECIPE = Recipe(
+    name="orthodev",
+    claim="High temperature leads to a lower OrthoDev: the mean of out-of-distribution features is closer to "
+    "orthogonal to the class means.",
+    source="Masarczyk et al. 2025, eq. 4, Fig. 7, 22",
+    rule="OrthoDev of the classifier's inputs at the highest temperature is below that at T = 1, and falls per decade.",
+    scales=temperature_sweep.RECIPE.scales,
+    columns=(TRAIN_ACCURACY, SOLUTION_RANK, ORTHODEV, DEEP, NC1),
+    run=evaluate_jobs,
+    effects=effects,
+    draw=draw,
+    shares="temperature-sweep",
+)

@@ -1,0 +1,130 @@
+"""Every recipe at its smallest scale: it runs, its numbers follow from its runs, and what they are is right."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("scipy")
+pytest.importorskip("matplotlib")
+pytest.importorskip("timm")
+pytest.importorskip("sklearn")
+
+from fastrank import load_run
+from fastrank.errors import InputError
+from fastrank.recipes import FILES, SCALES, find_recipe, recompute, reproduce
+from fastrank.recipes.execute import plan_jobs
+from fastrank.recipes.softmax_rank import gap_bound
+from fastrank.recipes.training import config_of
+from fastrank.train.config import TrainConfig
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    return tmp_path_factory.mktemp("reproduced")
+
+
+@pytest.mark.parametrize("name", ["logits-norm", "alignment", "gradient-rank", "vgg-norm", "init-norm", "schedule"])
+def test_a_recipe_at_its_smallest(name, out, capsys):
+    recipe = find_recipe(name)
+    result = reproduce(recipe, "smoke", seeds=2, out=out)
+    assert set(result.table) == set(recipe.scales["smoke"].settings) and result.seeds == (0, 1)
+    assert any(effect.counts for effect in result.effects)
+    folder = out / name / "smoke"
+    stored = (folder / "result.json").read_text()
+    assert all(cell["n"] == 2 for cells in json.loads(stored)["table"].values() for cell in cells.values())
+    trained = [cells["train accuracy"] for cells in result.table.values()]
+    assert any(math.isfinite(cell.mean) for cell in trained)
+    if name == "logits-norm":
+        recompute(folder, find_recipe)
+        assert (folder / "result.json").read_text() == stored
+    assert (folder / "figure.png").stat().st_size > 5000
+    assert f'id="{name}-smoke"' in (out / "index.html").read_text()
+
+
+def test_recipes_that_share_their_runs(out, monkeypatch):
+    first = reproduce(find_recipe("temperature-sweep"), "smoke", seeds=2, out=out)
+    assert all(0 < cells["kappa"].mean <= 1 for cells in first.table.values())
+    assert all(0 <= cells["rho"].mean <= 1 for cells in first.table.values())
+
+    def never(*arguments):
+        raise AssertionError("these runs are finished")
+
+    for name, column in (("orthodev", "OrthoDev"), ("ood-detection", "NECO AUROC")):
+        recipe = find_recipe(name)
+        assert plan_jobs(recipe, "smoke", 2, out) == plan_jobs(find_recipe("temperature-sweep"), "smoke", 2, out)
+        monkeypatch.setattr("fastrank.recipes.evaluating.train_jobs", never)
+        result = reproduce(recipe, "smoke", seeds=2, out=out)
+        assert all(0 <= cells[column].mean <= 100 for cells in result.table.values())
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_scale_is_valid_before_it_is_run(name, tmp_path):
+    recipe = find_recipe(name)
+    assert recipe.name == name and list(recipe.scales) == list(SCALES)
+    assert recipe.scales["quick"].seeds >= 3 and recipe.scales["full"].seeds >= 3
+    for scale in SCALES:
+        for job in plan_jobs(recipe, scale, 1, tmp_path, tmp_path / "sets"):
+            json.dumps(job.settings)
+            if "train" in job.settings:
+                config = config_of(job)
+                if scale == "full":
+                    assert config.data.startswith(f"folder:{tmp_path / 'sets'}/")
+
+
+def test_full_scale_is_the_papers_table_4(tmp_path):
+    (mlp, *_) = plan_jobs(find_recipe("alignment"), "full", 1, tmp_path)
+    wanted = TrainConfig(
+        model="mlp", data="folder:data/cifar10", lr=0.05, momentum=0.0, weight_decay=0.0, epochs=100, batch_size=128,
+        schedule="constant", augment="cifar", image_size=32, track="act,align", every=39,
+    )  # fmt: skip
+    assert config_of(mlp) == wanted
+    resnet = config_of(plan_jobs(find_recipe("temperature-sweep"), "full", 1, tmp_path)[0])
+    found = (resnet.lr, resnet.momentum, resnet.weight_decay, resnet.epochs, resnet.batch_size, resnet.milestones)
+    assert found == (0.1, 0.9, 1e-4, 164, 128, (82, 123))
+    vgg = config_of(plan_jobs(find_recipe("vgg-norm"), "full", 1, tmp_path)[-1])
+    assert (vgg.model, vgg.epochs, vgg.milestones) == ("vgg19", 160, (80, 120))
+
+
+def test_other_training_has_runs_of_its_own(tmp_path):
+    recipe = find_recipe("logits-norm+weight_decay=0.1,optimizer=sgd")
+    job = plan_jobs(recipe, "smoke", 1, tmp_path)[0]
+    config = config_of(job)
+    assert (config.weight_decay, config.optimizer) == (0.1, "sgd")
+    assert job.path.parent.parent.name == "logits-norm+optimizer=sgd,weight_decay=0.1"
+    assert find_recipe(recipe.name).name == recipe.name
+    with pytest.raises(InputError, match="model_kwargs: expected key=value"):
+        find_recipe("logits-norm+weight_decay")
+    with pytest.raises(InputError, match="set: expected fields of a training"):
+        find_recipe("logits-norm+weight=0.1")
+    with pytest.raises(InputError, match="set: expected a recipe that trains"):
+        find_recipe("softmax-rank+lr=0.1")
+    assert find_recipe("orthodev+lr=1.0").shares == "temperature-sweep+lr=1.0"
+
+
+def test_a_missing_data_set_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"data: expected a folder .*cifar10, which does not exist"):
+        reproduce(find_recipe("alignment"), "full", seeds=1, out=tmp_path, data=tmp_path)
+
+
+def test_softmax_rank_against_numpy(out):
+    result = reproduce(find_recipe("softmax-rank"), "smoke", seeds=2, out=out)
+    generator = torch.Generator().manual_seed(0)
+    A, B = (2 * torch.rand(12, 2, generator=generator, dtype=torch.float64) - 1 for _ in range(2))
+    steps, c = load_run(out / "softmax-rank" / "smoke" / "k_2-s0").series("softmax/scale")
+    stored = load_run(out / "softmax-rank" / "smoke" / "k_2-s0").series("softmax/rank")[1]
+    for at in range(len(steps)):
+        z = c[at] * (A @ B.T).numpy()
+        S = np.exp(z - z.max(0))
+        S = S / S.sum(0)
+        assert stored[at] == np.linalg.matrix_rank(S.astype(np.float32))
+        sigma = np.linalg.svd(S, compute_uv=False)
+        G = S.T @ S
+        r = (G.sum(0) - np.diag(G)).max()
+        bound = np.sqrt(1 + r) - np.sqrt(max(1 / 12 - r, 0))
+        assert gap_bound(torch.from_numpy(S)) == pytest.approx(bound)
+        assert sigma[0] - sigma[-1] <= bound * (1 + 1e-12)
+    assert result.table["k=2"]["before"].mean == 2
+    assert result.table["k=1"]["best"].mean > result.table["k=1"]["largest c"].mean
