@@ -87,6 +87,10 @@ def select_layers(model: nn.Module, layers: str | Iterable[str] = "*") -> list[L
         else:
             names = fnmatch.filter(modules, pattern)
             found = {name: (True, isinstance(modules[name], WEIGHTED)) for name in names}
+        if not modules:
+            raise InputError(
+                "model", "a module with submodules", f"a bare {type(model).__name__}", "wrap it in nn.Sequential"
+            )
         if not found:
             sample = ", ".join(list(modules)[:8])
             raise InputError("layers", f"globs over module names such as {sample}", repr(pattern))

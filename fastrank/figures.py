@@ -49,7 +49,11 @@ class Figures:
     def to_host(self) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         parts = [part.detach().reshape(-1).double() for part in (*self._numbers, *self._arrays.values())]
         device = next((part.device for part in parts if part.device.type != "cpu"), torch.device("cpu"))
-        host = torch.cat([part.to(device) for part in parts]).cpu() if parts else torch.empty(0, dtype=torch.float64)
+        host = (
+            torch.cat([part.to(device) for part in parts]).cpu()
+            if parts
+            else torch.empty(0, dtype=torch.float64, device="cpu")
+        )
         at = len(self._keys)
         numbers, arrays = dict(zip(self._keys, host[:at].tolist(), strict=True)), {}
         for key, array in self._arrays.items():

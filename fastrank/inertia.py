@@ -48,7 +48,7 @@ def _counts(grams: list[SmallGram], limits: list[float], side: int, otherwise: l
         left = [i for i in left if math.isfinite(limits[i]) and limits[i] + side * margins[i] > 0]
         if not left:
             break
-        shift = torch.tensor([limits[i] + side * margins[i] for i in left], dtype=torch.float64)
+        shift = torch.tensor([limits[i] + side * margins[i] for i in left], dtype=torch.float64, device="cpu")
         counts, slacks = inertia_many([grams[i].G for i in left], shift.to(grams[0].G.device))
         retry = []
         for i, count, slack, at in zip(left, counts.tolist(), slacks.tolist(), shift.tolist(), strict=True):
@@ -75,7 +75,7 @@ def top_brackets(grams: list[SmallGram]) -> list[tuple[float, float]]:
     rest = list(estimates)
     if not rest:
         return results
-    shift = torch.tensor([sum(estimates[i]) for i in rest], dtype=torch.float64)
+    shift = torch.tensor([sum(estimates[i]) for i in rest], dtype=torch.float64, device="cpu")
     counts, slacks = inertia_many([grams[i].G for i in rest], shift.to(grams[0].G.device))
     for i, at, count, slack in zip(rest, shift.tolist(), counts.tolist(), slacks.tolist(), strict=True):
         low, high = estimates[i][0], at + slack

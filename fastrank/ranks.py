@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from numbers import Real
 
 import numpy as np
 import torch
@@ -72,10 +73,11 @@ def default_rtol(n: int, d: int, dtype: torch.dtype) -> float:
 
 
 def matrix_rank(A, rtol: float | None = None, atol: float | None = None, method: str = "auto"):
-    """Numerical rank of A [n, d], a list of matrices, or a Spectrum: `#{sigma_i > max(atol, rtol * sigma_1)}`.
+    """Numerical rank of A [n, d], a list of matrices, a Spectrum or a list of these.
 
-    The default `rtol` is `max(n, d) * eps(dtype)`, that of `torch.linalg.matrix_rank`. Every step is taken only for
-    the matrices whose interval the one before left wider than 0.
+    It is `#{sigma_i > max(atol, rtol * sigma_1)}`. The default `rtol` is `max(n, d) * eps(dtype)`, that of
+    `torch.linalg.matrix_rank`; 16-bit data takes float32's eps, at which it is evaluated. `rtol` holds beside an `atol`
+    too (torch then takes 0). Every step is taken only for the matrices whose interval the one before left wider than 0.
 
     Args:
         method: "auto": eigenvalues of the Gram matrix, then counts of its inertia, whose bound is sharper, then a
@@ -90,7 +92,7 @@ def matrix_rank(A, rtol: float | None = None, atol: float | None = None, method:
             it cannot answer.
     """
     for name, value in (("rtol", rtol), ("atol", atol)):
-        if value is not None and not (isinstance(value, int | float) and 0 <= value < math.inf):
+        if value is not None and (isinstance(value, bool) or not (isinstance(value, Real) and 0 <= value < math.inf)):
             raise InputError(name, "a finite number >= 0", repr(value))
     if method not in METHODS:
         raise InputError("method", f"one of {', '.join(METHODS)}", repr(method))
@@ -104,6 +106,8 @@ def matrix_rank(A, rtol: float | None = None, atol: float | None = None, method:
                 "pass the matrix itself, or a spectrum from exact accumulation",
             )
         return estimate
+    if isinstance(A, list | tuple) and A and all(isinstance(member, Spectrum) for member in A):
+        return [matrix_rank(member, rtol, atol, method) for member in A]
     matrices = as_matrices(A)
     results: list[RankEstimate | None] = [None] * len(matrices)
     for grams in small_gram_groups(matrices, [i for i, X in enumerate(matrices) if X.dtype != torch.float64], False):
@@ -123,7 +127,7 @@ def rank_counts(s: Spectrum | Stack, rtol: float | None = None, atol: float | No
     """
     if rtol is None and isinstance(s, Stack):
         each = [default_rtol(one.n, one.d, one.dtype) for one in s.members]
-        rtol = torch.tensor(each, dtype=torch.float64).to(s.sigma.device, non_blocking=True)[:, None]
+        rtol = torch.tensor(each, dtype=torch.float64, device="cpu").to(s.sigma.device, non_blocking=True)[:, None]
     elif rtol is None:
         rtol = default_rtol(s.n, s.d, s.dtype)
     top, error = s.sigma[..., :1], s.bound[..., :1]
@@ -153,7 +157,7 @@ def estimate_rank(s: Spectrum, rtol: float | None = None, atol: float | None = N
     tol, (low, high) = max(atol, rtol * top), _tolerances(rtol, atol, top, float(bound[0]) if len(bound) else 0.0)
     reach = _torch_reach(s.dtype) * top
     near = (sigma > tol - reach).sum() - (sigma > tol + reach).sum()
-    noise = _storage_noise(s, float(np.sqrt(np.square(sigma).sum()))) if top else 0.0
+    noise = _storage_noise(s, top * float(np.sqrt(np.square(sigma / top).sum()))) if top > 0 else 0.0
     # The bound of a singular value that sits at the tolerance; a Gram spectrum's shrinks as the value grows.
     delta = _error_at(tol, zero_bound) if s.method == "gram64" else zero_bound
     return RankEstimate(

@@ -15,7 +15,7 @@ def number(name: str, value: Any) -> Tensor:
     if isinstance(value, Tensor) and value.numel() == 1:
         return value.detach().reshape(())
     if isinstance(value, int | float):
-        return torch.tensor(float(value), dtype=torch.float64)
+        return torch.tensor(float(value), dtype=torch.float64, device="cpu")
     got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
     raise InputError(name, "one number", got)
 

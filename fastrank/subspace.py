@@ -154,6 +154,8 @@ def _many(A, k: int, states, seed: int) -> list[SubspaceState]:
     # A block has at most 128 columns (fastrank.kernels.rsvd).
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= 128 - OVERSAMPLE:
         raise InputError("k", f"a whole number >= 1 and <= {128 - OVERSAMPLE}", repr(k))
+    if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
+        raise InputError("seed", "a whole number of 64 bits", repr(seed))
     for member, state in zip(A, states, strict=True):
         if state is not None and not isinstance(state, SubspaceState):
             raise InputError("state", "a SubspaceState or None", type(state).__name__)
@@ -255,16 +257,17 @@ def _finished(jobs: list[_Job]) -> list[SubspaceState]:
     S, rest = values[:, :k], values[:, k : k + 1]
     rest = rest if rest.shape[1] else S.new_zeros(len(S), 1)
     # The iteration's own rounding: a residual smaller than this is not a measurement.
-    residual = torch.stack([job.step.residual for job in jobs]) + 8 * torch.finfo(S.dtype).eps * S[:, :1]
+    info = torch.finfo(S.dtype)
+    residual = torch.stack([job.step.residual for job in jobs]) + 8 * info.eps * S[:, :1] + info.smallest_normal
     error, cluster = _vector_error(S, residual, rest)
     total = norm.double() ** 2
     outside = ((total - values.double().square().sum(1)) / total).nan_to_num(nan=0.0).clamp_min(0)
     pace = torch.tensor([job.pace or [0.0] * (2 * PACE) for job in jobs], dtype=torch.float64, device=S.device)
     pace = pace.view(-1, 2, PACE)
-    # -1: NaN.
-    directions = torch.where(S[:, 0].isnan(), -1, (S > 0).sum(1)).tolist()
+    # -1: not finite.
+    directions = torch.where(S[:, 0].isfinite(), (S > 0).sum(1), -1).tolist()
     return [
-        _nan_state(job, "non-finite values in the matrix")
+        _nan_state(job, "non-finite values in the matrix, or singular values beyond the largest number of its dtype")
         if directions[i] < 0
         else SubspaceState(
             job.step.U,

@@ -7,11 +7,13 @@ import math
 import sys
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from fastrank.all_ranks import Ranks, is_sharded, whole
 from fastrank.budget import Budget, parse_budget
@@ -156,6 +158,10 @@ class Watcher:
         self._costs = Costs(next((p.device for p in model.parameters()), torch.device("cpu")))
         self._capture.around(model, self._begin_forward, self._on_output)
         self._capture.attach()  # last: a mistake in any argument leaves the model as it was
+        # An optimizer may write to the gradients that it is given, as SGD with Nesterov's momentum does.
+        before, watcher = weakref.WeakMethod(self._before_optimizer), weakref.ref(self)
+        handle = register_optimizer_step_pre_hook(lambda *call: watcher() and before()(*call))
+        self._unhook_optimizers = weakref.finalize(self, handle.remove)
         self.latest: dict[str, float] = {}
         self._step = self._first = 0
         self._paused = self._closed = False
@@ -183,6 +189,7 @@ class Watcher:
         `finished=False` marks the run as interrupted, as leaving the context through an exception does.
         """
         self._capture.detach()
+        self._unhook_optimizers()
         if self.log is not None:
             if self._costs.steps and not self._closed:
                 self.log.note(max(self._step - 1, 0), "cost", json.dumps(self.cost(by="source")))
@@ -255,7 +262,7 @@ class Watcher:
                 return
         self._measure_weights()
         gradients = {}
-        if "grad" in self._kinds:
+        if "grad" in self._kinds and not self._gradients_are_measured:
             with self._costs.block("grad"):
                 gradients = self._gradients()
         if not self._ranks.first:
@@ -266,7 +273,7 @@ class Watcher:
             if "align" in self._kinds:
                 self._measure_alignment()
         with self._costs.block("grad"):
-            if "grad" in self._kinds:
+            if "grad" in self._kinds and not self._gradients_are_measured:
                 self._measure_gradients(gradients)
         if logits is not None and logits.ndim >= 2:
             with self._costs.block("logits"), self._guarded("logits") as enabled:
@@ -309,6 +316,9 @@ class Watcher:
         }
 
     def load_state_dict(self, state: dict) -> None:
+        if not isinstance(state, dict) or not {"step", "weights", "inputs"} <= state.keys():
+            got = f"keys {sorted(state)}" if isinstance(state, dict) else type(state).__name__
+            raise InputError("state", "what state_dict() of a Watcher returned", got)
         self._step, self._expected = int(state["step"]), int(state.get("forwards", 1))
         self._first = self._step
         if self._window is not None and state.get("window") is not None:
@@ -329,6 +339,8 @@ class Watcher:
     def _begin(self, log_seconds: float = 0.0) -> None:
         """Get ready for the forward of step number `_step`; what writing the last record took counts to this one."""
         self._figures = Figures()
+        self._measured_step = self._step
+        self._gradients_are_measured = False
         self._output: Tensor | None = None
         #: What the hooks took: small Gram matrices of activations (spectra of float64 ones), weights with the version
         #: that they had, sampled inputs, ranks of whole inputs.
@@ -431,7 +443,7 @@ class Watcher:
                         large = {name: X for name, X in held.items() if min(X.shape) >= SMALLEST_SIDE}
                         self._warm(large, self._weights)
                     tops = {f"weight/{name}": state for name, state in self._weights.items()}
-                    self._add_spectra(self._followed.weights(weights, tops, self._step, self._figures))
+                    self._add_spectra(self._followed.weights(weights, tops, self._measured_step, self._figures))
 
     def _measure_activations(self) -> None:
         grams = {key: g for key, g in self._acts.items() if isinstance(g, SmallGram)}
@@ -513,6 +525,20 @@ class Watcher:
         ranks, before = rank_counts(s), self._bounds.get(layer)
         self._bounds[layer] = list(ranks) if before is None else [a + b for a, b in zip(before, ranks, strict=True)]
 
+    def _before_optimizer(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        """Before an optimizer of the watched weights moves: with all processes together `step` does it, and where the
+        optimizer makes the gradients itself, in a closure."""
+        due = self._capture.switch.armed and "grad" in self._kinds and not self._gradients_are_measured
+        # Before the step's first forward the gradients are still those of the last one.
+        if not due or not self._forwards or self._ranks.together or any(map(callable, (*args[1:], *kwargs.values()))):
+            return
+        moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        weights = (trained_weight(layer.module) for layer in self._layers if layer.weight)
+        if any(id(weight) in moved for weight in weights):
+            with torch.no_grad(), self._costs.block("grad"):
+                self._measure_gradients(self._gradients())
+            self._gradients_are_measured = True
+
     def _gradients(self) -> dict[str, Tensor]:
         found = {}
         for layer in self._layers:
@@ -561,7 +587,7 @@ class Watcher:
         if self._followed is None:
             spectra = self._together(found, spectrum)
         else:
-            spectra = self._followed.gradients(found, self._step)
+            spectra = self._followed.gradients(found, self._measured_step)
         self._add_spectra(spectra)
         for layer, bound in self._bounds.items():
             if (s := spectra.get(f"grad/{layer}")) is not None:
@@ -576,7 +602,9 @@ class Watcher:
         if self._budget is not None:
             self._figures.add(
                 [f"budget/{name}" for name in ("interval", "features", "rows")],
-                torch.tensor([self._budget.interval, self._capture.max_features, self._capture.input_rows]),
+                torch.tensor(
+                    [self._budget.interval, self._capture.max_features, self._capture.input_rows], device="cpu"
+                ),
             )
         with self._costs.block("copy"):
             values, arrays = self._figures.to_host()

@@ -69,10 +69,9 @@ def test_a_sketch_is_used_and_gives_way_to_a_larger_rank(monkeypatch):
     model, records = network(), []
     with fastrank.watch(model, metrics=["grad"], log=lambda *record: records.append(record)) as w:
         train(model, w, range(8))
-    # Draws are numbered from the step that comes next. Of the first step nothing is known beforehand; the sixth does
-    # not settle the wide batch.
+    # Of the first step nothing is known beforehand; the fifth does not settle the wide batch.
     settled = {step: s is not None for step, s in found}
-    assert list(settled) == [2, 3, 4, 5, 6, 7, 8] and [step for step in settled if not settled[step]] == [6]
+    assert list(settled) == [1, 2, 3, 4, 5, 6, 7] and [step for step in settled if not settled[step]] == [5]
     assert records[5][1]["grad/2/rank_lo"] > 100
 
 

@@ -2,10 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from fastrank import InputError, matrix_rank, spectrum
+from fastrank import InputError, matrix_rank, spectrum, tempered_cross_entropy, top_svd
 from fastrank.ranks import default_rtol, estimate_rank, rank_counts
 
 EPS32 = torch.finfo(torch.float32).eps
@@ -195,3 +196,47 @@ def test_zeros_are_known_to_be_zeros():
     # Without an allowance for underflow that cannot be: every interval would reach from 0 to the whole side.
     for n, d in ((8, 40), (40, 8)):
         assert [int(count) for count in rank_counts(spectrum(torch.zeros(n, d)))] == [0, 0, 0]
+
+
+def test_a_direct_svds_bound_holds_for_the_smallest_matrices():
+    """LAPACK errs by more than max(n, d) u sigma_1 there: without an allowance this exact rank 1 is a certain 2."""
+    row = torch.tensor([-0.6875117421150208, -0.5717338919639587])
+    estimate = matrix_rank(torch.stack([row, 8 * row]), rtol=0.0)
+    assert estimate.lo <= 1 <= estimate.hi
+
+
+def test_singular_values_beyond_the_largest_number_have_a_reason():
+    s = spectrum(torch.full((40, 40), 1e308, dtype=torch.float64))
+    assert s.sigma.isnan().all() and "beyond the largest" in s.reason
+    assert math.isnan(matrix_rank(torch.full((40, 40), 1e308, dtype=torch.float64)).rank)
+    top = top_svd(torch.full((40, 40), 3e38), 2)
+    assert top.S.isnan().all() and "beyond the largest" in top.reason
+
+
+def test_huge_float64_is_not_taken_for_limited_by_its_storage(recwarn):
+    X = torch.randn(40, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert not matrix_rank(X * 1e155).dtype_limited and not recwarn.list
+
+
+@pytest.mark.parametrize("scale", [1e-310, 1e-315, 1e-320])
+def test_bounds_hold_for_subnormal_numbers(scale):
+    X = torch.randn(6, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * scale
+    s, truth = spectrum(X), torch.linalg.svdvals(X * 2.0**1000) / 2.0**1000
+    assert ((s.sigma - truth).abs() <= s.bound).all() and (s.bound > 0).all()
+
+
+def test_ranks_of_a_list_of_spectra_and_of_numpys_tolerances():
+    X = torch.diag(torch.tensor([1.0, 0.5, 1e-4]))
+    assert [int(r) for r in matrix_rank([spectrum(X), spectrum(2 * X)], rtol=np.float32(1e-3))] == [2, 2]
+    with pytest.raises(InputError, match="rtol"):
+        matrix_rank(X, rtol=True)
+
+
+def test_a_default_device_changes_nothing():
+    """Memory for a kernel is where its matrix is, whatever torch.set_default_device says: else it is no memory."""
+    X = torch.randn(200, 300, generator=torch.Generator().manual_seed(2))
+    z, y = torch.randn(5, 7), torch.tensor([0, 1, 2, 3, 4])
+    expected = top_svd(X, 3).S, matrix_rank(X, method="inertia").rank, tempered_cross_entropy(z, y, 2.0)
+    with torch.device("meta"):
+        found = top_svd(X, 3).S, matrix_rank(X, method="inertia").rank, tempered_cross_entropy(z, y, 2.0)
+    assert torch.equal(found[0], expected[0]) and found[1] == expected[1] and torch.equal(found[2], expected[2])

@@ -1,6 +1,7 @@
 """The watcher: its figures against plain torch.linalg on stored matrices, and that training does not feel it."""
 
 import copy
+import gc
 import math
 
 import pytest
@@ -390,3 +391,50 @@ def test_bad_arguments_of_a_step_are_named(argument, arguments):
             w.step(**arguments)
         w.step(target=batch(0)[1], loss=torch.tensor([2.5]))
     assert w.latest["train/loss"] == 2.5 and "logits/rank" in w.latest
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_gradients_are_those_that_backward_left(early):
+    """Nesterov's momentum is added to the gradients themselves where all are moved in one call."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(150, 160), nn.ReLU(), nn.Linear(160, 10))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, nesterov=True, foreach=True)
+    with fastrank.watch(model, metrics=["grad"]) as w:
+        for _ in range(3):
+            optimizer.zero_grad()
+            (model(torch.randn(8, 150)) ** 2).mean().backward()
+            if not early:
+                optimizer.step()
+            w.step()
+            assert w.latest["grad/0/rank_lo"] == w.latest["grad/0/rank_hi"] == 8
+            if early:
+                optimizer.step()
+
+
+def test_an_optimizer_of_other_weights_is_no_sign_of_gradients_and_nothing_stays_behind():
+    from torch.optim import optimizer as module
+
+    before = len(module._global_optimizer_pre_hooks)
+    model, other = small_net(), nn.Linear(3, 3)
+    optimizer = torch.optim.SGD(other.parameters(), 0.1)
+    sink = Sink()
+    with fastrank.watch(model, log=sink, metrics=["grad"]) as w:
+        out = model(torch.randn(4, 1, 8, 8))
+        optimizer.step()
+        out.sum().backward()
+        w.step()
+    assert "grad/0/rank" in sink[0][1]
+    assert len(module._global_optimizer_pre_hooks) == before
+    unclosed = fastrank.watch(small_net())
+    del unclosed
+    gc.collect()
+    assert len(module._global_optimizer_pre_hooks) == before
+
+
+def test_what_is_no_state_and_no_model_to_watch_is_named():
+    with fastrank.watch(small_net()) as w:
+        for state in ({}, None, {"step": 3}):
+            with pytest.raises(InputError, match="state: expected what state_dict"):
+                w.load_state_dict(state)
+    with pytest.raises(InputError, match="model: expected a module with submodules, got a bare Linear"):
+        fastrank.watch(nn.Linear(4, 4))

@@ -36,7 +36,7 @@ def test_matrix(
     if chosen == "triton":
         return _triton().test_matrix(rows, columns, seed, stream, kind, dtype, device)
     native = dtype if dtype == torch.float64 else torch.float32
-    found = torch.empty(rows, columns, dtype=native)
+    found = torch.empty(rows, columns, dtype=native, device="cpu")
     backend.core().test_matrix_cpu(
         0, rows, columns, seed & _MASK, stream, KINDS.index(kind), found.data_ptr(), native == torch.float64,
         backend.threads(),

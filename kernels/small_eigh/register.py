@@ -19,7 +19,7 @@ _library.define("eigh_many(Tensor[] G, str? impl=None) -> Tensor[]")
 
 def _eigvalsh_many(G: list[Tensor], impl: str | None = None) -> tuple[list[Tensor], Tensor]:
     if not G:
-        return [], torch.empty(0, dtype=torch.float64)
+        return [], torch.empty(0, dtype=torch.float64, device="cpu")
     chosen = backend.chosen("eigvalsh_many", G[0].device.type, impl)
     if chosen == "triton":
         return _small_ones(G, _triton().eigvalsh_many, reference.eigvalsh)
@@ -28,7 +28,7 @@ def _eigvalsh_many(G: list[Tensor], impl: str | None = None) -> tuple[list[Tenso
         return list(values), torch.stack(errors)
     G = [_rows(g) for g in G]
     values = [g.new_empty(len(g)) for g in G]
-    error = torch.empty(len(G), dtype=torch.float64)
+    error = torch.empty(len(G), dtype=torch.float64, device="cpu")
     items = [(g.data_ptr(), g.stride(0), len(g), v.data_ptr()) for g, v in zip(G, values, strict=True)]
     backend.core().eigvalsh_many_cpu(items, error.data_ptr(), backend.threads())
     return values, error
@@ -36,7 +36,7 @@ def _eigvalsh_many(G: list[Tensor], impl: str | None = None) -> tuple[list[Tenso
 
 def _inertia_many(G: list[Tensor], shift: Tensor, impl: str | None = None) -> tuple[Tensor, Tensor]:
     if not G:
-        return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64)
+        return torch.empty(0, dtype=torch.int64, device="cpu"), torch.empty(0, dtype=torch.float64, device="cpu")
     chosen = backend.chosen("inertia_many", G[0].device.type, impl)
     if chosen == "triton":
         counts, slack = _small_ones(G, _triton().inertia_many, reference.inertia, shift)
@@ -45,7 +45,8 @@ def _inertia_many(G: list[Tensor], shift: Tensor, impl: str | None = None) -> tu
         counts, slacks = zip(*map(reference.inertia, G, shift), strict=True)
         return torch.stack(counts), torch.stack(slacks)
     G, shift = [_rows(g) for g in G], shift.contiguous()
-    count, slack = torch.empty(len(G), dtype=torch.int64), torch.empty(len(G), dtype=torch.float64)
+    count = torch.empty(len(G), dtype=torch.int64, device="cpu")
+    slack = torch.empty(len(G), dtype=torch.float64, device="cpu")
     items = [(g.data_ptr(), g.stride(0), len(g)) for g in G]
     arguments = shift.data_ptr(), count.data_ptr(), slack.data_ptr()
     backend.core().inertia_many_cpu(items, *arguments, backend.threads())

@@ -61,7 +61,7 @@ def backward(
     """The gradient of the loss with respect to the logits, in their dtype and memory order, by the core's `kernel`."""
     grad = buffers.empty_like(logits)
     in_place = geometry(grad) is not None
-    out = grad if in_place else torch.empty(logits.shape, dtype=logits.dtype)
+    out = grad if in_place else torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     grad_loss = grad_loss.to(rows.dtype).contiguous()
     problem, alive = _describe(
         logits, target, second, share, T, temperature, weight, ignore_index, label_smoothing, grad_power, rows, out
