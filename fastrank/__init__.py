@@ -23,7 +23,7 @@ _HOME = {
     "TemperatureSchedule": "temperature",
     "TemperedCE": "loss",
     "TemperedMSE": "loss",
-    "Watcher": "watcher",
+    "Watcher": "tracking.watcher",
     "alignment": "metrics.alignment",
     "calibrate_temperature": "temperature",
     "doctor": "diagnosis",
@@ -36,7 +36,7 @@ _HOME = {
     "tempered_cross_entropy": "loss",
     "tempered_mse": "loss",
     "top_svd": "subspace",
-    "watch": "watcher",
+    "watch": "tracking.watcher",
 }
 
 __all__ = [
@@ -88,7 +88,7 @@ if TYPE_CHECKING:
     from fastrank.spectra import Spectrum, spectrum
     from fastrank.subspace import SubspaceState, top_svd
     from fastrank.temperature import TemperatureSchedule, calibrate_temperature, logits_norm
-    from fastrank.watcher import Watcher, watch
+    from fastrank.tracking.watcher import Watcher, watch
 
 
 def __getattr__(name: str) -> Any:

@@ -9,8 +9,8 @@ The model is built on torch's meta device, without memory, and run forward once 
   they take. On a GPU a share of the peak is assumed (`tracking_cost.LIBRARY_SHARE`), on a CPU the rate is measured on
   the spot.
 
-Spectra that `fastrank.followed` carries from step to step, and gradients that it sketches, are counted as if computed
-anew: for large weights and gradients an upper bound. Every figure is a prediction.
+Spectra that `fastrank.tracking.followed` carries from step to step, and gradients that it sketches, are counted as if
+computed anew: for large weights and gradients an upper bound. Every figure is a prediction.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fastrank.errors import InputError
 from fastrank.hooks import first_tensor
 from fastrank.kernels import cost
 from fastrank.kernels.cost import Device
-from fastrank.presets import PRESETS, parse_metrics
+from fastrank.tracking.presets import PRESETS, parse_metrics
 from fastrank.tracking_cost import Matrix, Operations, Work, measured_together, rates, work_on
 
 DEVICES = ("cpu", *cost.DEVICES)

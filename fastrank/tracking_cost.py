@@ -16,7 +16,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastrank.capture import MAX_FEATURES
-from fastrank.figures import Figures
 from fastrank.kernels import cost
 from fastrank.kernels.cost import Device, Launch
 from fastrank.kernels.gram import cost as gram
@@ -26,9 +25,10 @@ from fastrank.kernels.small_eigh import MOST_VALUES, eigh_many, eigvalsh_many
 from fastrank.kernels.small_eigh import cost as small_eigh
 from fastrank.metrics.alignment import alignment
 from fastrank.precision import one_thread
-from fastrank.presets import TOP
 from fastrank.spectra import spectrum
 from fastrank.subspace import FRESH, OVERSAMPLE, top_svd
+from fastrank.tracking.figures import Figures
+from fastrank.tracking.presets import TOP
 
 #: Share of its unit's peak that a factorisation of torch.linalg is taken to reach on a GPU: a guess from the nature of
 #: the work (panels of matrix-vector products, hundreds of launches), to be replaced by a measurement.

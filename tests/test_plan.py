@@ -13,13 +13,13 @@ from fastrank.kernels.rsvd import cost as rsvd
 from fastrank.kernels.small_eigh import cost as small_eigh
 from torch import nn
 
-import fastrank.followed as followed
-import fastrank.logits as logits_figures
-import fastrank.watcher as watcher
+import fastrank.tracking.followed as followed
+import fastrank.tracking.logits as logits_figures
+import fastrank.tracking.watcher as watcher
 from fastrank import watch
 from fastrank.errors import InputError
 from fastrank.plan import BACKWARD, cuts, matrices, plan
-from fastrank.presets import PRESETS
+from fastrank.tracking.presets import PRESETS
 from fastrank.tracking_cost import LIBRARY_SHARE, _count, _ops, measured_together
 
 pytest.importorskip("timm")

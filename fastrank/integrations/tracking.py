@@ -17,7 +17,7 @@ from fastrank.errors import InputError
 from fastrank.hooks import Hook
 from fastrank.record import RunWriter, load_run
 from fastrank.record.schema import DATABASE
-from fastrank.watcher import Watcher
+from fastrank.tracking.watcher import Watcher
 
 #: What a forward gave: any of logits [N, C], target [N] and loss.
 Seen = Mapping[str, Tensor]

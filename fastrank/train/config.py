@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from fastrank.errors import InputError
-from fastrank.presets import KINDS
+from fastrank.tracking.presets import KINDS
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "steps", "cosine")

@@ -11,7 +11,7 @@ from watched_ranks import OPTIONS
 
 import fastrank
 from fastrank import InputError
-from fastrank.all_ranks import Ranks
+from fastrank.tracking.all_ranks import Ranks
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
 
@@ -19,12 +19,12 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="to
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    script = [sys.executable, "-P", Path(__file__).with_name("watched_ranks.py")]
+    script = [sys.executable, "-P", Path(__file__).parents[1] / "watched_ranks.py"]
     processes = [
         subprocess.Popen(
             [*script, str(rank), folder],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder,
-            env={"PYTHONPATH": str(Path(__file__).parent), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+            env={"PYTHONPATH": str(Path(__file__).parents[1]), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
         )
         for rank in range(2)
     ]  # fmt: skip

@@ -300,7 +300,7 @@ def test_memory_does_not_grow():
     def size():
         gc.collect()
         objects = gc.get_objects()
-        return len(objects), sum(sys.getsizeof(one) for one in objects)
+        return len(objects), sum(sys.getsizeof(one, 0) for one in objects)
 
     model, sizes = small_net(), []
     x, y = small_batches(1)[0]

@@ -191,7 +191,7 @@ def test_non_finite_figures_are_nan_with_a_reason_and_the_rest_goes_on():
 
 
 def test_a_failing_metric_is_said_once_and_disabled(monkeypatch):
-    import fastrank.followed as module
+    import fastrank.tracking.followed as module
 
     real = module.spectrum
     monkeypatch.setattr(module, "spectrum", lambda A: 1 / 0 if any(X.shape == (12, 128) for X in A) else real(A))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastrank.figures import Figures
-from fastrank.presets import TOP
 from fastrank.ranks import rank_counts
 from fastrank.spectra import spectrum
+from fastrank.tracking.figures import Figures
+from fastrank.tracking.presets import TOP
 
 
 def logits_matrix(logits: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ def test_every_figure_holds_at_every_step():
 
 
 def test_a_sketch_is_used_and_gives_way_to_a_larger_rank(monkeypatch):
-    import fastrank.followed as module
+    import fastrank.tracking.followed as module
 
     found = []
 

@@ -15,8 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from fastrank.all_ranks import Ranks, is_sharded, whole
-from fastrank.budget import Budget, parse_budget
 from fastrank.capture import (
     INPUT_ROWS,
     MAX_FEATURES,
@@ -28,23 +26,25 @@ from fastrank.capture import (
     weight_matrix,
 )
 from fastrank.carried import SMALLEST_SIDE
-from fastrank.costs import Costs
 from fastrank.errors import InputError
-from fastrank.figures import Figures
-from fastrank.followed import Followed
 from fastrank.hooks import is_compiled
-from fastrank.logits import add_logits, logits_matrix
 from fastrank.metrics.alignment import alignment
-from fastrank.presets import BASIC, TOP, parse_metrics
 from fastrank.ranks import rank_counts
-from fastrank.remarks import Remarks
-from fastrank.schedule import EpochEnds, Linear, describe, parse_schedule
 from fastrank.sinks import open_log
 from fastrank.small_grams import SmallGram, small_gram
 from fastrank.spectra import Spectrum, of_grams, spectrum
-from fastrank.step_arguments import check_target, number
 from fastrank.subspace import SubspaceState, top_svd
-from fastrank.window import Window
+from fastrank.tracking.all_ranks import Ranks, is_sharded, whole
+from fastrank.tracking.budget import Budget, parse_budget
+from fastrank.tracking.costs import Costs
+from fastrank.tracking.figures import Figures
+from fastrank.tracking.followed import Followed
+from fastrank.tracking.logits import add_logits, logits_matrix
+from fastrank.tracking.presets import BASIC, TOP, parse_metrics
+from fastrank.tracking.remarks import Remarks
+from fastrank.tracking.schedule import EpochEnds, Linear, describe, parse_schedule
+from fastrank.tracking.step_arguments import check_target, number
+from fastrank.tracking.window import Window
 
 
 class Watcher:
@@ -67,8 +67,8 @@ class Watcher:
         metrics: "light" (activations, logits), "default" (and weights, gradients, alignment), "full" (every figure of
             a spectrum, each computed anew), or a list of kinds among act, logits, weight, grad, align and bound (the
             rank of a gradient beside that of the layer's input, which bounds it, over all forwards of the step). But in
-            "full", spectra of large weights are carried from step to step, see `fastrank.followed`; their ranks'
-            intervals say how far that can be off.
+            "full", spectra of large weights are carried from step to step, see `fastrank.tracking.followed`; their
+            ranks' intervals say how far that can be off.
         log: a directory for a new run database, a sink with `log_step(step, scalars, arrays)` (see `fastrank.sinks`;
             a RunWriter), a function (step, scalars, arrays), a list of these, or None. One that fails is named once and
             left out from then on. All are closed at the end but a RunWriter, which belongs to who opened it.

@@ -15,10 +15,10 @@ from typing import Any
 from torch import Tensor
 
 from fastrank.carried import SMALLEST_SIDE, Anchor, carried_spectra
-from fastrank.figures import Figures
 from fastrank.sketched import sketch_width, sketched_spectrum
 from fastrank.spectra import Spectrum, spectrum
 from fastrank.subspace import SubspaceState
+from fastrank.tracking.figures import Figures
 
 #: {key: result} of one call for all items, without those that fail.
 Together = Callable[[dict[str, Any], Callable[[list], list]], dict[str, Any]]

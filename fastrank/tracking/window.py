@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from fastrank.all_ranks import Ranks
 from fastrank.gram import GramState
-from fastrank.schedule import Schedule
 from fastrank.small_grams import SmallGram
 from fastrank.spectra import Spectrum, of_grams
+from fastrank.tracking.all_ranks import Ranks
+from fastrank.tracking.schedule import Schedule
 
 
 class Window:

@@ -6,9 +6,9 @@ from watched_loop import Records, assert_same, by_hand, small_batches, small_net
 
 import fastrank
 from fastrank import InputError
-from fastrank.budget import CALIBRATION, HORIZON, LEVELS, Budget, parse_budget
 from fastrank.capture import INPUT_ROWS, MAX_FEATURES
-from fastrank.schedule import describe, parse_schedule
+from fastrank.tracking.budget import CALIBRATION, HORIZON, LEVELS, Budget, parse_budget
+from fastrank.tracking.schedule import describe, parse_schedule
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_mistakes_in_a_budget_are_named(given):
 
 def test_the_watcher_keeps_to_its_budget_and_records_what_it_did(monkeypatch):
     """On a clock of our own: a measured step costs 0.3 of the others."""
-    import fastrank.costs as costs
+    import fastrank.tracking.costs as costs
 
     clock = iter(range(10**9))
     monkeypatch.setattr(costs.time, "perf_counter", lambda: next(clock) * 1e-3)
