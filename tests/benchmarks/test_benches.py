@@ -169,7 +169,10 @@ def test_every_benchmark_keeps_the_shape(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"names": ["gramm"]}, r"name: expected one of tempered_ce, .*small_eigh, rank, svd, ufm, tracking, got 'gramm'"),
+        (
+            {"names": ["gramm"]},
+            r"name: expected one of tempered_ce, .*small_eigh, rank, svd, ufm, tracking, got 'gramm'",
+        ),
         ({"device": "tpu"}, r"device: expected auto, cpu, cuda or cuda:N, got 'tpu'"),
         ({"threads": 0}, r"threads: expected a whole number >= 1, got 0"),
         ({"seconds": 0.0}, r"seconds: expected a number > 0, got 0.0"),
