@@ -30,6 +30,10 @@ SANITIZERS = {
 }
 
 
+#: Also what takes many compilations: `make mutants`.
+ALL = os.environ.get("FASTRANK_ALL_MUTANTS") == "1"
+
+
 @cache
 def cuda_include() -> Path | None:
     nvcc = shutil.which("nvcc")
@@ -124,7 +128,7 @@ def link(objects: Sequence[Path], output: Path, sanitizer: str = "") -> Path:
 
 def chosen(mutants: Sequence) -> list:
     """Every fifth of a table of mutants, each of which is compiled anew; all of them under FASTRANK_ALL_MUTANTS=1."""
-    return list(mutants[:: 1 if os.environ.get("FASTRANK_ALL_MUTANTS") == "1" else 5])
+    return list(mutants[:: 1 if ALL else 5])
 
 
 def side_by_side(function: Callable, items: Iterable) -> list:
