@@ -11,6 +11,7 @@ import numpy as np
 
 from fastrank.recipes.effects import Effect, decide
 from fastrank.recipes.recipe import Study
+from fastrank.record.export import finite
 from fastrank.record.schema import jsonable
 
 
@@ -50,7 +51,7 @@ class Result:
         """In JSON's types; a number that JSON has not is null."""
         content = asdict(self)
         content["effects"] = [{**asdict(effect), "verdict": effect.verdict} for effect in self.effects]
-        return _finite(jsonable(content))
+        return finite(jsonable(content))
 
 
 def result_of(study: Study) -> Result:
@@ -78,11 +79,3 @@ def _cell(study: Study, label: str, name: str) -> Cell:
         lo, hi = float(bounds[:, 0].min()), float(bounds[:, 1].max())
         text += f" [{lo:g}, {hi:g}]"
     return Cell(tuple(values.tolist()), mean, std, n, lo, hi, text)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -43,7 +43,7 @@ def export_run(path: str | os.PathLike, out: str | os.PathLike, format: str = "c
             with replacing(file) as partial:
                 write(partial, pieces)
         with replacing(files[2]) as partial:
-            partial.write_text(json.dumps(_finite(_facts(run)), indent=2, allow_nan=False) + "\n")
+            partial.write_text(json.dumps(finite(_facts(run)), indent=2, allow_nan=False) + "\n")
     except OSError as error:
         raise InputError("out", "a directory that can be written", f"{out} ({error.strerror or error})") from None
     return files
@@ -120,10 +120,10 @@ def replacing(file: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """`value` without the numbers that JSON does not have: NaN and infinities become None."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
