@@ -187,8 +187,9 @@ def svd_spectrum(A: Tensor, centered: bool) -> Spectrum:
         return nan_spectrum(n, d, A.dtype, centered, A.device, f"the SVD did not converge ({error})")
     if not bool(sigma[0].isfinite()):
         return nan_spectrum(n, d, A.dtype, centered, A.device, "singular values beyond the largest float64")
-    # A subnormal number is only known to within the smallest one.
-    bound = max(n, d, 16) * (U64 * sigma[0] + torch.finfo(torch.float64).smallest_normal * 2 * U64) + shift_error
+    # A subnormal number is only known to within the smallest one; that zeros are zeros is known.
+    smallest = torch.finfo(torch.float64).smallest_normal * 2 * U64 if bool(X.any()) else 0.0
+    bound = max(n, d, 16) * (U64 * sigma[0] + smallest) + shift_error
     return Spectrum(sigma, bound.expand_as(sigma), bound, n, d, A.dtype, centered, "svd64")
 
 

@@ -195,7 +195,10 @@ def test_bad_arguments_are_named(argument, call):
 def test_zeros_are_known_to_be_zeros():
     # Without an allowance for underflow that cannot be: every interval would reach from 0 to the whole side.
     for n, d in ((8, 40), (40, 8)):
-        assert [int(count) for count in rank_counts(spectrum(torch.zeros(n, d)))] == [0, 0, 0]
+        for dtype in (torch.float32, torch.float64):
+            X = torch.zeros(n, d, dtype=dtype)
+            assert [int(count) for count in rank_counts(spectrum(X))] == [0, 0, 0]
+            assert [r.hi for r in (matrix_rank(X), matrix_rank(X, method="inertia"))] == [0, 0]
 
 
 def test_a_direct_svds_bound_holds_for_the_smallest_matrices():
