@@ -26,7 +26,8 @@ OVERSAMPLE = 12
 PROBES, FACTOR = 5, 100.0
 #: Times over n d, in operations of a float32 product: of a sketch of q columns 4 q + PASSES, of the whole spectrum
 #: GRAM m + SOLVER m^3 / (n d) with m the smaller side. Fitted to 512 x 4608 (45 ms; 22 by 48 columns, 47 by 160) and
-#: 2048 x 2048 (1.1 s; 106 ms by 160 columns). A sketch that fails comes on top, so it has to promise a third less.
+#: 2048 x 2048 (1.1 s; 106 ms by 160 columns), on one thread of a busy machine.
+#: A sketch that fails comes on top, so it has to promise a third less.
 PASSES, GRAM, SOLVER, PROMISE = 205, 1.3, 4.2, 2 / 3
 #: Widths are rounded up to a multiple of this, so that few test matrices are needed.
 ROUND = 16

@@ -159,8 +159,8 @@ class Watcher:
         self._capture.around(model, self._begin_forward, self._on_output)
         self._capture.attach()  # last: a mistake in any argument leaves the model as it was
         # An optimizer may write to the gradients that it is given, as SGD with Nesterov's momentum does.
-        before, watcher = weakref.WeakMethod(self._before_optimizer), weakref.ref(self)
-        handle = register_optimizer_step_pre_hook(lambda *call: watcher() and before()(*call))
+        before = weakref.WeakMethod(self._before_optimizer)
+        handle = register_optimizer_step_pre_hook(lambda *call: (method := before()) and method(*call))
         self._unhook_optimizers = weakref.finalize(self, handle.remove)
         self.latest: dict[str, float] = {}
         self._step = self._first = 0
