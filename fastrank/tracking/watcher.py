@@ -432,7 +432,7 @@ class Watcher:
             return
         if "align" in self._kinds:
             with self._costs.block("align"):
-                self._warm(held, self._weights)
+                self._warm(held, self._weights, settled=True)
         if "weight" in self._kinds:
             with self._costs.block("weight"):
                 weights = {f"weight/{name}": X for name, X in held.items()}
@@ -441,7 +441,7 @@ class Watcher:
                 else:
                     if "align" not in self._kinds:
                         large = {name: X for name, X in held.items() if min(X.shape) >= SMALLEST_SIDE}
-                        self._warm(large, self._weights)
+                        self._warm(large, self._weights, settled=True)
                     tops = {f"weight/{name}": state for name, state in self._weights.items()}
                     self._add_spectra(self._followed.weights(weights, tops, self._measured_step, self._figures))
 
@@ -474,7 +474,7 @@ class Watcher:
         if largest:
             self._figures.add(["align/mean_max"], torch.stack(largest).double().mean())
 
-    def _warm(self, matrices: dict[str, Tensor], states: dict[str, SubspaceState]) -> None:
+    def _warm(self, matrices: dict[str, Tensor], states: dict[str, SubspaceState], settled: bool = False) -> None:
         """One step of every layer's own subspace; it starts over where a layer's width or device changed."""
 
         def fitting(name: str, X: Tensor) -> SubspaceState | None:
@@ -484,7 +484,10 @@ class Watcher:
 
         jobs = {f"align/{name}": (X, fitting(name, X)) for name, X in matrices.items()}
         found = self._together(
-            jobs, lambda jobs: top_svd([X for X, _ in jobs], TOP, [old for _, old in jobs], seed=self._seed)
+            jobs,
+            lambda jobs: top_svd(
+                [X for X, _ in jobs], TOP, [old for _, old in jobs], seed=self._seed, settled=settled
+            ),
         )
         for name in matrices:
             if (state := found.get(f"align/{name}")) is not None:
