@@ -39,11 +39,11 @@ from fastrank.tracking.budget import Budget, parse_budget
 from fastrank.tracking.costs import Costs
 from fastrank.tracking.figures import Figures
 from fastrank.tracking.followed import Followed
-from fastrank.tracking.logits import add_logits, logits_matrix
+from fastrank.tracking.logits import add_logits
 from fastrank.tracking.presets import BASIC, TOP, parse_metrics
 from fastrank.tracking.remarks import Remarks
 from fastrank.tracking.schedule import EpochEnds, Linear, describe, parse_schedule
-from fastrank.tracking.step_arguments import check_target, number
+from fastrank.tracking.step_arguments import class_rows, number
 from fastrank.tracking.window import Window
 
 
@@ -209,8 +209,9 @@ class Watcher:
         """Close the training step: measure gradients and logits, and write one record.
 
         Args:
-            logits: [N, C] or [N, C, ...]; those of the last training-mode forward if left out.
-            target: [N] class indices; gives `train/accuracy`.
+            logits: [N, C], [N, C, ...] or [N, tokens, C] (of tokens at most 1,024 positions count); if left out, those
+                that the last training-mode forward gave: `logits` of its output, or the first tensor with classes.
+            target: [N], [N, ...] or [N, tokens] class indices; gives `train/accuracy` of those that are not negative.
             scalars: further figures to record under `train/`, such as loss=..., lr=....
         """
         step = self._step
@@ -228,8 +229,7 @@ class Watcher:
             return
         scalars = {name: number(name, value) for name, value in scalars.items()}
         logits = self._output if logits is None else logits
-        if logits is not None and target is not None:
-            check_target(target, logits)
+        logits, target = class_rows(logits, target)
         self._step = step + 1
         if measured:
             self._measure(logits, target)
@@ -249,10 +249,10 @@ class Watcher:
         if self._forwards < self._expected and "act" in self._kinds:
             text = f"{self._forwards} forwards in a step after one of {self._expected}, the last of which was expected"
             self._explain("act", text)
-        if self._window is not None and logits is not None and logits.ndim >= 2:
+        if self._window is not None and logits is not None:
             with self._costs.block("window"), self._guarded("window/logits") as enabled:
                 if enabled:
-                    self._window.add("logits", self._capture.window_rows(logits_matrix(logits), "logits"))
+                    self._window.add("logits", self._capture.window_rows(logits, "logits"))
         if self._ranks.together:
             with self._costs.block("exchange"), self._guarded("all_ranks") as enabled:
                 if enabled:
@@ -275,7 +275,7 @@ class Watcher:
         with self._costs.block("grad"):
             if "grad" in self._kinds and not self._gradients_are_measured:
                 self._measure_gradients(gradients)
-        if logits is not None and logits.ndim >= 2:
+        if logits is not None:
             with self._costs.block("logits"), self._guarded("logits") as enabled:
                 if enabled and (reason := add_logits(self._figures, logits, target, self._T)):
                     self._explain("logits", reason)
@@ -485,9 +485,7 @@ class Watcher:
         jobs = {f"align/{name}": (X, fitting(name, X)) for name, X in matrices.items()}
         found = self._together(
             jobs,
-            lambda jobs: top_svd(
-                [X for X, _ in jobs], TOP, [old for _, old in jobs], seed=self._seed, settled=settled
-            ),
+            lambda jobs: top_svd([X for X, _ in jobs], TOP, [old for _, old in jobs], seed=self._seed, settled=settled),
         )
         for name in matrices:
             if (state := found.get(f"align/{name}")) is not None:
@@ -568,10 +566,10 @@ class Watcher:
         """What all processes saw of the step's batch takes the place of what this one saw, on rank 0."""
         mine = {f"act {key}": X for key, X in self._rows.items()}
         mine |= {f"input {name}": X for name, X in self._held_inputs.items()}
-        if logits is not None and logits.ndim >= 2:
-            mine["logits"] = logits_matrix(logits)
+        if logits is not None:
+            mine["logits"] = logits
             if target is not None:
-                mine["target"] = target.reshape(-1)
+                mine["target"] = target
         rows = self._ranks.rows(mine)
         grams = self._ranks.sums({key: g for key, g in self._acts.items() if isinstance(g, SmallGram)})
         if not self._ranks.first:
