@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from fastrank.errors import InputError
 from fastrank.factored import pays
-from fastrank.hooks import ForwardHook, Switch
+from fastrank.hooks import ForwardHook, Switch, find_logits
 from fastrank.kernels.gram import Convolution, patch_rows
 from fastrank.metrics.gradient_bound import input_spectrum
 from fastrank.spectra import Spectrum
@@ -143,12 +143,12 @@ class Capture:
         self._layers, self._handles, self._around = layers, [], ()
 
     def around(self, model: nn.Module, begins: Callable[[], None], ends: Callable[[Tensor | None], None]) -> None:
-        """Also calls `begins()` before every training-mode forward of `model`, and `ends(output)` after it."""
+        """Also calls `begins()` before every training-mode forward of `model`, and `ends(logits)` after it."""
         self._around = (
             (model.register_forward_pre_hook, ForwardHook(model, self.switch, lambda *_: begins())),
             (
                 model.register_forward_hook,
-                ForwardHook(model, self.switch, lambda _, output: ends(output), takes_output=True),
+                ForwardHook(model, self.switch, lambda _, y: ends(y), takes_output=True, find=find_logits),
             ),
         )
 

@@ -19,7 +19,7 @@ from fastrank.tracking.all_ranks import Ranks, whole
 from fastrank.tracking.costs import Costs
 from fastrank.tracking.figures import Figures
 from fastrank.tracking.followed import Followed
-from fastrank.tracking.logits import add_logits, logits_matrix
+from fastrank.tracking.logits import add_logits
 from fastrank.tracking.presets import BASIC, TOP
 from fastrank.tracking.remarks import Remarks
 from fastrank.tracking.window import Window
@@ -122,7 +122,7 @@ class Measurements:
             return
         if "align" in self._kinds:
             with self._costs.block("align"):
-                self._warm(held, self._tops)
+                self._warm(held, self._tops, settled=True)
         if "weight" in self._kinds:
             with self._costs.block("weight"):
                 weights = {f"weight/{name}": X for name, X in held.items()}
@@ -131,7 +131,7 @@ class Measurements:
                 else:
                     if "align" not in self._kinds:
                         large = {name: X for name, X in held.items() if min(X.shape) >= SMALLEST_SIDE}
-                        self._warm(large, self._tops)
+                        self._warm(large, self._tops, settled=True)
                     tops = {f"weight/{name}": state for name, state in self._tops.items()}
                     self._add_spectra(self._followed.weights(weights, tops, self._step, self.figures))
 
@@ -146,7 +146,7 @@ class Measurements:
                 self._measure_gradients(found)
 
     def finish(self, logits: Tensor | None, target: Tensor | None, T: float | Tensor) -> None:
-        """All that was not measured yet, and the figures of logits [N, C, ...] with target [N] at temperature T."""
+        """All that was not measured yet, and the figures of logits [N, C] with target [N] at temperature T."""
         self.weights()
         self.gradients()
         if not self._ranks.first:
@@ -156,7 +156,7 @@ class Measurements:
         with self._costs.block("align"):
             if "align" in self._kinds:
                 self._measure_alignment()
-        if logits is not None and logits.ndim >= 2:
+        if logits is not None:
             with self._costs.block("logits"), self._guarded("logits") as enabled:
                 if enabled and (reason := add_logits(self.figures, logits, target, T)):
                     self._explain("logits", reason)
@@ -165,10 +165,10 @@ class Measurements:
         """What all processes saw of the step's batch takes the place of what this one saw, on rank 0."""
         mine = {f"act {key}": X for key, X in self._rows.items()}
         mine |= {f"input {name}": X for name, X in self._held_inputs.items()}
-        if logits is not None and logits.ndim >= 2:
-            mine["logits"] = logits_matrix(logits)
+        if logits is not None:
+            mine["logits"] = logits
             if target is not None:
-                mine["target"] = target.reshape(-1)
+                mine["target"] = target
         rows = self._ranks.rows(mine)
         grams = self._ranks.sums({key: g for key, g in self._acts.items() if isinstance(g, SmallGram)})
         if not self._ranks.first:
@@ -253,7 +253,7 @@ class Measurements:
         if largest:
             self.figures.add(["align/mean_max"], torch.stack(largest).double().mean())
 
-    def _warm(self, matrices: dict[str, Tensor], states: dict[str, SubspaceState]) -> None:
+    def _warm(self, matrices: dict[str, Tensor], states: dict[str, SubspaceState], settled: bool = False) -> None:
         """One step of every layer's own subspace; it starts over where a layer's width or device changed."""
 
         def fitting(name: str, X: Tensor) -> SubspaceState | None:
@@ -263,7 +263,8 @@ class Measurements:
 
         jobs = {f"align/{name}": (X, fitting(name, X)) for name, X in matrices.items()}
         found = self._together(
-            jobs, lambda jobs: top_svd([X for X, _ in jobs], TOP, [old for _, old in jobs], seed=self._seed)
+            jobs,
+            lambda jobs: top_svd([X for X, _ in jobs], TOP, [old for _, old in jobs], seed=self._seed, settled=settled),
         )
         for name in matrices:
             if (state := found.get(f"align/{name}")) is not None:

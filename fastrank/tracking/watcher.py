@@ -31,12 +31,11 @@ from fastrank.spectra import Spectrum
 from fastrank.tracking.all_ranks import Ranks, is_sharded
 from fastrank.tracking.budget import Budget, parse_budget
 from fastrank.tracking.costs import Costs
-from fastrank.tracking.logits import logits_matrix
 from fastrank.tracking.measurements import Measurements
 from fastrank.tracking.presets import BASIC, TOP, parse_metrics
 from fastrank.tracking.remarks import Remarks
 from fastrank.tracking.schedule import EpochEnds, Linear, describe, parse_schedule
-from fastrank.tracking.step_arguments import check_target, number
+from fastrank.tracking.step_arguments import class_rows, number
 from fastrank.tracking.window import Window
 
 
@@ -202,8 +201,9 @@ class Watcher:
         """Close the training step: measure gradients and logits, and write one record.
 
         Args:
-            logits: [N, C] or [N, C, ...]; those of the last training-mode forward if left out.
-            target: [N] class indices; gives `train/accuracy`.
+            logits: [N, C], [N, C, ...] or [N, tokens, C] (of tokens at most 1,024 positions count); if left out, those
+                that the last training-mode forward gave: `logits` of its output, or the first tensor with classes.
+            target: [N], [N, ...] or [N, tokens] class indices; gives `train/accuracy` of those that are not negative.
             scalars: further figures to record under `train/`, such as loss=..., lr=....
         """
         step = self._step
@@ -221,8 +221,7 @@ class Watcher:
             return
         scalars = {name: number(name, value) for name, value in scalars.items()}
         logits = self._output if logits is None else logits
-        if logits is not None and target is not None:
-            check_target(target, logits)
+        logits, target = class_rows(logits, target)
         self._step = step + 1
         if measured:
             self._measure(logits, target)
@@ -243,10 +242,10 @@ class Watcher:
         if forwards < self._expected and "act" in self._kinds:
             text = f"{forwards} forwards in a step after one of {self._expected}, the last of which was expected"
             self._explain("act", text)
-        if self._window is not None and logits is not None and logits.ndim >= 2:
+        if self._window is not None and logits is not None:
             with self._costs.block("window"), self._guarded("window/logits") as enabled:
                 if enabled:
-                    self._window.add("logits", self._capture.window_rows(logits_matrix(logits), "logits"))
+                    self._window.add("logits", self._capture.window_rows(logits, "logits"))
         if self._ranks.together:
             with self._costs.block("exchange"), self._guarded("all_ranks") as enabled:
                 if enabled:

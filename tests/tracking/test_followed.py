@@ -51,8 +51,8 @@ def test_every_figure_holds_at_every_step():
                 if kind == "grad":
                     assert scalars[f"{key}/rank_lo"] == scalars[f"{key}/rank_hi"] == rank
                 assert scalars[f"{key}/frobenius"] == pytest.approx(float(sigma.norm()), rel=1e-5)
-                # A subspace needs some steps to settle in the flat spectrum of random weights.
-                assert arrays[f"{key}/sigma"] == pytest.approx(sigma[:15].numpy(), rel=4e-2, abs=1e-6)
+                # In the flat spectrum of random weights too, whose subspace has settled before it is used.
+                assert arrays[f"{key}/sigma"] == pytest.approx(sigma[:15].numpy(), rel=5e-3, abs=1e-6)
 
 
 def test_a_sketch_is_used_and_gives_way_to_a_larger_rank(monkeypatch):

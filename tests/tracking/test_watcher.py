@@ -381,6 +381,8 @@ def test_inputs_passed_by_keyword_are_aligned():
         ("target", {"target": torch.zeros(7, dtype=torch.long)}),
         ("target", {"target": torch.zeros(20, 12)}),
         ("target", {"target": [1] * 20}),
+        ("logits", {"logits": "found"}),
+        ("logits", {"logits": torch.zeros(20, 4, dtype=torch.complex64)}),
     ],
 )
 def test_bad_arguments_of_a_step_are_named(argument, arguments):
