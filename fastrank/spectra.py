@@ -81,24 +81,6 @@ class Stack:
         self.zero_bound = torch.stack([s.zero_bound for s in members])
 
 
-def spectrum_of_gram(
-    G: Tensor, *, n: int, d: int, dtype: torch.dtype, centered: bool = False, gram_error: float | Tensor
-) -> Spectrum:
-    """Spectrum of a matrix X [n, d] from its Gram matrix.
-
-    Args:
-        G: [k, k] float64, symmetric: X^T X (k = d) or X X^T (k = n).
-        n, d: shape of X. dtype: its storage dtype. centered: whether X is centred.
-        gram_error: bound on the 2-norm of the error of G.
-
-    The eigenvalues carry `e`, the sum of gram_error and the eigensolver's own bound (Weyl), so a singular value lies
-    between `sqrt(lambda - e)` and `sqrt(lambda + e)`.
-    """
-    return of_grams([SmallGram(G, n, d, dtype, centered, torch.as_tensor(gram_error, dtype=G.dtype, device=G.device))])[
-        0
-    ]
-
-
 @overload
 def spectrum(A: Tensor, centered: bool = ...) -> Spectrum: ...
 @overload
