@@ -11,16 +11,8 @@ import numpy as np
 
 from fastrank.recipes.effects import Effect, difference, of_values
 from fastrank.recipes.figures import colours, empty, line
-from fastrank.recipes.recipe import Column, Recipe, Scale, Study
-from fastrank.recipes.training import (
-    PAPER_MLP,
-    SMALL_MLP,
-    SMOKE_MLP,
-    TEST_ACCURACY,
-    TRAIN_ACCURACY,
-    over_temperatures,
-    train_jobs,
-)
+from fastrank.recipes.recipe import Column, Recipe, Study
+from fastrank.recipes.training import TEST_ACCURACY, TRAIN_ACCURACY, mlp_scales, train_jobs
 from fastrank.record import Run
 from fastrank.record.schema import split_key
 
@@ -117,16 +109,7 @@ RECIPE = Recipe(
     rule=f"Averaged over the first {EARLY:.0%} of training and over layers, the maximum of the 15 x 15 cosines is "
     "higher at the highest temperature than at T = 1, and at the highest it is larger in the last third of the layers "
     "than in the first third.",
-    scales={
-        "smoke": Scale(over_temperatures({**SMOKE_MLP, "track": "act,align", "every": 5}, (1, 10)), 2, "seconds"),
-        "quick": Scale(
-            over_temperatures({**SMALL_MLP, "track": "act,align", "every": 6}, (1, 100)), 3, "about 3 minutes"
-        ),
-        "full": Scale(
-            over_temperatures({**PAPER_MLP, "track": "act,align", "every": 39}, (1, 100)), 3,
-            "6 trainings of the MLP on CIFAR-10, 100 epochs each",
-        ),
-    },
+    scales=mlp_scales("act,align"),
     columns=(
         TRAIN_ACCURACY,
         TEST_ACCURACY,

@@ -11,16 +11,8 @@ import numpy as np
 
 from fastrank.recipes.effects import Effect, difference, proportion
 from fastrank.recipes.figures import panels
-from fastrank.recipes.recipe import Column, Recipe, Scale, Study
-from fastrank.recipes.training import (
-    PAPER_MLP,
-    SMALL_MLP,
-    SMOKE_MLP,
-    TEST_ACCURACY,
-    TRAIN_ACCURACY,
-    over_temperatures,
-    train_jobs,
-)
+from fastrank.recipes.recipe import Column, Recipe, Study
+from fastrank.recipes.training import TEST_ACCURACY, TRAIN_ACCURACY, mlp_scales, train_jobs
 from fastrank.record import Run
 from fastrank.record.schema import split_key
 
@@ -106,16 +98,7 @@ RECIPE = Recipe(
     rule="Averaged over training and the second half of the hidden layers, the ranks of gradients and of inputs are "
     "both lower at the highest temperature than at T = 1; the bound is certainly exceeded at fewer than 5 % of all "
     "layers and steps.",
-    scales={
-        "smoke": Scale(over_temperatures({**SMOKE_MLP, "track": "act,bound", "every": 5}, (1, 10)), 2, "seconds"),
-        "quick": Scale(
-            over_temperatures({**SMALL_MLP, "track": "act,bound", "every": 6}, (1, 100)), 3, "about 3 minutes"
-        ),
-        "full": Scale(
-            over_temperatures({**PAPER_MLP, "track": "act,bound", "every": 39}, (1, 100)), 3,
-            "6 trainings of the MLP on CIFAR-10, 100 epochs each",
-        ),
-    },
+    scales=mlp_scales("act,bound"),
     columns=(
         TRAIN_ACCURACY,
         TEST_ACCURACY,

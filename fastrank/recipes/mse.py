@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastrank.recipes import temperature_sweep
-from fastrank.recipes.evaluating import evaluate_jobs, probe_notes
+from fastrank.recipes.evaluating import evaluate_jobs
 from fastrank.recipes.recipe import Recipe, Scale
 from fastrank.recipes.temperature_sweep import settings_of
 from fastrank.recipes.training import SMALL_RESNET, SMOKE_MLP, paper_resnet
@@ -30,5 +30,5 @@ RECIPE = Recipe(
     run=evaluate_jobs,
     effects=temperature_sweep.effects,
     draw=temperature_sweep.draw,
-    notes=probe_notes,
+    notes=temperature_sweep.notes,
 )  # fmt: skip

@@ -13,7 +13,15 @@ import numpy as np
 
 from fastrank.recipes import temperature_sweep
 from fastrank.recipes.effects import Effect, correlation, difference
-from fastrank.recipes.evaluating import AUROC, FPR95, detection, evaluate_jobs, first_ood, ood_probe_accuracies
+from fastrank.recipes.evaluating import (
+    AUROC,
+    FPR95,
+    detection,
+    evaluate_jobs,
+    first_ood,
+    ood_probe_accuracies,
+    other_sets,
+)
 from fastrank.recipes.figures import colours, panels
 from fastrank.recipes.recipe import Column, Recipe, Study
 from fastrank.recipes.training import SOLUTION_RANK, TRAIN_ACCURACY
@@ -43,6 +51,7 @@ def effects(study: Study) -> list[Effect]:
         difference(study, LAST_PROBE.name, last, first, "<"),
         # Points of one temperature are not independent of each other: shown, not judged.
         correlation("OOD accuracy with NECO AUROC over all networks", "<", x, y, counts=False),
+        *other_sets(study),
     ]
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from fastrank.extras import require
 from fastrank.recipes import FILES, Result, find_recipe
+from fastrank.recipes.recipe import IMAGENET
+from fastrank.recipes.result import upright
 
 
 def list_recipes() -> None:
@@ -14,7 +16,8 @@ def list_recipes() -> None:
     console, table = _table("recipe", "claim", "--quick", "--full")
     for name in FILES:
         recipe = find_recipe(name)
-        table.add_row(name, recipe.claim, *(_scale(recipe, scale) for scale in ("quick", "full")))
+        quick, full, more = (_scale(recipe, scale) for scale in ("quick", "full", IMAGENET))
+        table.add_row(name, recipe.claim, quick, full if more == "-" else f"{full}\n--imagenet: {more}")
     console.print(table)
 
 
@@ -28,9 +31,10 @@ def _scale(recipe, name: str) -> str:
 
 def print_result(result: Result, out: Path) -> None:
     """The table, the effects, the verdict, and where the figure is."""
-    console, table = _table("", *next(iter(result.table.values())))
-    for label, cells in result.table.items():
-        table.add_row(label, *(cell.text for cell in cells.values()))
+    heads, rows = upright(result.table)
+    console, table = _table("", *heads)
+    for name, cells in rows.items():
+        table.add_row(name, *(cell.text for cell in cells))
     console.print(table)
     console, table = _table("effect", "claimed", "estimate", "95 % interval", "")
     for effect in result.effects:
