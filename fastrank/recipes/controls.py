@@ -81,9 +81,7 @@ def notes(study: Study) -> list[str]:
     alone = [label for label in study.labels if np.ptp(study.values(label, SOLUTION_RANK.name)) == 0]
     found = [f"Weight decay is {base['weight_decay']:g}, the other one {other['weight_decay']:g}."]
     if len(alone) > 1:
-        found.append(
-            f"Every seed has the same solution rank at {'; '.join(alone)}: an interval of no width says no more."
-        )
+        found.append(f"Every seed has the same solution rank at {'; '.join(alone)}: an interval of no width.")
     return found
 
 
@@ -92,8 +90,9 @@ RECIPE = Recipe(
     claim="The rank deficit at high temperature comes with and without weight decay, and from a classifier that starts "
     "small at T = 1. (What label smoothing and the optimiser do is asked, not claimed.)",
     source="Masarczyk et al. 2025, section 5; questions of its readers",
-    rule="The solution rank is lower at the high temperature than at T = 1 with either weight decay, and lower with the "
-    "initial classifier divided by the high temperature, which starts from the same logits over T. The others are shown.",
+    rule="The solution rank is lower at the high temperature than at T = 1 with either weight decay, and lower with "
+    "the initial classifier divided by the high temperature, which starts from the same logits over T. The others are "
+    "shown.",
     scales={
         "smoke": Scale(_settings(SMOKE_MLP, 10.0, 0.01, {"optimizer": "sgd", "lr": 0.1}), 2, "seconds"),
         "quick": Scale(_settings(GLYPH_MLP, 100.0, 0.05, {"optimizer": "sgd", "lr": 0.05}), 3, "about 8 minutes"),

@@ -51,7 +51,8 @@ def _section(out: Path, folder: Path, result: dict[str, Any]) -> str:
 <th></th></tr></thead><tbody>{"".join(_effects(result))}</tbody></table>
 <table><thead>{_head(heads)}</thead><tbody>{"".join(_rows(rows))}</tbody></table>
 <p class=small>Mean ± standard deviation over seeds, below it the 95 % interval of the mean (Student's t); a rank's
-[lo, hi] is what its error bound leaves open, over all seeds. Runs: <code>{escape(str(folder.relative_to(out)))}</code>; from them again: <code>{escape(command)}</code></p>
+[lo, hi] is what its error bound leaves open, over all seeds. Runs: <code>{escape(str(folder.relative_to(out)))}</code>;
+from them again: <code>{escape(command)}</code></p>
 </section>"""
 
 
@@ -79,7 +80,7 @@ def _rows(rows: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
 
 
 def _cell(cell: dict[str, Any]) -> str:
-    lo, hi = cell["mean_lo"], cell["mean_hi"]
+    lo, hi = cell.get("mean_lo"), cell.get("mean_hi")  # results of older versions have none
     interval = "" if lo is None else f"<br><small>{_number(lo)} .. {_number(hi)}</small>"
     return f"<td>{escape(cell['text'])}{interval}</td>"
 

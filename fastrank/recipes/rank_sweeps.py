@@ -50,10 +50,19 @@ def _settings(
         return f"T={T:g}" + (f", balance {balance:g}" if balance != 1 else "")
 
     return {
-        label(T, balance): {"train": {**train, **UNTRACKED, "temperature": T, "class_balance": balance}}
+        label(T, balance): {
+            "train": {**_as_many_steps(train, balance), **UNTRACKED, "temperature": T, "class_balance": balance}
+        }
         for balance in balances
         for T in temperatures
     }
+
+
+def _as_many_steps(train: Mapping[str, Any], balance: float) -> dict[str, Any]:
+    """The training with its epochs over the share of the samples that this balance leaves."""
+    share = (1 - balance) / -np.log(balance) if balance < 1 else 1.0  # mean of balance^x for x in 0 .. 1
+    milestones = [round(epoch / share) for epoch in train.get("milestones", ())]
+    return {**train, "epochs": round(train["epochs"] / share), "milestones": milestones}
 
 
 def run(jobs: Sequence[Job], device: torch.device) -> None:
@@ -136,8 +145,8 @@ def draw(study: Study) -> Figure:
 
 def notes(study: Study) -> list[str]:
     return [
-        "Unbalanced classes shrink geometrically and none grows: a training with them has fewer samples, and ends after "
-        "as many epochs, not as many steps."
+        "Unbalanced classes shrink geometrically and none grows: a training with them has fewer samples, and as many "
+        "more epochs, so that all take as many steps."
     ]
 
 
