@@ -19,8 +19,9 @@ from fastrank.recipes.evaluating import (
     detection,
     evaluate_jobs,
     first_ood,
+    on_other_sets,
     ood_probe_accuracies,
-    other_sets,
+    set_notes,
 )
 from fastrank.recipes.figures import colours, panels
 from fastrank.recipes.recipe import Column, Recipe, Study
@@ -51,7 +52,7 @@ def effects(study: Study) -> list[Effect]:
         difference(study, LAST_PROBE.name, last, first, "<"),
         # Points of one temperature are not independent of each other: shown, not judged.
         correlation("OOD accuracy with NECO AUROC over all networks", "<", x, y, counts=False),
-        *other_sets(study),
+        *on_other_sets(study, "NECO AUROC", lambda run, place: 100 * detection(run, "auroc", place=place), ">"),
     ]
 
 
@@ -89,5 +90,6 @@ RECIPE = Recipe(
     run=evaluate_jobs,
     effects=effects,
     draw=draw,
+    notes=set_notes,
     shares="temperature-sweep",
 )

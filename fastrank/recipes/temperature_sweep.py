@@ -17,9 +17,11 @@ from fastrank.recipes.evaluating import (
     RHO,
     evaluate_jobs,
     first_ood,
+    on_other_sets,
     ood_probe_accuracies,
     probe_accuracies,
     probe_notes,
+    rho,
 )
 from fastrank.recipes.figures import colours, line, panels
 from fastrank.recipes.recipe import Recipe, Scale, Study
@@ -60,6 +62,7 @@ def effects(study: Study) -> list[Effect]:
         difference(study, KAPPA.name, last, first, "<"),
         difference(study, RHO.name, last, first, ">"),
         difference(study, "test accuracy", last, first, "<", counts=False),
+        *on_other_sets(study, "rho", rho, ">"),
     ]
 
 

@@ -60,7 +60,7 @@ def train_jobs(jobs: Sequence[Job], device: torch.device, also: Also | None = No
 
 def workers_of(config: TrainConfig) -> int:
     """Processes that read images from disk; what they read does not depend on their number."""
-    return max(1, min(8, (os.cpu_count() or 1) - 1)) if config.data.startswith("folder:") else 0
+    return min(8, (os.cpu_count() or 1) - 1) if config.data.startswith("folder:") else 0
 
 
 def recipe_facts(job: Job) -> dict[str, Any]:
