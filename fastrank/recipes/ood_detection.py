@@ -53,6 +53,9 @@ def effects(study: Study) -> list[Effect]:
         # Points of one temperature are not independent of each other: shown, not judged.
         correlation("OOD accuracy with NECO AUROC over all networks", "<", x, y, counts=False),
         *on_other_sets(study, "NECO AUROC", lambda run, place: 100 * detection(run, "auroc", place=place), ">"),
+        *on_other_sets(
+            study, "NECO FPR95", lambda run, place: 100 * detection(run, "fpr95_id_positive", place=place), "<"
+        ),
     ]
 
 

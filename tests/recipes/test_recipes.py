@@ -160,6 +160,13 @@ def test_imagenets_out_of_distribution_sets_from_disk(tmp_path, monkeypatch):
     assert all(math.isfinite(aurocs[f"NECO AUROC on {name}"]) for name in IMAGENET_OOD[1:])
 
 
+def test_a_small_classifier_starts_from_the_logits_that_a_high_temperature_divides(out):
+    for seed in (0, 1):
+        plain, small = (load_run(out / "controls" / "smoke" / f"{label}-s{seed}").evaluation["first_logits_norm"]
+                        for label in ("T_1", "T_1__classifier___10"))  # fmt: skip
+        assert small == pytest.approx(plain / 10, rel=1e-5)
+
+
 def test_ranks_of_samples_against_numpy(out):
     run = load_run(out / "rank-sweeps" / "smoke" / "T_1-s0")
     found = run.evaluation["by_samples"]
