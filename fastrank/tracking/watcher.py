@@ -23,6 +23,7 @@ from fastrank.capture import (
     Capture,
     select_layers,
     trained_weight,
+    unmeasured,
     weight_matrix,
 )
 from fastrank.carried import SMALLEST_SIDE
@@ -45,6 +46,9 @@ from fastrank.tracking.remarks import Remarks
 from fastrank.tracking.schedule import EpochEnds, Linear, describe, parse_schedule
 from fastrank.tracking.step_arguments import class_rows, number
 from fastrank.tracking.window import Window
+
+#: So many of those that are left out are named.
+NAMED = 8
 
 
 class Watcher:
@@ -155,6 +159,11 @@ class Watcher:
         self._explain, self._guarded = self._remarks.explain, self._remarks.guarded
         #: Forwards of the step under way, and of the one before: the last of as many is measured.
         self._forwards, self._expected = 0, 1
+        if {"weight", "grad"} & self._kinds and layers == "*" and (left := unmeasured(model, self._layers)):
+            more = f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
+            self._explain(
+                "weight", f"in no linear or convolutional layer, not measured: {', '.join(left[:NAMED])}{more}"
+            )
         self._costs = Costs(next((p.device for p in model.parameters()), torch.device("cpu")))
         self._capture.around(model, self._begin_forward, self._on_output)
         self._capture.attach()  # last: a mistake in any argument leaves the model as it was
@@ -405,6 +414,9 @@ class Watcher:
         self._looked = True
         seen, layers = self._capture.seen, {layer.name for layer in self._layers}
         compiled = is_compiled(self._model)
+        if seen and not compiled and (never := sorted(layers - seen)):
+            more = f" and {len(never) - NAMED} more" if len(never) > NAMED else ""
+            self._explain("layers", f"not called in the first measured step: {', '.join(never[:NAMED])}{more}")
         # Where nothing at all was seen, a graph of the model may be what ran instead of it.
         if (compiled and seen < layers) or (not seen and "torch._dynamo" in sys.modules):
             torch.compiler.reset()
@@ -423,7 +435,7 @@ class Watcher:
         for name, (X, version) in self._held_weights.items():
             if self._sharded:
                 weight = self._whole(f"weight/{name}", trained_weight(self._modules[name]))
-                held |= {} if weight is None else {name: weight_matrix(weight)}
+                held |= {} if weight is None else {name: weight_matrix(weight, self._modules[name])}
             elif X._version == version:
                 held[name] = X
             else:
@@ -550,7 +562,7 @@ class Watcher:
                 self._explain(key, "no single parameter behind the weight")
             elif weight.grad is not None:
                 gradient = self._whole(key, weight.grad)
-                found |= {} if gradient is None else {key: weight_matrix(gradient)}
+                found |= {} if gradient is None else {key: weight_matrix(gradient, layer.module)}
             elif weight.requires_grad:
                 self._explain(key, "no gradient at step(); call it before zero_grad()")
         return found
