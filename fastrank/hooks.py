@@ -70,6 +70,7 @@ class ForwardHook(Hook):
 
     Args:
         takes_input, takes_output: which of the two `receive` wants; the other is None.
+        receive_gradient: called with the output's gradient in every backward through it; not in a compiled graph.
         find: the tensor of an output; the first if left out.
     """
 
@@ -81,9 +82,10 @@ class ForwardHook(Hook):
         takes_input: bool = False,
         takes_output: bool = False,
         training: bool = True,
+        receive_gradient: Callable[[Tensor], None] | None = None,
         find: Callable[[object], Tensor | None] | None = None,
     ) -> None:
-        self._training, self._find = training, find or first_tensor
+        self._training, self._receive_gradient, self._find = training, receive_gradient, find or first_tensor
         self._module, self._switch, self._receive = module, switch, receive
         self._takes_input, self._takes_output = takes_input, takes_output
         self._number = next(_NUMBERS)
@@ -100,6 +102,18 @@ class ForwardHook(Hook):
             if module is self._module or _on_first_device(self._module, x if y is None else y):
                 with torch.no_grad():
                     self._receive(x, y)
+                self._await_gradient(first_tensor(output))
+
+    def _await_gradient(self, output: Tensor | None) -> None:
+        if self._receive_gradient is None or output is None or not output.requires_grad:
+            return
+
+        def arrived(gradient: Tensor) -> None:
+            if self._switch.armed:
+                with torch.no_grad():
+                    self._receive_gradient(gradient.detach())
+
+        output.register_hook(arrived)
 
     def tapped(self, x: Tensor | None, y: Tensor | None) -> None:
         """From a compiled graph."""

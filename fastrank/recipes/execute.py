@@ -104,10 +104,11 @@ def write_result(study: Study, folder: Path) -> Result:
         figure.savefig(partial, format="pdf", bbox_inches="tight", metadata={"CreationDate": None})
     with replacing(folder / TABLE) as partial, partial.open("w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["setting", "column", "mean", "std", "n", "lo", "hi", "values"])
+        rows.writerow(["setting", "column", "mean", "std", "n", "mean_lo", "mean_hi", "lo", "hi", "values"])
         for label, cells in result.table.items():
             for name, cell in cells.items():
-                rows.writerow([label, name, cell.mean, cell.std, cell.n, cell.lo, cell.hi, *cell.values])
+                intervals = (cell.mean_lo, cell.mean_hi, cell.lo, cell.hi)
+                rows.writerow([label, name, cell.mean, cell.std, cell.n, *intervals, *cell.values])
     with replacing(folder / RESULT) as partial:
         partial.write_text(json.dumps(result.to_dict(), indent=1, allow_nan=False) + "\n")
     return result

@@ -31,9 +31,12 @@ class TrainConfig:
     epochs, warmup_epochs and milestones count epochs. The learning rate rises linearly over the warm-up and then stays
     ("constant"), is multiplied by `gamma` at each milestone ("steps"), or falls to zero along half a cosine ("cosine").
     momentum is SGD's; Adam and AdamW use (0.9, 0.999). image_size is in pixels, None for the data set's own;
-    samples_per_class limits the training split, None for all (`glyphs`: 100). track, layers, every and budget go to
-    `fastrank.watch`; `track` may also be several kinds of figures, joined by commas ("align,logits"), `every` several
-    schedules ("log,epoch:391"). Which steps a budget has measured depends on the machine's times too.
+    samples_per_class limits the training split, None for all (`glyphs`: 100). class_balance is the size of the training
+    split's last class over that of its first; sizes between fall geometrically (Cui et al. 2019), 1 leaves them as they
+    are. classifier_scale multiplies the classifier's initial weight, and with it the first logits, as 1 / T does.
+    track, layers, every and budget go to `fastrank.watch`; `track` may also be several kinds of figures, joined by
+    commas ("align,logits"), `every` several schedules ("log,epoch:391"). Which steps a budget has measured depends on
+    the machine's times too.
     """
 
     model: str = "resnet18"
@@ -58,6 +61,8 @@ class TrainConfig:
     augment: str = "none"
     image_size: int | None = None
     samples_per_class: int | None = None
+    class_balance: float = 1.0
+    classifier_scale: float = 1.0
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     track: str = "default"
     layers: tuple[str, ...] = ("*",)
@@ -73,6 +78,8 @@ class TrainConfig:
         wanted = f"{positive} with the schedule norm-matched, and none with another"
         _check("initial_norm", wanted, norm, 0 < norm < math.inf if matched and norm else norm is None and not matched)
         _check("label_smoothing", "a number in [0, 1)", self.label_smoothing, 0 <= self.label_smoothing < 1)
+        _check("class_balance", "a number in (0, 1]", self.class_balance, 0 < self.class_balance <= 1)
+        _check("classifier_scale", positive, self.classifier_scale, 0 < self.classifier_scale < math.inf)
         _check("lr", positive, self.lr, math.isfinite(self.lr) and self.lr > 0)
         _check("momentum", "a number in [0, 1)", self.momentum, 0 <= self.momentum < 1)
         _check("weight_decay", "a finite number >= 0", self.weight_decay, 0 <= self.weight_decay < math.inf)

@@ -25,7 +25,7 @@ from fastrank.train.checkpoint import load_checkpoint, rng_state, save_checkpoin
 from fastrank.train.config import TRACKING, TrainConfig
 from fastrank.train.data import Data, load_data
 from fastrank.train.final_figures import evaluate_run
-from fastrank.train.models import build_model, check_model
+from fastrank.train.models import build_model, check_model, scale_classifier
 from fastrank.train.progress import Progress
 from fastrank.train.splits import steps_per_epoch
 
@@ -97,6 +97,8 @@ def train(
     data = load_data(config)
     per_epoch = steps_per_epoch(data.train, config.batch_size)
     model = build_model(config.model, data.classes, data.channels, data.image_size, config.model_kwargs).to(device)
+    if config.classifier_scale != 1:
+        scale_classifier(model, config.classifier_scale)
     if config.track != "off":
         select_layers(model, config.layers)  # a wrong glob is said before the directory is made
     optimizer = _optimizer(config, model)
