@@ -189,3 +189,8 @@ def test_the_layers_of_gpt2_are_measured_and_what_is_not_is_said(tmp_path):
         assert w.latest[f"align/{name}/max"] == pytest.approx(largest, abs=1e-3 + w.latest[f"align/{name}/error"])
     said = [text for _, key, text in fastrank.load_run(tmp_path / "run").notes if key == "weight"]
     assert len(said) == 1 and "transformer.wpe.weight (8, 16)" in said[0] and "lm_head" not in said[0]
+
+
+def test_all_ranks_is_refused_before_training_begins():
+    with pytest.raises(fastrank.InputError, match=r"^all_ranks: expected False: this adapter .*watch_task$"):
+        WatchCallback(all_ranks=True)
