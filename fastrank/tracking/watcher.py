@@ -250,7 +250,7 @@ class Watcher:
         forwards = self._measurements.forwards
         if forwards < self._expected and "act" in self._kinds:
             text = f"{forwards} forwards in a step after one of {self._expected}, the last of which was expected"
-            self._explain("act", text)
+            self._explain("act", text if forwards else "no forward of the watched model in training mode")
         if self._window is not None and logits is not None:
             with self._costs.block("window"), self._guarded("window/logits") as enabled:
                 if enabled:

@@ -340,3 +340,13 @@ def test_what_no_figure_covers_is_said_by_name():
     assert not any(name in weights for name in ("head", "spare", "frozen", "bias"))
     (layers,) = (text for _, key, text in records.notes if key == "layers")
     assert layers.endswith(": spare")
+
+
+def test_a_model_left_in_evaluation_mode_is_said():
+    model, records = nn.Sequential(nn.Linear(4, 3), nn.ReLU()).eval(), Records()
+    with fastrank.watch(model, metrics="light", log=records) as w:
+        model(torch.randn(5, 4))
+        w.step()
+    assert ("act", "no forward of the watched model in training mode") in [
+        (key, text) for _, key, text in records.notes
+    ]
