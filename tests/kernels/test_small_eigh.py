@@ -159,6 +159,21 @@ def test_inertia_is_exact_where_eigenvalues_are_far_and_its_slack_small(impl):
 
 
 @native
+@pytest.mark.parametrize("m", [40, 130, 600])
+def test_a_remainder_counts_only_where_it_is_definite(m):
+    """Few eigenvalues above the shift, and the others far below it, on both of its sides, or above it."""
+    tails = {"below": (0.0, 0.02), "around": (0.0, 1.5), "above": (1.02, 1.03), "near": (0.9, 0.99)}
+    for low, high in tails.values():
+        values = torch.cat([torch.linspace(5, 9, 10), torch.linspace(low, high, m - 10)]).double()
+        G = rotated(values, m)
+        truth = torch.linalg.eigvalsh(G)
+        count, slack = inertia_many([lower(G)], torch.ones(1, dtype=torch.float64))
+        own = 16 * m * U * 9
+        assert (truth > 1 + slack + own).sum() <= count[0] <= (truth > 1 - slack - own).sum()
+        assert slack[0] < 1e-10
+
+
+@native
 @pytest.mark.parametrize("family", ["indefinite", "rank deficient", "graded", "one large"])
 def test_larger_matrices_hold_too(family):
     """Wider panels of the factorisation, several runs of a row's sums."""
