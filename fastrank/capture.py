@@ -32,8 +32,10 @@ from fastrank.spectra import Spectrum
 
 #: At most this many features of a flattened activation enter its spectrum ([U] A.5).
 MAX_FEATURES = 10_000
-#: At most this many rows (samples or patch positions) of a layer's input enter its subspace.
-INPUT_ROWS = 512
+#: At most this many rows (samples or patch positions) of a layer's input enter its subspace. Beside all rows of the
+#: batch (a trained ResNet-10 at T=1 and 100, 512 to 32,768 rows) such a sample moves the largest cosine by 0.021 on
+#: average, one of 512 rows by 0.017, another batch by 0.012; the mean of the diagonal by 0.014, both.
+INPUT_ROWS = 256
 #: At most so many features enter a window's state: 8 MiB of float64 a layer, 0.4 GiB for ResNet-50's 49 outputs.
 WINDOW_FEATURES = 1024
 #: At most so many rows of one forward enter it: four times its features, where a convolution has a million positions.
