@@ -135,9 +135,9 @@ def _spoiled(study: Study, labels: Sequence[str]) -> str:
 def notes(study: Study) -> list[str]:
     noise = float(np.mean([ranks(study, suffix).std(1, ddof=1).mean() for suffix in (PLAIN, MATCHED)]))
     return [
-        f"The rank of one initialisation deviates by {noise:.1f} over seeds, and the spread over initialisations of one "
-        "seed, the range of few numbers, holds much of that. The slope over the first norm has less of it; it does not "
-        "count, as the rule was made for the spread."
+        f"The rank of one initialisation deviates by {noise:.1f} over seeds, and the spread over initialisations of "
+        "one seed, the range of few numbers, holds much of that. The slope over the first norm has less of it; it does "
+        "not count, as the rule was made for the spread."
     ]
 
 
