@@ -28,9 +28,11 @@ def write_gallery(out: Path) -> Path:
 
 def _summary(folder: Path, result: dict[str, Any]) -> str:
     anchor = f"{folder.parent.name}-{folder.name}"
+    counting = [effect["verdict"] for effect in result["effects"] if effect["counts"]]
     return (
         f'<tr><td><a href="#{escape(anchor)}">{escape(result["recipe"])}</a></td><td>{escape(result["scale"])}</td>'
-        f"<td>{len(result['seeds'])}</td><td>{_badge(result['verdict'])}</td><td>{escape(result['claim'])}</td></tr>"
+        f"<td>{len(result['seeds'])}</td><td>{_badge(result['verdict'])}</td>"
+        f"<td>{counting.count('held')} of {len(counting)}</td><td>{escape(result['claim'])}</td></tr>"
     )
 
 
