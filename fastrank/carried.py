@@ -82,7 +82,11 @@ def _carried(X: Tensor, top: SubspaceState, anchor: Anchor) -> Carried:
     if top.reason or old.reason:
         reason = top.reason or "the weight was not finite when its spectrum was last computed"
         return Carried(nan_spectrum(*X.shape, X.dtype, False, X.device, reason), anchor, drift)
-    leading, tail = top.S.double(), old.sigma[top.k :]
+    # Two estimates of the leading values, each with its error: the subspace's, off by its residual at most where it has
+    # settled, and the anchor's. Their mean goes by the inverse squares; no value is less than the subspace has of it.
+    subspace, residual, tail = top.S.double(), top.residual.double(), old.sigma[top.k :]
+    weight = residual**2 / (residual**2 + (old.bound[: top.k] + moved) ** 2)
+    leading = torch.lerp(subspace, torch.maximum(subspace, old.sigma[: top.k]), weight)
     # What the leading values leave of today's norm, in the proportions of the anchor's tail.
     rest = (_norm(X) ** 2 - leading.square().sum()).clamp_min(0).sqrt()
     scale = rest / tail.norm().clamp_min(torch.finfo(torch.float64).tiny)

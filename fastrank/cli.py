@@ -164,8 +164,9 @@ def plan(
 
     Example: `fastrank plan --model resnet50 --batch 256 --image 224 --device h100 --track default --budget 5%`
     """
+    from fastrank.tracking.budget import parse_budget
     from fastrank.train.models import parse_kwargs
-    from fastrank.train.planned import parse_budget, plan_named, to_json, to_text
+    from fastrank.train.planned import plan_named, to_json, to_text
 
     limit = None if budget is None else parse_budget(budget)
     found = plan_named(

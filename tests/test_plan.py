@@ -23,7 +23,7 @@ from fastrank.tracking.presets import PRESETS
 from fastrank.tracking_cost import LIBRARY_SHARE, _count, _ops, measured_together
 
 pytest.importorskip("timm")
-from fastrank.train.planned import parse_budget, plan_named, to_json, to_text
+from fastrank.train.planned import plan_named, to_json, to_text
 
 
 def small(device="cpu"):
@@ -237,13 +237,6 @@ def test_mistakes_by_name():
         plan_named("resnet18", batch=2, image=32, channels=3, kwargs={"nothing": 1})
     with pytest.raises(InputError, match=r"model: expected a model that runs"):
         plan(nn.Sequential(nn.Linear(3, 2, device="meta")), torch.empty(2, 5, device="meta"), layers="*")
-
-
-@pytest.mark.parametrize(("text", "share"), [("5%", 0.05), ("0.5%", 0.005), ("0.02", 0.02)])
-def test_budget(text, share):
-    assert parse_budget(text) == pytest.approx(share)
-    with pytest.raises(InputError, match="budget"):
-        parse_budget("-" + text)
 
 
 @pytest.fixture

@@ -32,7 +32,8 @@ from torch import Tensor, nn
 
 from fastrank.errors import InputError
 from fastrank.extras import require
-from fastrank.integrations.tracking import Tracking, find_logits, member
+from fastrank.hooks import find_logits, member
+from fastrank.integrations.tracking import Tracking
 
 pl = require("lightning.pytorch", "the Lightning callback")
 

@@ -24,7 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastrank.integrations.tracking import Tracking, find_logits
+from fastrank.hooks import find_logits
+from fastrank.integrations.tracking import Tracking
 
 
 class watch_task:

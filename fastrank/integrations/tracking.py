@@ -148,22 +148,7 @@ class Tracking:
             self.close(finished=False)
 
 
-def member(output: object, name: str) -> Any:
-    """`output[name]` or `output.name`, None where it has neither."""
-    return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
-
-
-def find_logits(output: object) -> Tensor | None:
-    """`logits` of a model's output where it has them, else its first tensor of two and more dimensions."""
-    if isinstance(named := member(output, "logits"), Tensor):
-        return named
-    if isinstance(output, Tensor):
-        return output if output.ndim >= 2 else None
-    members = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
-    return next((found for member in members if (found := find_logits(member)) is not None), None)
-
-
 def _fit(target: Tensor | None, logits: Tensor) -> bool:
     """Whether `target` is class indices of these logits; others (mixed, regression) have no accuracy."""
     whole = isinstance(target, Tensor) and not target.is_floating_point() and target.dtype != torch.bool
-    return whole and target.shape == (logits.shape[0], *logits.shape[2:])
+    return whole and target.shape in ((logits.shape[0], *logits.shape[2:]), logits.shape[:-1])

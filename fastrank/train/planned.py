@@ -32,17 +32,6 @@ def plan_named(
     return plan(network, torch.empty(batch, channels, image, image, device="meta"), **options)
 
 
-def parse_budget(text: str) -> float:
-    """ "5%" or "0.05" as a share."""
-    try:
-        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        share = 0.0
-    if not 0 < share < 100:
-        raise InputError("budget", "a share of a training step such as 5%", repr(text))
-    return share
-
-
 def to_json(found: Plan, title: str, budget: float | None) -> str:
     """Everything that the tables show, and every matrix."""
     everything = {

@@ -9,7 +9,7 @@ transformers = pytest.importorskip("transformers", reason="needs transformers: p
 pytest.importorskip("accelerate", reason="needs accelerate: pip install 'fastrank[transformers]'")
 
 import fastrank.integrations.transformers as adapter  # noqa: E402
-from fastrank.integrations.transformers import TOKEN_ROWS, WatchCallback  # noqa: E402
+from fastrank.integrations.transformers import WatchCallback  # noqa: E402
 from fastrank.record import load_run  # noqa: E402
 
 off_the_checkout(transformers.utils.is_kernels_available)
@@ -153,15 +153,6 @@ def test_logits_of_the_librarys_own_models_are_found(tmp_path, kind):
     assert scalars["logits/norm"] == pytest.approx(float(logits.double().norm()), rel=1e-6)
     assert scalars["train/loss"] == pytest.approx(float(seen[0].loss), rel=1e-6)
     assert ("train/accuracy" in scalars) == (kind == "classes")
-
-
-def test_token_logits_are_thinned_out_evenly():
-    from fastrank.integrations.transformers import _some_positions
-
-    z = torch.arange(3 * 1000 * 2.0).reshape(3, 1000, 2)
-    rows = _some_positions(z)
-    assert rows.shape[0] <= TOKEN_ROWS < 3000 and rows.shape[1] == 2
-    assert rows[:, 0].diff().unique().tolist() == [6.0] and _some_positions(z[:, :300]).shape == (900, 2)
 
 
 def test_the_example_runs(tmp_path, monkeypatch):
