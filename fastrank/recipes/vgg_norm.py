@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from fastrank.recipes.training import (
     paper_resnet,
     recipe_facts,
 )
-from fastrank.record import RunWriter
+from fastrank.record import Run, RunWriter
 from fastrank.temperature import logits_norm
 from fastrank.train.config import TrainConfig
 from fastrank.train.data import load_data
@@ -33,7 +35,8 @@ if TYPE_CHECKING:
 
 #: "Orders of magnitude": at least this factor between the norms, in decades.
 DECADES = 1.0
-BATCHES = 4
+#: Random networks of a seed.
+NETWORKS = 8
 
 
 def _settings(
@@ -54,17 +57,35 @@ def _settings(
 def run(jobs: Sequence[Job], device: torch.device) -> None:
     for job in (job for job in jobs if job.settings.get("random")):
         with RunWriter(job.path, recipe_facts(job), resume=(job.path / "run.db").is_file()) as writer:
-            writer.set_evaluation({"first_logits_norm": _random_norm(job, device)})
+            norms = [_random_norm(job, number, device) for number in range(NETWORKS)]
+            # Norms are compared by their ratios.
+            writer.set_evaluation({"first_logits_norm": float(np.exp(np.mean(np.log(norms)))), "norms": norms})
     evaluate_jobs([job for job in jobs if not job.settings.get("random")], device)
 
 
-def _random_norm(job: Job, device: torch.device) -> float:
+def _random_norm(job: Job, number: int, device: torch.device) -> float:
     config = TrainConfig(**job.settings["train"], seed=job.seed)
     data = load_data(config)
-    torch.manual_seed(job.seed)
+    torch.manual_seed(NETWORKS * job.seed + number)
     model = build_model(config.model, data.classes, data.channels, data.image_size, config.model_kwargs).to(device)
     batches = ((images.to(device),) for images, _ in data.train.train_batches(0, config.batch_size))
-    return logits_norm(model, batches, BATCHES)
+    return logits_norm(model, batches, 1)
+
+
+def random_norms(study: Study, label: str) -> np.ndarray:
+    """[seeds * NETWORKS]"""
+    return np.concatenate([run.evaluation["norms"] for run in study.of(label)])
+
+
+def collapse_by_layer(run: Run) -> np.ndarray:
+    """[layers]: Tr S_W / Tr S_B of every representation, 0 where each class is one point."""
+    return np.array([figures["nc1_trace"] for figures in run.evaluation["evaluated"]["layers"].values()])
+
+
+COLLAPSED = Column(
+    "decades of Tr S_W / Tr S_B, mean over layers",
+    lambda run: float(np.log10(collapse_by_layer(run)).mean()) if "evaluated" in run.evaluation else math.nan,
+)
 
 
 def _random(study: Study) -> list[str]:
@@ -73,24 +94,36 @@ def _random(study: Study) -> list[str]:
 
 def effects(study: Study) -> list[Effect]:
     vgg, *others = _random(study)
-    norms = {label: np.log10(study.values(label, FIRST_NORM.name)) for label in (vgg, *others)}
+    norms = {label: np.log10(random_norms(study, label)) for label in (vgg, *others)}
     found = [
-        of_values(f"decades from {vgg} to {other}", ">", norms[other] - norms[vgg], null=DECADES) for other in others
-    ]
+        of_values(
+            f"decades from {vgg} to {other}", ">", norms[other] - norms[vgg], null=DECADES, method="t over networks"
+        )
+        for other in others
+    ]  # fmt: skip
     trained = [label for label in study.labels if label not in norms]
     for number, label in enumerate(trained[1:]):
         # The lowest temperature is the claim's; those above 1 are Table 7's.
         side = ">" if study.settings(label)["train"]["temperature"] < 1 else "<"
-        found.append(difference(study, KAPPA.name, label, trained[0], side, counts=number == 0))
+        kappa = difference(study, KAPPA.name, label, trained[0], side, counts=number == 0)
+        found.append(replace(kappa, spoiled=kappa.spoiled or _at_floor(study, label, trained[0])))
+        found.append(difference(study, COLLAPSED, label, trained[0], side, counts=False))
         found.append(difference(study, SOLUTION_RANK.name, label, trained[0], side, counts=False))
     return found
 
 
+def _at_floor(study: Study, *labels: str) -> str:
+    """Why kappa cannot be compared: a probe of the first layer suffices with every network."""
+    layers = len(probe_accuracies(study.of(labels[0])[0]))
+    first = all(np.isclose(study.values(label, KAPPA.name), 1 / layers).all() for label in labels)
+    return "kappa is at its floor: the first layer's probe suffices at both temperatures" if first else ""
+
+
 def draw(study: Study) -> Figure:
-    """Left as Fig. 8: one dot a random network; right as Fig. 9: accuracy of linear probes by layer, a line a T."""
-    figure, axes = panels(1, 2, (4.0, 3.0))
+    """As Fig. 8, one dot a random network; as Fig. 9, probes by layer, one line a T; right the collapse by layer."""
+    figure, axes = panels(1, 3, (4.0, 3.0))
     for place, label in enumerate(_random(study)):
-        values = study.values(label, FIRST_NORM.name)
+        values = random_norms(study, label)
         axes[0, 0].plot(np.full(len(values), place), values, "o", markersize=4)
     names = [label.removesuffix(", random") for label in _random(study)]
     axes[0, 0].set(yscale="log", ylabel="norm of a sample's logits, at random", xticks=range(len(names)))
@@ -99,14 +132,22 @@ def draw(study: Study) -> Figure:
     for label, colour in zip(trained, colours(len(trained)), strict=True):
         accuracies = np.array([list(probe_accuracies(run).values()) for run in study.of(label)], np.float64)
         line(axes[0, 1], np.arange(accuracies.shape[1]), 100 * accuracies, label, color=colour)
+        spread = np.array([collapse_by_layer(run) for run in study.of(label)])
+        line(axes[0, 2], np.arange(spread.shape[1]), spread, label, color=colour)
     axes[0, 1].set(xlabel="layer", ylabel="probe accuracy")
     axes[0, 1].legend(fontsize=8)
+    axes[0, 2].set(xlabel="layer", ylabel="Tr $S_W$ / Tr $S_B$", yscale="log")
     return figure
 
 
 def notes(study: Study) -> list[str]:
     vgg, other, *_ = (study.values(label, FIRST_NORM.name).mean() for label in _random(study))
     found = [f"T = {vgg / other:.2g} gives VGG-19 the first norm that {_random(study)[1].split(',')[0]} has at T = 1."]
+    if _at_floor(study, *study.labels[-2:]):
+        found.append(
+            "Linear probes read these ten digits from the first layer on, so kappa cannot show where the network "
+            "collapses. The spread within classes over that between them, by layer, can: it is shown, and does not count."
+        )
     if study.settings(study.labels[-1])["train"]["model_kwargs"].get("batch_norm"):
         found.append(
             "The trained VGG-19 is narrow and has batch normalisation; the random ones are the paper's. Narrow "
@@ -152,6 +193,7 @@ RECIPE = Recipe(
         FIRST_NORM,
         SOLUTION_RANK,
         KAPPA,
+        COLLAPSED,
         Column("T", evaluated("temperature")),
     ),
     run=run,
