@@ -146,7 +146,7 @@ def notes(study: Study) -> list[str]:
     if _at_floor(study, *study.labels[-2:]):
         found.append(
             "Linear probes read these ten digits from the first layer on, so kappa cannot show where the network "
-            "collapses. The spread within classes over that between them, by layer, can: it is shown, and does not count."
+            "collapses. The spread within classes over that between them, by layer, can: shown, not judged."
         )
     if study.settings(study.labels[-1])["train"]["model_kwargs"].get("batch_norm"):
         found.append(
