@@ -1,6 +1,6 @@
 """Jobs that train a network and then evaluate it on whole sets: settings {"train": ..., "evaluate": {...}}.
 
-"evaluate": {"ood": names of data sets, the first of which is the one of columns and figures, "probes": as of
+"evaluate": {"ood": names of data sets, the first of which is that of columns and figures, "probes": as of
 `fastrank.evaluate`}. What `fastrank.evaluate` found is stored in the run under "evaluated".
 """
 
@@ -39,7 +39,7 @@ def _evaluate(model: nn.Module, data: Data, T: float, job: Job) -> dict[str, Any
         model, train, test=test, ood=load_ood(config, options["ood"], data, workers, LIMIT), T=T,
         probes=options["probes"], limit=LIMIT, seed=job.seed, device=next(model.parameters()).device,
     )  # fmt: skip
-    return {"evaluated": {"first_ood": options["ood"][0], **found.to_dict()}}
+    return {"evaluated": found.to_dict()}
 
 
 def probe_accuracies(run: Run) -> dict[str, float]:
@@ -136,9 +136,9 @@ def set_notes(study: Study) -> list[str]:
     ]
 
 
-def probe_notes(study: Study) -> list[str]:
-    """By which probes kappa and rho are."""
-    if "adam" in study.settings(study.labels[0])["evaluate"]["probes"]:
+def probe_notes(study: Study, label: str = "") -> list[str]:
+    """By which probes kappa and rho are, at a label or at the first."""
+    if "adam" in study.settings(label or study.labels[0])["evaluate"]["probes"]:
         return []
     return [
         "kappa and rho are by ridge probes in closed form, at most 1024 features a layer, not by the paper's (Adam)."

@@ -13,6 +13,8 @@ from typing import Any
 from fastrank.recipes.result import upright
 from fastrank.record.export import replacing
 
+#: Of the figures' pictures.
+DPI = 160
 PAGE = Template((Path(__file__).parent / "gallery.html").read_text(encoding="utf-8"))
 
 
@@ -28,15 +30,20 @@ def write_gallery(out: Path) -> Path:
 
 def _summary(folder: Path, result: dict[str, Any]) -> str:
     anchor = f"{folder.parent.name}-{folder.name}"
+    counting = [effect["verdict"] for effect in result["effects"] if effect["counts"]]
     return (
         f'<tr><td><a href="#{escape(anchor)}">{escape(result["recipe"])}</a></td><td>{escape(result["scale"])}</td>'
-        f"<td>{len(result['seeds'])}</td><td>{_badge(result['verdict'])}</td><td>{escape(result['claim'])}</td></tr>"
+        f"<td>{len(result['seeds'])}</td><td>{_badge(result['verdict'])}</td>"
+        f"<td>{counting.count('held')} of {len(counting)}</td><td>{escape(result['claim'])}</td></tr>"
     )
 
 
 def _section(out: Path, folder: Path, result: dict[str, Any]) -> str:
     picture = folder / "figure.png"
-    image = f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}" if picture.is_file() else ""
+    pixels = picture.read_bytes() if picture.is_file() else b""
+    image = f"data:image/png;base64,{base64.b64encode(pixels).decode()}" if pixels else ""
+    # At its size in inches (a PNG's bytes 16 .. 19 are its width), so that text is as large in every figure.
+    width = round(int.from_bytes(pixels[16:20]) * 96 / DPI)
     notes = "".join(f"<li>{escape(note)}</li>" for note in result["notes"])
     command = f"fastrank report {folder}"
     heads, rows = upright(result["table"])
@@ -46,7 +53,7 @@ def _section(out: Path, folder: Path, result: dict[str, Any]) -> str:
 <p><b>Claim.</b> {escape(result["claim"])} <i>{escape(result["source"])}</i></p>
 <p><b>Rule.</b> {escape(result["rule"])}</p>
 {"<ul class=notes>" + notes + "</ul>" if notes else ""}
-<figure><img alt="{escape(result["recipe"])}" src="{image}"></figure>
+<figure><img alt="{escape(result["recipe"])}" width="{width}" src="{image}"></figure>
 <table><thead><tr><th>effect</th><th>claimed</th><th>estimate</th><th>95 % interval</th><th>n</th><th>interval by</th>
 <th></th></tr></thead><tbody>{"".join(_effects(result))}</tbody></table>
 <table><thead>{_head(heads)}</thead><tbody>{"".join(_rows(rows))}</tbody></table>

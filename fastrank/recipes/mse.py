@@ -6,7 +6,7 @@ from fastrank.recipes import temperature_sweep
 from fastrank.recipes.evaluating import evaluate_jobs
 from fastrank.recipes.recipe import Recipe, Scale
 from fastrank.recipes.temperature_sweep import settings_of
-from fastrank.recipes.training import SMALL_RESNET, SMOKE_MLP, paper_resnet
+from fastrank.recipes.training import GLYPH_MLP, SMOKE_MLP, paper_resnet
 
 RECIPE = Recipe(
     name="mse",
@@ -16,8 +16,8 @@ RECIPE = Recipe(
     scales={
         "smoke": Scale(settings_of(SMOKE_MLP, (1, 10), ("glyphs",), ("ridge",), loss="mse"), 2, "seconds"),
         "quick": Scale(
-            settings_of(SMALL_RESNET, (1, 100), ("digits", "glyphs-rotated"), ("ridge",), loss="mse"), 3,
-            "about 8 minutes",
+            settings_of(GLYPH_MLP, (1, 100), ("digits", "glyphs-rotated"), ("ridge",), loss="mse"), 3,
+            "about 4 minutes",
         ),
         "full": Scale(
             settings_of(

@@ -160,7 +160,7 @@ RECIPE = Recipe(
     f"{' and '.join(f'{share:.3g}' for share in SHARES[:-1])} of the samples.",
     scales={
         "smoke": Scale(_settings(SMOKE_MLP, (1, 10), (1.0, 0.2)), 2, "seconds"),
-        "quick": Scale(_settings(GLYPH_MLP, (1, 100), (1.0, 0.3, 0.1)), 3, "about 7 minutes"),
+        "quick": Scale(_settings(GLYPH_MLP, (1, 100), (1.0, 0.1)), 3, "about 5 minutes"),
         "full": Scale(
             _settings(paper_resnet("resnet34_cifar", "cifar100"), (1, 100), (1.0, 0.1, 0.01)), 3,
             "18 trainings of ResNet-34 on CIFAR-100, 164 epochs each",

@@ -74,8 +74,8 @@ def _cell(study: Study, label: str, name: str) -> Cell:
     mean, n = float(values.mean()), len(values)
     std = float(values.std(ddof=1)) if n > 1 else math.nan
     lo = hi = None
-    text = format(mean, column.form)
-    if n > 1:
+    text = format(mean, column.form) if math.isfinite(mean) else "-"
+    if n > 1 and math.isfinite(mean):
         text += f" ± {format(std, column.form)}"
     if column.interval is not None:
         bounds = np.array([column.interval(run) for run in study.of(label)], np.float64)

@@ -29,6 +29,7 @@ NORM_OVER_T = Column("logits norm / T", evaluated("logits_norm_over_T"))
 OUTCOME = (TRAIN_ACCURACY, TEST_ACCURACY, SOLUTION_RANK, LOGITS_NORM, NORM_OVER_T)
 
 Also = Callable[[nn.Module, Data, float, Job], Mapping[str, Any]]
+Each = Callable[[nn.Module, Data, float], Mapping[str, float]]
 
 
 def rank_at(tolerance: float) -> Column:
@@ -46,16 +47,17 @@ def config_of(job: Job) -> TrainConfig:
     return TrainConfig(**fields, seed=job.seed)
 
 
-def train_jobs(jobs: Sequence[Job], device: torch.device, also: Also | None = None) -> None:
+def train_jobs(jobs: Sequence[Job], device: torch.device, also: Also | None = None, each: Each | None = None) -> None:
     """One after the other; each goes on from its checkpoint where it was interrupted.
 
-    also: (trained model, data, last temperature, job) -> figures that join the run's evaluation.
+    also: (trained model, data, last temperature, job) -> figures that join the run's evaluation. each: (model, data,
+    temperature) -> figures of every recorded step.
     """
     configs = [config_of(job) for job in jobs]  # every mistake is said before the first run
     for number, (job, config) in enumerate(zip(jobs, configs, strict=True), 1):
         print(f"{job.path} ({number} of {len(jobs)})", flush=True)
         found = None if also is None else (lambda model, data, T, job=job: also(model, data, T, job))
-        train(config, job.path, True, device, workers_of(config), recipe_facts(job), found)
+        train(config, job.path, True, device, workers_of(config), recipe_facts(job), found, each)
 
 
 def workers_of(config: TrainConfig) -> int:

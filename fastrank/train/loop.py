@@ -76,13 +76,14 @@ def train(
     workers: int = 0,
     facts: Mapping[str, Any] | None = None,
     also: Callable[[nn.Module, Data, float], Mapping[str, Any]] | None = None,
+    each: Callable[[nn.Module, Data, float], Mapping[str, float]] | None = None,
 ) -> Result:
     """Train one run into the directory `path`, or go on from its last checkpoint (from nothing, where it has none).
 
     A resumed run computes what an uninterrupted one computes, bit for bit on the same machine: the order of the data
     is a function of (seed, epoch), and the checkpoint holds everything else. Recorded steps beyond it are replaced.
-    `facts` are stored with the run's configuration; what `also(model, data, T)` finds at the end joins the
-    final figures.
+    `facts` are stored with the run's configuration. What `also(model, data, T)` finds at the end joins the final
+    figures; what `each(model, data, T)` finds before every `config.every`-th step is recorded with it as "train/...".
 
     Raises:
         InputError: a mistake in `config` or `path`, another configuration than the one to resume, a loss that is not
@@ -132,6 +133,7 @@ def train(
                     group["lr"] = lr
                 logits = model(images)
                 loss = criterion(logits, labels)
+                figures = each(model, data, schedule.value) if each and step % config.every == 0 else {}
                 # Reading the loss waits for the device: only where it is shown, or before it can enter a checkpoint.
                 last = stop.is_set() or (step + 1) % per_epoch == 0
                 if shown := last or measured(step):
@@ -139,7 +141,7 @@ def train(
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                watcher.step(logits, labels, loss=loss.detach(), lr=lr, epoch=epoch, T=schedule.value)
+                watcher.step(logits, labels, loss=loss.detach(), lr=lr, epoch=epoch, T=schedule.value, **figures)
                 schedule.step()
                 step += 1
                 bar.step(float(loss.detach()) if shown else None, watcher.latest)

@@ -17,12 +17,14 @@ from fastrank import load_run
 from fastrank.errors import InputError
 from fastrank.recipes import FILES, SCALES, find_recipe, recompute, reproduce
 from fastrank.recipes.execute import plan_jobs
+from fastrank.recipes.logits_norm import RTOL, ranks_of_the_set
 from fastrank.recipes.recipe import IMAGENET
 from fastrank.recipes.softmax_rank import gap_bound
 from fastrank.recipes.temperature_sweep import IMAGENET_OOD
 from fastrank.recipes.training import SMOKE_MLP, config_of
 from fastrank.train.config import TrainConfig
 from fastrank.train.data import load_data
+from fastrank.train.models import build_model
 
 NAMES = ("logits-norm", "alignment", "gradient-rank", "vgg-norm", "init-norm", "schedule", "controls", "rank-sweeps")
 
@@ -177,6 +179,20 @@ def test_ranks_of_samples_against_numpy(out):
     config = TrainConfig(**{**SMOKE_MLP, "class_balance": 0.2})
     labels = torch.cat([labels for _, labels in load_data(config).train.plain_batches(50)])
     assert labels.bincount().tolist() == [round(20 * 0.2 ** (k / 9)) for k in range(10)]
+
+
+def test_ranks_of_the_whole_training_set_against_numpy():
+    config = TrainConfig(**SMOKE_MLP)
+    data = load_data(config)
+    torch.manual_seed(0)
+    model = build_model(config.model, data.classes, data.channels, data.image_size, config.model_kwargs)
+    found = ranks_of_the_set(model, data, 30.0)
+    with torch.no_grad():
+        z = model(data.train.tensors[0])
+    assert model.training and found["set_norm"] == pytest.approx(float(z.norm()), rel=1e-6)
+    assert found["set_rank"] == np.linalg.matrix_rank(z.numpy(), rtol=RTOL) == 10
+    # Nearly uniform rows: the threshold leaves few of their differences.
+    assert found["set_rank_after"] == np.linalg.matrix_rank((z / 30).softmax(1).numpy(), rtol=RTOL) < 10
 
 
 def test_softmax_rank_against_numpy(out):
