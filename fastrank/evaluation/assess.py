@@ -254,8 +254,8 @@ def _probes(fitted: _Fitted, answers: dict[str, ProbeAccuracy], options: _Option
         most = max((value for value in excess.values() if not math.isnan(value)), default=math.nan)
         notes += (
             f"adam: {steps} steps in all, where [U] takes {STEPS} on CIFAR; the probes may be unfinished, with up to "
-            f"{100 * most:.2g} % of their training loss to lose, and kappa of chance; ProbeProtocol(least_steps={STEPS}) "
-            f"goes on, ridge probes are exact",
+            f"{100 * most:.2g} % of their training loss to lose, and kappa and rho of chance; "
+            f"ProbeProtocol(least_steps={STEPS}) goes on, ridge probes are exact",
         )
     settings = {"ridge_penalty": options.ridge_penalty, "ridge_features": options.ridge_features}
     return Probes(

@@ -61,8 +61,9 @@ class Probe:
 
     weight [C, d], bias [C], mean [d], std [d], float32. reason: why there is none; empty otherwise.
     excess: a bound on the share of the training objective f (cross-entropy and weight decay) that more training could
-        still take away, in [0, 1]. Weight decay makes f strongly convex, so f - min f <= ||grad f||^2 / (2 weight_decay)
-        (Boyd & Vandenberghe 2004, eq. 9.9), and no more than f. 1 without weight decay; NaN for a probe in closed form.
+        still take away, in [0, 1]. Weight decay makes f strongly convex, so that f - min f is at most
+        ||grad f||^2 / (2 weight_decay) (Boyd & Vandenberghe 2004, eq. 9.9), and at most f. 1 without weight decay; NaN
+        for a probe in closed form.
     """
 
     weight: Tensor

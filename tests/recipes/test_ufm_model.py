@@ -155,7 +155,8 @@ def test_a_killed_call_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
 
 
 def test_a_killed_flow_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
-    from fastrank.recipes.ufm import checkpoint, flow as module
+    from fastrank.recipes.ufm import checkpoint
+    from fastrank.recipes.ufm import flow as module
 
     monkeypatch.setattr(checkpoint, "SAVE_EVERY", -1.0)
     model = DeepUFM(4, 3, 5)

@@ -83,7 +83,8 @@ def descend(
         stopped[done] = float(step)
         active &= ~done
         kept.save(
-            {"at": at, "records": records, "active": active, "stopped": stopped, "state": state}, last=step == record[-1]
+            {"at": at, "records": records, "active": active, "stopped": stopped, "state": state},
+            last=step == record[-1],
         )
     figures = {name: torch.stack([r[name] for r in records]) for name in records[0]}
     diverged = ~(active | stopped.isfinite())
