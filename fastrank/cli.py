@@ -116,6 +116,7 @@ def evaluate(
     probes: Annotated[list[str] | None, typer.Option(help="adam, ridge, both (default), or none.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Of the probes of adam (the paper's 50).")] = None,
     probe_batch: Annotated[int | None, typer.Option(help="Samples a step of these (the paper's 4096).")] = None,
+    probe_steps: Annotated[int, typer.Option(help="Steps of these at least: more epochs where the set is small.")] = 0,
     probe_memory: Annotated[float, typer.Option(help="Bytes for the samples that probes are trained on.")] = 2e9,
     layers: Annotated[list[str] | None, typer.Option(help="Globs over module names, one or more.")] = None,
     limit: Annotated[int | None, typer.Option(help="Samples of each set at most; all if left out.")] = None,
@@ -136,6 +137,7 @@ def evaluate(
     methods = [name for name in probes or ("adam", "ridge") if name != "none"]
     found = evaluate_checkpoint(
         checkpoint, ood or (), device=choose_device(device), workers=workers, epochs=epochs, probe_batch=probe_batch,
+        probe_steps=probe_steps,
         probes=methods, probe_memory=probe_memory, layers=tuple(layers or ("*",)), limit=limit, seed=seed,
     )  # fmt: skip
     print_evaluation(found)
