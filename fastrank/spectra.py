@@ -36,7 +36,7 @@ class Spectrum:
         dtype: storage dtype of the matrix; it sets the default tolerance of a rank.
         centered: whether the column means were removed.
         method: "gram64" (eigenvalues of a float64-accumulated Gram matrix), "svd64" (direct), "sketch" (of a low rank),
-            or "none".
+            "factors" (of a product of few rows), or "none".
         reason: why the values are NaN; empty otherwise.
     """
 
