@@ -11,15 +11,17 @@ function drawEvaluated() {
     ["before", "after"]
       .filter((when) => Object.hasOwn(run.evaluated.ranks, when))
       .map((when) => {
-        const curve = run.evaluated.ranks[when];
+        const { tolerance, rank, at, found } = run.evaluated.ranks[when];
+        const further = at !== null && at < tolerance[tolerance.length - 1]; // of full rank at its tolerance
+        const x = further ? [...tolerance, at] : tolerance;
         return {
           name: when === "after" ? `${run.name}, after the softmax` : run.name,
           color: runColor(run.index),
-          x: curve.tolerance,
-          y: curve.rank,
-          texts: curve.tolerance.map((x) => `tolerance ${round(x)}`),
+          x,
+          y: further ? [...rank, rank.length] : rank,
+          texts: x.map((value) => `tolerance ${round(value)}`),
           dash: when === "after" ? "dot" : "solid",
-          mark: curve.at !== null && curve.found !== null ? [curve.at, curve.found] : null,
+          mark: at !== null && found !== null ? [at, found] : null,
         };
       }),
   );
