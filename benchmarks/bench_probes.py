@@ -1,8 +1,8 @@
 """Linear probes of all layers of a network: trained together against one after another, by the same protocol.
 
-A call is 20 epochs of the paper's protocol (Adam, lr 1e-3, weight decay 1e-3, batches of 4096, standardised
-features), of its 50. fastrank's call also bounds what each probe has left to lose. The
-loops train torch.nn.Linear layer by layer, as one would write it down. Starts and orders of samples are the same.
+A call is 20 epochs of the 50 of the paper's protocol (Adam, lr 1e-3, weight decay 1e-3, batches of 4096, standardised
+features). fastrank's call also bounds what each probe has left to lose. The loops train torch.nn.Linear layer by layer,
+as one would write it down. Starts and orders of samples are the same.
 """
 
 from __future__ import annotations
