@@ -149,7 +149,7 @@ def streams(case: Matrix, matrices: list[Tensor], truths: list[Tensor]) -> dict[
         state = fastrank.GramState(d=A.shape[1], mode=mode, device=A.device)
         for batch in batches:
             state.update(batch)
-        return [fastrank.matrix_rank(state.spectrum())]
+        return [fastrank.matrix_rank(state)]
 
     def stacked() -> list:
         sigma = torch.linalg.svdvals(A)

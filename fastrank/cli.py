@@ -65,12 +65,17 @@ def train(
     augment: Annotated[str | None, typer.Option(help="none, cifar or imagenet (none).")] = None,
     image_size: Annotated[int | None, typer.Option(help="Pixels; the data set's own if left out.")] = None,
     samples_per_class: Annotated[int | None, typer.Option(help="Limits the training split.")] = None,
+    class_balance: Annotated[float | None, typer.Option(help="Smallest class over largest, in training (1).")] = None,
+    classifier_scale: Annotated[float | None, typer.Option(help="Of the classifier's initial weight (1).")] = None,
     model_kwarg: Annotated[
         list[str] | None, typer.Option(help="key=value for the model's constructor, one or more.")
     ] = None,
     track: Annotated[str | None, typer.Option(help="off, light, default or full (default).")] = None,
     layers: Annotated[list[str] | None, typer.Option(help="Globs over module names, one or more.")] = None,
-    every: Annotated[int | None, typer.Option(help="Track every so many steps (1).")] = None,
+    every: Annotated[
+        str | None, typer.Option(help="Track every so many steps (1), or log, log:5, epoch:391; several with commas.")
+    ] = None,
+    budget: Annotated[str | None, typer.Option(help="Track so often that it takes such a share as 2%.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue interrupted runs from their checkpoints.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     workers: Annotated[int, typer.Option(help="Data loading processes, for data on disk.")] = 0,
@@ -86,7 +91,9 @@ def train(
         "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "schedule": schedule,
         "warmup_epochs": warmup_epochs, "milestones": tuple(milestones) if milestones else None, "gamma": gamma,
         "augment": augment, "image_size": image_size,
-        "samples_per_class": samples_per_class, "track": track, "every": every,
+        "samples_per_class": samples_per_class, "class_balance": class_balance,
+        "classifier_scale": classifier_scale, "track": track, "every": every,
+        "budget": budget,
         "temperature_schedule": temperature_schedule, "temperature_end": temperature_end, "initial_norm": initial_norm,
         "loss": loss, "label_smoothing": label_smoothing,
         "layers": tuple(layers) if layers else None, "model_kwargs": parse_kwargs(model_kwarg) if model_kwarg else None,
@@ -163,8 +170,9 @@ def plan(
 
     Example: `fastrank plan --model resnet50 --batch 256 --image 224 --device h100 --track default --budget 5%`
     """
+    from fastrank.tracking.budget import parse_budget
     from fastrank.train.models import parse_kwargs
-    from fastrank.train.planned import parse_budget, plan_named, to_json, to_text
+    from fastrank.train.planned import plan_named, to_json, to_text
 
     limit = None if budget is None else parse_budget(budget)
     found = plan_named(
@@ -180,6 +188,7 @@ def reproduce(
     name: Annotated[str | None, typer.Argument(help="A recipe; --list names them all.", show_default=False)] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Minutes on two cores, the default.")] = False,
     full: Annotated[bool, typer.Option("--full", help="The paper's scale, for a GPU.")] = False,
+    imagenet: Annotated[bool, typer.Option("--imagenet", help="The paper's on ImageNet-1k, where it has one.")] = False,
     smoke: Annotated[bool, typer.Option("--smoke", hidden=True)] = False,
     seeds: Annotated[int | None, typer.Option(help="How many, from 0 on; the recipe's own number if left out.")] = None,
     out: Annotated[Path, typer.Option(help="Directory of runs, results and the gallery.")] = Path("reproduced"),
@@ -205,9 +214,10 @@ def reproduce(
         return
     if name is None:
         raise InputError("name", f"one of {', '.join(recipes.FILES)}", "none", "see --list")
-    if quick + full + smoke > 1:
-        raise InputError("--quick, --full", "one of them", "both")
-    scale = "full" if full else "smoke" if smoke else "quick"
+    scales = {"quick": quick, "full": full, "imagenet": imagenet, "smoke": smoke}
+    if sum(scales.values()) > 1:
+        raise InputError("--quick, --full, --imagenet", "one of them", "several")
+    scale = next((name for name, chosen in scales.items() if chosen), "quick")
     try:
         recipe = recipes.find_recipe("+".join([name, ",".join(changes)] if changes else [name]))
         result = recipes.reproduce(recipe, scale, seeds, out, choose_device(device), data)

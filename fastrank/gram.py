@@ -30,7 +30,8 @@ from fastrank.kernels.gram import (
     gram_patches_,
 )
 from fastrank.kernels.gram.validate import check_patches
-from fastrank.spectra import Spectrum, spectrum_of_gram
+from fastrank.small_grams import SmallGram
+from fastrank.spectra import Spectrum, of_grams
 
 #: Coarsest storage first. The coarsest dtype seen names the data's precision.
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -401,11 +402,23 @@ class GramState:
         Raises:
             InputError: no rows yet.
         """
+        return of_grams([self.small_gram(centered)])[0]
+
+    def small_gram(self, centered: bool = False) -> SmallGram:
+        """`gram(centered)` without its upper triangle, and `gram_error(centered)`: what spectra and ranks are made of.
+
+        Raises:
+            InputError: no rows yet.
+        """
         self._require_rows("spectrum")
-        return spectrum_of_gram(
-            self.gram(centered), n=self.n, d=self.d, dtype=self.dtype, centered=centered,
-            gram_error=self.gram_error(centered),
-        )  # fmt: skip
+        if centered:
+            G = torch.addr(self._gram, self._total, self._total / -self.n)
+            G.diagonal().clamp_(min=0)
+        else:
+            # No more roundings than gram() makes: s t^T + t s^T + n s s^T = s (t + n s)^T + t s^T.
+            G = torch.addr(self._gram, self._shift, self._total + self.n * self._shift)
+            G.addr_(self._total, self._shift)
+        return SmallGram(G, self.n, self.d, self.dtype, centered, self.gram_error(centered))
 
     def _require_rows(self, what: str) -> None:
         if self.n == 0:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +70,8 @@ class ForwardHook(Hook):
 
     Args:
         takes_input, takes_output: which of the two `receive` wants; the other is None.
+        receive_gradient: called with the output's gradient in every backward through it; not in a compiled graph.
+        find: the tensor of an output; the first if left out.
     """
 
     def __init__(
@@ -79,8 +82,10 @@ class ForwardHook(Hook):
         takes_input: bool = False,
         takes_output: bool = False,
         training: bool = True,
+        receive_gradient: Callable[[Tensor], None] | None = None,
+        find: Callable[[object], Tensor | None] | None = None,
     ) -> None:
-        self._training = training
+        self._training, self._receive_gradient, self._find = training, receive_gradient, find or first_tensor
         self._module, self._switch, self._receive = module, switch, receive
         self._takes_input, self._takes_output = takes_input, takes_output
         self._number = next(_NUMBERS)
@@ -97,6 +102,18 @@ class ForwardHook(Hook):
             if module is self._module or _on_first_device(self._module, x if y is None else y):
                 with torch.no_grad():
                     self._receive(x, y)
+                self._await_gradient(first_tensor(output))
+
+    def _await_gradient(self, output: Tensor | None) -> None:
+        if self._receive_gradient is None or output is None or not output.requires_grad:
+            return
+
+        def arrived(gradient: Tensor) -> None:
+            if self._switch.armed:
+                with torch.no_grad():
+                    self._receive_gradient(gradient.detach())
+
+        output.register_hook(arrived)
 
     def tapped(self, x: Tensor | None, y: Tensor | None) -> None:
         """From a compiled graph."""
@@ -107,7 +124,7 @@ class ForwardHook(Hook):
 
     def _tensors(self, args: tuple, kwargs: dict, output: object) -> tuple[Tensor | None, Tensor | None]:
         x = first_tensor((args, kwargs)) if self._takes_input else None
-        y = first_tensor(output) if self._takes_output else None
+        y = self._find(output) if self._takes_output else None
         return None if x is None else x.detach(), None if y is None else y.detach()
 
 
@@ -127,6 +144,22 @@ def in_backward() -> bool:
 def _on_first_device(module: nn.Module, x: Tensor | None) -> bool:
     own = next(module.parameters(), None)
     return x is None or own is None or own.device == x.device
+
+
+def member(output: object, name: str) -> Any:
+    """`output[name]` or `output.name`, None where it has neither."""
+    return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+
+
+def find_logits(output: object) -> Tensor | None:
+    """`logits` of a model's output where it has them, else its first floating-point tensor of two and more dimensions:
+    a loss beside the logits is none."""
+    if isinstance(output, Tensor):
+        return output if output.ndim >= 2 and output.is_floating_point() else None
+    if isinstance(named := member(output, "logits"), Tensor):
+        return named
+    members = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
+    return next((found for member in members if (found := find_logits(member)) is not None), None)
 
 
 def first_tensor(output: object) -> Tensor | None:

@@ -18,7 +18,10 @@ from fastrank.small_grams import U64, SmallGram
 #: Steps of Lanczos for sigma_1. A dozen finds a leading value that stands out to many digits; where it does not, the
 #: bracket is as wide as the residual.
 STEPS = 12
-#: A slack is about this many roundings of the trace where nothing grows (csrc/small_eigh/ldlt.h), twice over.
+#: Where the bracket of lambda_1 that Lanczos proves is as narrow, relative to it, no factorisation is asked for one.
+SETTLED = 1e-9
+#: A slack is at most this many roundings of the traces of G and, twice, of the shift's multiple of the identity, where
+#: nothing grows (csrc/small_eigh/ldlt.h; orders 64 to 1000, flat and decaying spectra). A guess too small counts again.
 ROUNDINGS = 128
 
 
@@ -28,9 +31,9 @@ def count_above(grams: list[SmallGram], ranges: list[tuple[float, float]]) -> li
     errors = [float(g.error) * (1 + 1e-12) for g in grams]
     above = [_outside(low, error, -1) for (low, _), error in zip(ranges, errors, strict=True)]
     below = [_outside(high, error, 1) for (_, high), error in zip(ranges, errors, strict=True)]
-    hi = _counts(grams, above, -1, most)
-    lo = _counts(grams, below, 1, [0] * len(grams))
-    return [(min(a, b), b) for a, b in zip(lo, hi, strict=True)]
+    sides = [-1] * len(grams) + [1] * len(grams)
+    found = _counts(grams * 2, above + below, sides, most + [0] * len(grams))
+    return [(min(a, b), b) for a, b in zip(found[len(grams) :], found, strict=False)]
 
 
 def _outside(t: float, error: float, side: int) -> float:
@@ -38,21 +41,24 @@ def _outside(t: float, error: float, side: int) -> float:
     return t * t * (1 + side * 8 * U64) + side * error
 
 
-def _counts(grams: list[SmallGram], limits: list[float], side: int, otherwise: list[int]) -> list[int]:
+def _counts(grams: list[SmallGram], limits: list[float], sides: list[int], otherwise: list[int]) -> list[int]:
     """#{lambda(G) > limit} or more (side -1), or fewer (side 1); `otherwise` where no count can say."""
     results = list(otherwise)
-    margins = [ROUNDINGS * U64 * float(g.G.diagonal().sum()) for g in grams]
+    margins = [
+        ROUNDINGS * U64 * (float(g.G.diagonal().sum()) + 2 * len(g.G) * limit)
+        for g, limit in zip(grams, limits, strict=True)
+    ]
     left = list(range(len(grams)))
     for attempt in range(2):
         # Below zero there is nothing to count: every eigenvalue of a Gram matrix may lie above.
-        left = [i for i in left if math.isfinite(limits[i]) and limits[i] + side * margins[i] > 0]
+        left = [i for i in left if math.isfinite(limits[i]) and limits[i] + sides[i] * margins[i] > 0]
         if not left:
             break
-        shift = torch.tensor([limits[i] + side * margins[i] for i in left], dtype=torch.float64, device="cpu")
+        shift = torch.tensor([limits[i] + sides[i] * margins[i] for i in left], dtype=torch.float64, device="cpu")
         counts, slacks = inertia_many([grams[i].G for i in left], shift.to(grams[0].G.device))
         retry = []
         for i, count, slack, at in zip(left, counts.tolist(), slacks.tolist(), shift.tolist(), strict=True):
-            if count >= 0 and side * (at - limits[i]) >= slack:
+            if count >= 0 and sides[i] * (at - limits[i]) >= slack:
                 results[i] = count
             elif attempt == 0 and math.isfinite(slack):
                 margins[i] = 2 * slack
@@ -70,8 +76,12 @@ def top_brackets(grams: list[SmallGram]) -> list[tuple[float, float]]:
             continue
         if not math.isfinite(float(g.G.tril().sum())):
             results[i] = math.nan, math.nan
+            continue
+        low, expected, high = _leading(g.G)
+        if _settled(low, high):
+            results[i] = _sigmas(g, low, high)
         else:
-            estimates[i] = _leading(g.G)
+            estimates[i] = low, expected
     rest = list(estimates)
     if not rest:
         return results
@@ -82,19 +92,35 @@ def top_brackets(grams: list[SmallGram]) -> list[tuple[float, float]]:
         if count or not math.isfinite(high):
             (values,), error = eigvalsh_many([grams[i].G])
             low, high = float(values[-1] - error[0]), float(values[-1] + error[0])
-        error = float(grams[i].error) + 8 * U64 * high
-        results[i] = math.sqrt(max(low - error, 0.0)), math.sqrt(high + error)
+        results[i] = _sigmas(grams[i], low, high)
     return results
 
 
-def _leading(G: Tensor) -> tuple[float, float]:
-    """(a lower bound of lambda_1, how far above it lambda_1 is expected)."""
+def settled_bracket(g: SmallGram) -> tuple[float, float] | None:
+    """That of `top_brackets` where Lanczos alone proves it to be narrow; else None."""
+    if not len(g.G) or not math.isfinite(float(g.G.tril().sum())):
+        return None
+    low, _, high = _leading(g.G)
+    return _sigmas(g, low, high) if _settled(low, high) else None
+
+
+def _settled(low: float, high: float) -> bool:
+    return high < math.inf and high - low <= SETTLED * high
+
+
+def _sigmas(g: SmallGram, low: float, high: float) -> tuple[float, float]:
+    error = float(g.error) + 8 * U64 * high
+    return math.sqrt(max(low - error, 0.0)), math.sqrt(high + error)
+
+
+def _leading(G: Tensor) -> tuple[float, float, float]:
+    """(a lower bound of lambda_1, how far above it lambda_1 is expected, an upper bound)."""
     k = len(G)
     full = G.tril() + G.tril(-1).T
     scale = float(full.diagonal().abs().max())
     if scale == 0:
-        return 0.0, float(full.norm())
-    full = full / scale
+        return 0.0, float(full.norm()), math.inf
+    full /= scale
     steps = min(STEPS, k)
     Q = full.new_zeros(steps + 1, k)
     T = full.new_zeros(steps, steps)
@@ -116,7 +142,8 @@ def _leading(G: Tensor) -> tuple[float, float]:
                 break
             Q[j + 1] = w / norm
         values, vectors = torch.linalg.eigh(T)
-        y = vectors[:, -1] @ Q[: len(T)]
+        Q = Q[: len(T)]
+        y = vectors[:, -1] @ Q
         image = full @ y
         # A Rayleigh quotient, past its own rounding, is never above lambda_1.
         theta = float(y @ image / (y @ y))
@@ -124,4 +151,22 @@ def _leading(G: Tensor) -> tuple[float, float]:
     gap = float(values[-1] - values[-2]) if len(values) > 1 else math.inf
     rounding = 4 * k * U64 * float(full.norm())
     above = min(residual, 4 * residual**2 / gap if gap > 0 else math.inf) + 2 * ROUNDINGS * U64 * float(full.trace())
-    return (theta - rounding) * scale, (above + 2 * rounding) * scale
+    return (theta - rounding) * scale, (above + 2 * rounding) * scale, _at_most(full, Q) * scale
+
+
+def _at_most(G: Tensor, Q: Tensor) -> float:
+    """An upper bound of lambda_1 of G [k, k] from rows Q that are orthonormal to rounding; inf where they do not have
+    enough of G. DevNotes.md of csrc/small_eigh, section 4."""
+    W = Q @ G
+    T = W @ Q.T
+    norm = float(G.norm())
+    off = float((Q @ Q.T - torch.eye(len(Q), dtype=Q.dtype, device=Q.device)).norm())
+    error = (8 * off + 32 * len(G) * U64) * norm
+    values, vectors = torch.linalg.eigh((T + T.T) / 2)
+    top = vectors[:, -1]
+    inside = float(values[-1]) + error
+    residual = float((top @ W - values[-1] * (top @ Q)).norm()) + error
+    outside = math.sqrt(max((1 + 1e-6) * norm**2 - float(T.norm()) ** 2, 0.0) + 4 * error * norm)
+    other = max(outside, float(values[-2])) if len(values) > 1 else outside
+    rest = other + float((W - T @ Q).norm()) + 2 * error
+    return inside + residual**2 / (inside - rest) if rest < inside else math.inf

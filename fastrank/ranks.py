@@ -16,7 +16,8 @@ from torch import Tensor
 
 from fastrank.arrays import as_matrices
 from fastrank.errors import InputError
-from fastrank.inertia import count_above, top_brackets
+from fastrank.gram import GramState
+from fastrank.inertia import count_above, settled_bracket, top_brackets
 from fastrank.small_grams import SmallGram, small_gram_groups
 from fastrank.spectra import Spectrum, Stack, of_eigenvalues, of_grams, svd_spectrum
 
@@ -73,7 +74,7 @@ def default_rtol(n: int, d: int, dtype: torch.dtype) -> float:
 
 
 def matrix_rank(A, rtol: float | None = None, atol: float | None = None, method: str = "auto"):
-    """Numerical rank of A [n, d], a list of matrices, a Spectrum or a list of these.
+    """Numerical rank of A [n, d], a list of matrices, a Spectrum, a GramState or a list of these.
 
     It is `#{sigma_i > max(atol, rtol * sigma_1)}`. The default `rtol` is `max(n, d) * eps(dtype)`, that of
     `torch.linalg.matrix_rank`; 16-bit data takes float32's eps, at which it is evaluated. `rtol` holds beside an `atol`
@@ -83,30 +84,32 @@ def matrix_rank(A, rtol: float | None = None, atol: float | None = None, method:
         method: "auto": eigenvalues of the Gram matrix, then counts of its inertia, whose bound is sharper, then a
             direct SVD in float64. "spectrum": without the counts. "inertia": without the eigenvalues, sigma_1 from a
             bracket; an answer by an independent way, at about the cost of "auto". float64 matrices go to the SVD at
-            once.
+            once. A GramState on the CPU is asked by "inertia" first unless "spectrum" is wanted: where Lanczos
+            settles sigma_1, and the counts the rank, no eigenvalue is computed.
 
     Returns:
         RankEstimate (`int()` works); a list for a list.
     Raises:
-        InputError: a negative tolerance; an unknown method; or a Spectrum asked at a tolerance below its floor, which
-            it cannot answer.
+        InputError: a negative tolerance; an unknown method; or a Spectrum or GramState asked at a tolerance below its
+            floor, which it cannot answer.
     """
     for name, value in (("rtol", rtol), ("atol", atol)):
         if value is not None and (isinstance(value, bool) or not (isinstance(value, Real) and 0 <= value < math.inf)):
             raise InputError(name, "a finite number >= 0", repr(value))
     if method not in METHODS:
         raise InputError("method", f"one of {', '.join(METHODS)}", repr(method))
+    if isinstance(A, GramState) and (method == "spectrum" or A.device.type != "cpu"):
+        A = A.spectrum()
     if isinstance(A, Spectrum):
-        estimate = estimate_rank(A, rtol, atol)
-        if not A.reason and estimate.tol < A.floor * float(A.sigma[0] if len(A.sigma) else 0):
-            raise InputError(
-                "rtol/atol",
-                f"a tolerance of at least {A.floor:.2e} * sigma_1, this spectrum's floor",
-                f"{estimate.tol:.3e} (sigma_1 = {float(A.sigma[0]):.3e})",
-                "pass the matrix itself, or a spectrum from exact accumulation",
-            )
-        return estimate
-    if isinstance(A, list | tuple) and A and all(isinstance(member, Spectrum) for member in A):
+        return _above_the_floor(estimate_rank(A, rtol, atol), float(A.zero_bound))
+    if isinstance(A, GramState):
+        gram = A.small_gram()
+        bracket = settled_bracket(gram)
+        estimate = _ranks_by_inertia([gram], rtol, atol, [bracket])[0] if bracket else None
+        if estimate is None or not estimate.exact:
+            (estimate,) = _ranks_of_grams([gram], rtol, atol, method)
+        return _above_the_floor(estimate, math.sqrt(float(gram.error)))
+    if isinstance(A, list | tuple) and A and all(isinstance(member, Spectrum | GramState) for member in A):
         return [matrix_rank(member, rtol, atol, method) for member in A]
     matrices = as_matrices(A)
     results: list[RankEstimate | None] = [None] * len(matrices)
@@ -118,6 +121,18 @@ def matrix_rank(A, rtol: float | None = None, atol: float | None = None, method:
         if results[index] is None:
             results[index] = estimate_rank(svd_spectrum(X, centered=False), rtol, atol)
     return results if isinstance(A, list | tuple) else results[0]
+
+
+def _above_the_floor(estimate: RankEstimate, zero_bound: float) -> RankEstimate:
+    """What has no rows left to ask cannot answer below it."""
+    if not estimate.reason and estimate.floor and estimate.tol < zero_bound:
+        raise InputError(
+            "rtol/atol",
+            f"a tolerance of at least {estimate.floor:.2e} * sigma_1, this spectrum's floor",
+            f"{estimate.tol:.3e} (sigma_1 = {zero_bound / estimate.floor:.3e})",
+            "pass the matrix itself, or a spectrum from exact accumulation",
+        )
+    return estimate
 
 
 def rank_counts(s: Spectrum | Stack, rtol: float | None = None, atol: float | None = None) -> tuple[Tensor, ...]:
@@ -177,7 +192,7 @@ def estimate_rank(s: Spectrum, rtol: float | None = None, atol: float | None = N
 
 def _ranks_of_grams(grams: list[SmallGram], rtol: float | None, atol: float | None, method: str) -> list[RankEstimate]:
     if method == "inertia":
-        return _ranks_by_inertia(grams, rtol, atol)
+        return _ranks_by_inertia(grams, rtol, atol, top_brackets(grams))
     spectra = of_grams(grams)
     estimates = [estimate_rank(s, rtol, atol) for s in spectra]
     if method == "spectrum":
@@ -194,11 +209,13 @@ def _ranks_of_grams(grams: list[SmallGram], rtol: float | None, atol: float | No
     return estimates
 
 
-def _ranks_by_inertia(grams: list[SmallGram], rtol: float | None, atol: float | None) -> list[RankEstimate]:
-    """From counts alone: sigma_1 by its bracket, then the counts on both sides of the tolerance."""
+def _ranks_by_inertia(
+    grams: list[SmallGram], rtol: float | None, atol: float | None, brackets: list[tuple[float, float]]
+) -> list[RankEstimate]:
+    """From the brackets of each sigma_1 and counts on both sides of the tolerance."""
     results: list[RankEstimate | None] = [None] * len(grams)
     tops: dict[int, tuple[float, float]] = {}
-    for i, ((low, high), g) in enumerate(zip(top_brackets(grams), grams, strict=True)):
+    for i, ((low, high), g) in enumerate(zip(brackets, grams, strict=True)):
         if not len(g.G) or not math.isfinite(high):
             # Empty or not finite: no question of accuracy.
             results[i] = estimate_rank(
@@ -218,7 +235,8 @@ def _ranks_by_inertia(grams: list[SmallGram], rtol: float | None, atol: float | 
     closer = count_above([grams[rest[at]] for at in near], [ranges[at] for at in near])
     final = dict(zip(near, closer, strict=True))
     for at, i in enumerate(rest):
-        g, (low, high), (lo, hi) = grams[i], ranges[at], final.get(at, counts[at])
+        g, (low, high) = grams[i], ranges[at]
+        lo, hi = (min(count, g.n, g.d) for count in final.get(at, counts[at]))
         top, zero_bound = sum(tops[i]) / 2, math.sqrt(float(g.error))
         tol = (low + high) / 2
         width = (high - low) / 2 + _error_at(tol, zero_bound)

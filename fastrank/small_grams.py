@@ -46,7 +46,12 @@ def small_gram_groups(matrices: list[Tensor], indices: list[int], centered: bool
 
 def small_gram(X: Tensor) -> SmallGram:
     """That of one matrix, which is not float64 (a Gram matrix would halve its digits)."""
-    return _small_grams([X], centered=False)[0]
+    return small_grams([X])[0]
+
+
+def small_grams(matrices: list[Tensor]) -> list[SmallGram]:
+    """Those of many, in one call."""
+    return _small_grams(matrices, centered=False)
 
 
 def _small_grams(matrices: list[Tensor], centered: bool) -> list[SmallGram]:

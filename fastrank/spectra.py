@@ -36,7 +36,7 @@ class Spectrum:
         dtype: storage dtype of the matrix; it sets the default tolerance of a rank.
         centered: whether the column means were removed.
         method: "gram64" (eigenvalues of a float64-accumulated Gram matrix), "svd64" (direct), "sketch" (of a low rank),
-            or "none".
+            "factors" (of a product of few rows), or "none".
         reason: why the values are NaN; empty otherwise.
     """
 
@@ -79,24 +79,6 @@ class Stack:
         self.sigma = torch.stack([s.sigma for s in members])
         self.bound = torch.stack([s.bound for s in members])
         self.zero_bound = torch.stack([s.zero_bound for s in members])
-
-
-def spectrum_of_gram(
-    G: Tensor, *, n: int, d: int, dtype: torch.dtype, centered: bool = False, gram_error: float | Tensor
-) -> Spectrum:
-    """Spectrum of a matrix X [n, d] from its Gram matrix.
-
-    Args:
-        G: [k, k] float64, symmetric: X^T X (k = d) or X X^T (k = n).
-        n, d: shape of X. dtype: its storage dtype. centered: whether X is centred.
-        gram_error: bound on the 2-norm of the error of G.
-
-    The eigenvalues carry `e`, the sum of gram_error and the eigensolver's own bound (Weyl), so a singular value lies
-    between `sqrt(lambda - e)` and `sqrt(lambda + e)`.
-    """
-    return of_grams([SmallGram(G, n, d, dtype, centered, torch.as_tensor(gram_error, dtype=G.dtype, device=G.device))])[
-        0
-    ]
 
 
 @overload

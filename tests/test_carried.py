@@ -46,6 +46,28 @@ def test_the_bound_is_not_larger_than_what_was_moved():
     assert not ((second.spectrum.sigma - torch.linalg.svdvals(Y.double())).abs() <= too_tight.clamp_min(0)).all()
 
 
+def test_an_unsettled_subspace_does_not_hide_what_the_anchor_knows():
+    X = torch.randn(200, 300, generator=torch.Generator().manual_seed(0))
+    top, truth = top_svd(X, 15), torch.linalg.svdvals(X.double())
+    assert ((truth[:15] - top.S.double()) / truth[:15]).max() > 0.03  # a flat spectrum: far from settled
+    ((anchor),) = (c.anchor for c in carried_spectra([(X, top, None)], 0))
+    (still,) = carried_spectra([(X, top, anchor)], 1)
+    assert (still.spectrum.sigma[:15] - truth[:15]).abs().max() <= 1e-9 * truth[0]
+    # A step that is small beside the subspace's error, and one beside which the anchor knows nothing.
+    Y = X + 1e-3 * torch.randn(X.shape, generator=torch.Generator().manual_seed(1))
+    (near,) = carried_spectra([(Y, top_svd(Y, 15, top), anchor)], 1)
+    assert (near.spectrum.sigma[:15] - torch.linalg.svdvals(Y.double())[:15]).abs().max() <= 2e-3 * truth[0]
+    Y = 3 * decaying(X)
+    top = top_svd(Y, 15)
+    (far,) = carried_spectra([(Y, top, anchor)], 1)
+    assert (far.spectrum.sigma[:15] - torch.linalg.svdvals(Y.double())[:15]).abs().max() <= 1e-3 * top.S[0]
+
+
+def decaying(X):
+    U, S, Vh = torch.linalg.svd(X, full_matrices=False)
+    return U * (S[0] * 0.7 ** torch.arange(len(S))) @ Vh
+
+
 def test_a_distance_is_bounded_from_above_where_rounding_makes_it_small():
     X = torch.full((3, 100_000), 1.0)
     Y = X * (1 + 2**-23)

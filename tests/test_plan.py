@@ -15,7 +15,7 @@ from torch import nn
 
 import fastrank.tracking.followed as followed
 import fastrank.tracking.logits as logits_figures
-import fastrank.tracking.watcher as watcher
+import fastrank.tracking.measurements as measurements
 from fastrank import watch
 from fastrank.errors import InputError
 from fastrank.plan import BACKWARD, cuts, matrices, plan
@@ -23,7 +23,7 @@ from fastrank.tracking.presets import PRESETS
 from fastrank.tracking_cost import LIBRARY_SHARE, _count, _ops, measured_together
 
 pytest.importorskip("timm")
-from fastrank.train.planned import parse_budget, plan_named, to_json, to_text
+from fastrank.train.planned import plan_named, to_json, to_text
 
 
 def small(device="cpu"):
@@ -46,7 +46,7 @@ SHAPE = (6, 4, 22, 22)
 def measured(monkeypatch, metrics, mode="flatten"):
     """(kind, shape, dtype) of every matrix whose spectrum or subspace a real step asks for."""
     found = []
-    spectrum, small_gram, top_svd = watcher.spectrum, watcher.small_gram, watcher.top_svd
+    spectrum, small_gram, top_svd = measurements.spectrum, measurements.small_gram, measurements.top_svd
 
     def noting(kind, work):
         def call(A, *arguments, **options):
@@ -55,11 +55,11 @@ def measured(monkeypatch, metrics, mode="flatten"):
 
         return call
 
-    monkeypatch.setattr(watcher, "spectrum", noting("spectrum", spectrum))
+    monkeypatch.setattr(measurements, "spectrum", noting("spectrum", spectrum))
     monkeypatch.setattr(followed, "spectrum", noting("spectrum", spectrum))
     monkeypatch.setattr(logits_figures, "spectrum", noting("spectrum", spectrum))
-    monkeypatch.setattr(watcher, "small_gram", noting("spectrum", small_gram))
-    monkeypatch.setattr(watcher, "top_svd", noting("subspace", top_svd))
+    monkeypatch.setattr(measurements, "small_gram", noting("spectrum", small_gram))
+    monkeypatch.setattr(measurements, "top_svd", noting("subspace", top_svd))
     model = small()
     with watch(model, metrics=metrics, mode=mode) as w:
         model(torch.randn(SHAPE)).sum().backward()
@@ -237,13 +237,6 @@ def test_mistakes_by_name():
         plan_named("resnet18", batch=2, image=32, channels=3, kwargs={"nothing": 1})
     with pytest.raises(InputError, match=r"model: expected a model that runs"):
         plan(nn.Sequential(nn.Linear(3, 2, device="meta")), torch.empty(2, 5, device="meta"), layers="*")
-
-
-@pytest.mark.parametrize(("text", "share"), [("5%", 0.05), ("0.5%", 0.005), ("0.02", 0.02)])
-def test_budget(text, share):
-    assert parse_budget(text) == pytest.approx(share)
-    with pytest.raises(InputError, match="budget"):
-        parse_budget("-" + text)
 
 
 @pytest.fixture

@@ -50,6 +50,15 @@ def test_cold_range_finder_on_a_large_matrix():
     assert torch.all((state.S.double() - S[:15]).abs() <= state.residual.double() + 1e-6 * S[0])
 
 
+def test_a_settled_cold_start_has_the_values_of_a_flat_spectrum():
+    A = torch.randn(400, 500, generator=torch.Generator().manual_seed(0))
+    truth = torch.linalg.svdvals(A.double())[:15]
+    first, settled = ((truth - top_svd(A, 15, settled=s).S.double()).abs().max() / truth[0] for s in (False, True))
+    assert settled < first / 5
+    B = torch.randn(100, 500, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(top_svd(B, 15, settled=True).S, top_svd(B, 15).S)  # exact already
+
+
 def test_warm_steps_follow_a_drift_better_than_its_size():
     A = decaying(128, 576)
     state = top_svd(A)

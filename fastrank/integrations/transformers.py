@@ -28,13 +28,12 @@ import torch
 from torch import Tensor
 
 from fastrank.extras import require
-from fastrank.integrations.tracking import Tracking, find_logits, member
+from fastrank.hooks import find_logits, member
+from fastrank.integrations.tracking import Tracking, rank_0_only
+from fastrank.tracking.step_arguments import class_rows
 
 transformers = require("transformers", "the Trainer callback")
 
-#: Positions of token logits [batch, tokens, classes] that enter their spectrum: with a vocabulary of 50,000, all of an
-#: 8 x 1,024 batch would be 1.6 GB and 3 Tflop a step.
-TOKEN_ROWS = 1024
 #: Beside the Trainer's own files in a checkpoint.
 STATE = "fastrank.pt"
 
@@ -44,7 +43,7 @@ class WatchCallback(transformers.TrainerCallback):
 
     Gradients are those that the optimizer used, after clipping. Every checkpoint gets a file `fastrank.pt`, with which
     a resumed training goes on with the same figures and the same `log`. Logits are found in any output that has them;
-    those of tokens [batch, tokens, classes] as `TOKEN_ROWS` evenly spaced positions, padding included. Loss and
+    those of tokens [batch, tokens, classes] as 1,024 evenly spaced positions, padding included. Loss and
     accuracy are recorded where the model is given `labels`, the loss only without gradient accumulation, which
     rescales it.
 
@@ -60,6 +59,7 @@ class WatchCallback(transformers.TrainerCallback):
     def __init__(
         self, log: Any = None, logits: Callable[[object], Tensor | None] = find_logits, **options: Any
     ) -> None:
+        rank_0_only(options)
         self._log, self._logits, self._options = log, logits, options
         self._tracking: Tracking | None = None
         self._whole_loss = True
@@ -98,15 +98,9 @@ class WatchCallback(transformers.TrainerCallback):
         if self._whole_loss and isinstance(loss, Tensor) and loss.numel() == 1:
             seen["loss"] = loss
         if seen["logits"] is not None and seen["logits"].ndim == 3:
-            seen["logits"] = _some_positions(seen["logits"])
+            # Rows at once: labels of tokens may be meant for the next position, and are not compared.
+            seen["logits"], _ = class_rows(seen["logits"], None)
         return {name: value for name, value in seen.items() if isinstance(value, Tensor)}
-
-
-def _some_positions(logits: Tensor) -> Tensor:
-    """[batch, tokens, classes] as at most TOKEN_ROWS rows, evenly spaced."""
-    rows = logits.flatten(0, 1)
-    stride = -(-rows.shape[0] // TOKEN_ROWS)
-    return rows[stride // 2 :: stride]
 
 
 def _checkpoint(args: Any, step: int) -> Path:

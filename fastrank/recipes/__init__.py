@@ -31,6 +31,8 @@ FILES = {
     "init-norm": "init_norm",
     "mse": "mse",
     "schedule": "schedule",
+    "controls": "controls",
+    "rank-sweeps": "rank_sweeps",
     "ufm-depth": "ufm.recipe_depth",
     "ufm-spectral": "ufm.recipe_spectral",
     "ufm-basin": "ufm.recipe_basin",

@@ -11,16 +11,8 @@ import numpy as np
 
 from fastrank.recipes.effects import Effect, difference, of_values
 from fastrank.recipes.figures import colours, empty, line
-from fastrank.recipes.recipe import Column, Recipe, Scale, Study
-from fastrank.recipes.training import (
-    PAPER_MLP,
-    SMALL_MLP,
-    SMOKE_MLP,
-    TEST_ACCURACY,
-    TRAIN_ACCURACY,
-    over_temperatures,
-    train_jobs,
-)
+from fastrank.recipes.recipe import Column, Recipe, Study
+from fastrank.recipes.training import TEST_ACCURACY, TRAIN_ACCURACY, mlp_scales, train_jobs
 from fastrank.record import Run
 from fastrank.record.schema import split_key
 
@@ -49,9 +41,14 @@ def early_alignment(run: Run) -> float:
 
 def deep_minus_shallow(run: Run) -> float:
     """Early alignment of the last third of the layers minus the first third's."""
-    by_layer = [early(run.series(f"align/{layer}/max")[1]) for layer in layers(run)]
-    third = max(1, len(by_layer) // 3)
-    return float(np.mean(by_layer[-third:]) - np.mean(by_layer[:third]))
+    values = by_layer(run)
+    third = max(1, len(values) // 3)
+    return float(np.mean(values[-third:]) - np.mean(values[:third]))
+
+
+def by_layer(run: Run) -> list[float]:
+    """Early alignment of each layer."""
+    return [early(run.series(f"align/{layer}/max")[1]) for layer in layers(run)]
 
 
 def late_alignment(run: Run) -> float:
@@ -104,6 +101,20 @@ def draw(study: Study) -> Figure:
     return figure
 
 
+def notes(study: Study) -> list[str]:
+    """What each end of the network adds to the comparison of deep with shallow layers."""
+    high = study.labels[-1]
+    first, *between, last = np.mean([by_layer(run) for run in study.of(high)], 0)
+    if not between:
+        return []
+    return [
+        f"Early alignment at {high}: {first:.2f} of the layer that reads the images, {np.mean(between):.2f} of those "
+        f"between, {last:.2f} of the classifier. The first layer's input is the same throughout, and where a few "
+        "directions carry most of it, as with these images, its weight soon follows them: a likely reason that 'deep "
+        "layers first' is not seen here."
+    ]
+
+
 def _last_hidden(run: Run) -> str:
     """The last layer with activations before the classifier."""
     return [name for kind, name, metric in map(split_key, run.keys) if (kind, metric) == ("act", "rank")][-2]
@@ -117,16 +128,7 @@ RECIPE = Recipe(
     rule=f"Averaged over the first {EARLY:.0%} of training and over layers, the maximum of the 15 x 15 cosines is "
     "higher at the highest temperature than at T = 1, and at the highest it is larger in the last third of the layers "
     "than in the first third.",
-    scales={
-        "smoke": Scale(over_temperatures({**SMOKE_MLP, "track": "act,align", "every": 5}, (1, 10)), 2, "seconds"),
-        "quick": Scale(
-            over_temperatures({**SMALL_MLP, "track": "act,align", "every": 6}, (1, 100)), 3, "about 3 minutes"
-        ),
-        "full": Scale(
-            over_temperatures({**PAPER_MLP, "track": "act,align", "every": 39}, (1, 100)), 3,
-            "6 trainings of the MLP on CIFAR-10, 100 epochs each",
-        ),
-    },
+    scales=mlp_scales("act,align"),
     columns=(
         TRAIN_ACCURACY,
         TEST_ACCURACY,
@@ -138,4 +140,5 @@ RECIPE = Recipe(
     run=train_jobs,
     effects=effects,
     draw=draw,
+    notes=notes,
 )  # fmt: skip

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastrank.extras import require
-from fastrank.recipes.recipe import Study
+from fastrank.recipes.recipe import Column, Study
 
 HELD, NOT_HELD, OPEN = "held", "not held", "not conclusive"
 LEVEL = 0.95
@@ -80,12 +80,12 @@ def of_values(name: str, claimed: str, values: Sequence[float], *, half_widths=0
     return Effect(name, claimed, mean, lo, hi, len(values), fields.pop("method", "t over seeds"), **fields)
 
 
-def difference(study: Study, column: str, a: str, b: str, claimed: str, **fields) -> Effect:
+def difference(study: Study, column: str | Column, a: str, b: str, claimed: str, **fields) -> Effect:
     """`column` at label a minus label b, paired by seed (the same seed draws the same weights and order of data)."""
     values = study.values(a, column) - study.values(b, column)
     errors = study.half_widths(a, column) + study.half_widths(b, column)
     spoiled = "; ".join(filter(None, map(study.untrained, (a, b))))
-    name = f"{column}: {a} minus {b}"
+    name = f"{study.column(column).name}: {a} minus {b}"
     return of_values(name, claimed, values, half_widths=errors, method="paired t over seeds", spoiled=spoiled, **fields)
 
 

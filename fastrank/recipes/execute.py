@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from fastrank.errors import InputError
-from fastrank.recipes.gallery import write_gallery
+from fastrank.recipes.gallery import DPI, write_gallery
 from fastrank.recipes.recipe import Job, Recipe, Study
 from fastrank.recipes.result import Result, result_of
 from fastrank.record import load_run
@@ -99,15 +99,16 @@ def write_result(study: Study, folder: Path) -> Result:
     result = result_of(study)
     figure = study.recipe.draw(study)
     with replacing(folder / PICTURE) as partial:
-        figure.savefig(partial, format="png", dpi=160, bbox_inches="tight")
+        figure.savefig(partial, format="png", dpi=DPI, bbox_inches="tight")
     with replacing(folder / PLATE) as partial:
         figure.savefig(partial, format="pdf", bbox_inches="tight", metadata={"CreationDate": None})
     with replacing(folder / TABLE) as partial, partial.open("w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["setting", "column", "mean", "std", "n", "lo", "hi", "values"])
+        rows.writerow(["setting", "column", "mean", "std", "n", "mean_lo", "mean_hi", "lo", "hi", "values"])
         for label, cells in result.table.items():
             for name, cell in cells.items():
-                rows.writerow([label, name, cell.mean, cell.std, cell.n, cell.lo, cell.hi, *cell.values])
+                intervals = (cell.mean_lo, cell.mean_hi, cell.lo, cell.hi)
+                rows.writerow([label, name, cell.mean, cell.std, cell.n, *intervals, *cell.values])
     with replacing(folder / RESULT) as partial:
         partial.write_text(json.dumps(result.to_dict(), indent=1, allow_nan=False) + "\n")
     return result

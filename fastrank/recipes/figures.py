@@ -11,6 +11,7 @@ from fastrank.extras import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 
@@ -29,6 +30,14 @@ def colours(count: int, name: str = "viridis") -> list[tuple[float, ...]]:
     """`count` colours from dark to light, for settings that have an order; the lightest, unreadable, are left out."""
     chosen = require("matplotlib", "the figure").colormaps[name]
     return [chosen(x) for x in np.linspace(0.0, 0.85, count)]
+
+
+def log_ticks(axis: Axis) -> None:
+    """Labels 1, 2, 5, 10 ... for a logarithmic axis of few decades, where the defaults are one label or too many."""
+    ticker = require("matplotlib.ticker", "the figure")
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    axis.set_minor_formatter(ticker.NullFormatter())
 
 
 def line(axes: Axes, x: Sequence[float], y: np.ndarray, label: str, **style: Any) -> None:

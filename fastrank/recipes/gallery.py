@@ -10,8 +10,11 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from fastrank.recipes.result import upright
 from fastrank.record.export import replacing
 
+#: Of the figures' pictures.
+DPI = 160
 PAGE = Template((Path(__file__).parent / "gallery.html").read_text(encoding="utf-8"))
 
 
@@ -27,29 +30,36 @@ def write_gallery(out: Path) -> Path:
 
 def _summary(folder: Path, result: dict[str, Any]) -> str:
     anchor = f"{folder.parent.name}-{folder.name}"
+    counting = [effect["verdict"] for effect in result["effects"] if effect["counts"]]
     return (
         f'<tr><td><a href="#{escape(anchor)}">{escape(result["recipe"])}</a></td><td>{escape(result["scale"])}</td>'
-        f"<td>{len(result['seeds'])}</td><td>{_badge(result['verdict'])}</td><td>{escape(result['claim'])}</td></tr>"
+        f"<td>{len(result['seeds'])}</td><td>{_badge(result['verdict'])}</td>"
+        f"<td>{counting.count('held')} of {len(counting)}</td><td>{escape(result['claim'])}</td></tr>"
     )
 
 
 def _section(out: Path, folder: Path, result: dict[str, Any]) -> str:
     picture = folder / "figure.png"
-    image = f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}" if picture.is_file() else ""
+    pixels = picture.read_bytes() if picture.is_file() else b""
+    image = f"data:image/png;base64,{base64.b64encode(pixels).decode()}" if pixels else ""
+    # At its size in inches (a PNG's bytes 16 .. 19 are its width), so that text is as large in every figure.
+    width = round(int.from_bytes(pixels[16:20]) * 96 / DPI)
     notes = "".join(f"<li>{escape(note)}</li>" for note in result["notes"])
     command = f"fastrank report {folder}"
+    heads, rows = upright(result["table"])
     return f"""<section id="{escape(f"{folder.parent.name}-{folder.name}")}">
 <h2>{escape(result["recipe"])} <small>{escape(result["scale"])}, {len(result["seeds"])} seeds</small>
 {_badge(result["verdict"])}</h2>
 <p><b>Claim.</b> {escape(result["claim"])} <i>{escape(result["source"])}</i></p>
 <p><b>Rule.</b> {escape(result["rule"])}</p>
 {"<ul class=notes>" + notes + "</ul>" if notes else ""}
-<figure><img alt="{escape(result["recipe"])}" src="{image}"></figure>
+<figure><img alt="{escape(result["recipe"])}" width="{width}" src="{image}"></figure>
 <table><thead><tr><th>effect</th><th>claimed</th><th>estimate</th><th>95 % interval</th><th>n</th><th>interval by</th>
 <th></th></tr></thead><tbody>{"".join(_effects(result))}</tbody></table>
-<table><thead>{_head(result)}</thead><tbody>{"".join(_rows(result))}</tbody></table>
-<p class=small>Mean ± standard deviation over seeds; a rank's [lo, hi] is what its error bound leaves open, over all
-seeds. Runs: <code>{escape(str(folder.relative_to(out)))}</code>; from them again: <code>{escape(command)}</code></p>
+<table><thead>{_head(heads)}</thead><tbody>{"".join(_rows(rows))}</tbody></table>
+<p class=small>Mean ± standard deviation over seeds, below it the 95 % interval of the mean (Student's t); a rank's
+[lo, hi] is what its error bound leaves open, over all seeds. Runs: <code>{escape(str(folder.relative_to(out)))}</code>;
+from them again: <code>{escape(command)}</code></p>
 </section>"""
 
 
@@ -67,15 +77,19 @@ def _effects(result: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def _head(result: dict[str, Any]) -> str:
-    first = next(iter(result["table"].values()))
-    return "<tr><th>setting</th>" + "".join(f"<th>{escape(name)}</th>" for name in first) + "</tr>"
+def _head(heads: list[str]) -> str:
+    return "<tr><th></th>" + "".join(f"<th>{escape(name)}</th>" for name in heads) + "</tr>"
 
 
-def _rows(result: dict[str, Any]) -> Iterator[str]:
-    for label, cells in result["table"].items():
-        figures = "".join(f"<td>{escape(cell['text'])}</td>" for cell in cells.values())
-        yield f"<tr><td>{escape(label)}</td>{figures}</tr>"
+def _rows(rows: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
+    for name, cells in rows.items():
+        yield f"<tr><td>{escape(name)}</td>{''.join(map(_cell, cells))}</tr>"
+
+
+def _cell(cell: dict[str, Any]) -> str:
+    lo, hi = cell.get("mean_lo"), cell.get("mean_hi")  # results of older versions have none
+    interval = "" if lo is None else f"<br><small>{_number(lo)} .. {_number(hi)}</small>"
+    return f"<td>{escape(cell['text'])}{interval}</td>"
 
 
 def _badge(verdict: str) -> str:

@@ -10,17 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastrank.recipes.effects import Effect, difference, proportion
-from fastrank.recipes.figures import panels
-from fastrank.recipes.recipe import Column, Recipe, Scale, Study
-from fastrank.recipes.training import (
-    PAPER_MLP,
-    SMALL_MLP,
-    SMOKE_MLP,
-    TEST_ACCURACY,
-    TRAIN_ACCURACY,
-    over_temperatures,
-    train_jobs,
-)
+from fastrank.recipes.figures import line, panels
+from fastrank.recipes.recipe import Column, Recipe, Study
+from fastrank.recipes.training import TEST_ACCURACY, TRAIN_ACCURACY, mlp_scales, train_jobs
 from fastrank.record import Run
 from fastrank.record.schema import split_key
 
@@ -44,12 +36,17 @@ def deep(run: Run, metric: str) -> float:
     return float(ranks[len(ranks) // 2 :].mean())
 
 
+def effective_by_layer(run: Run) -> np.ndarray:
+    """[hidden layers] effective ranks (Roy & Vetterli 2007) of their activations, means over training."""
+    keys = [key for key, (kind, _, metric) in zip(run.keys, map(split_key, run.keys), strict=True)
+            if (kind, metric) == ("act", "effective_rank")]  # fmt: skip
+    return np.array([run.series(key)[1].mean() for key in keys])
+
+
 def deep_effective(run: Run) -> float:
-    """Effective rank (Roy & Vetterli 2007) of the second half of the hidden layers' activations, mean over training."""
-    names = [name for kind, name, metric in map(split_key, run.keys) if (kind, metric) == ("act", "effective_rank")][
-        :-1
-    ]
-    return float(np.mean([run.series(f"act/{name}/effective_rank")[1].mean() for name in names[len(names) // 2 :]]))
+    """Mean over training and the second half of the layers that `deep` looks at."""
+    ranks = effective_by_layer(run)[:-1]
+    return float(ranks[len(ranks) // 2 :].mean())
 
 
 def exceeded(run: Run) -> tuple[int, int]:
@@ -79,6 +76,9 @@ def draw(study: Study) -> Figure:
             x = np.arange(ranks.shape[1])
             place.plot(x, ranks.mean(0), color=colour, label=name)
             place.plot(np.broadcast_to(x, ranks.shape), ranks, ".", color=colour, markersize=4)
+        effective = np.stack([effective_by_layer(run) for run in study.of(label)])
+        # A^i of the hidden layers; A^0 is the images.
+        line(place, np.arange(1, 1 + effective.shape[1]), effective, "effective rank of $A^i$", color="tab:cyan")
         place.set(xlabel="layer i", title=label, yscale="log")
     axes[0, 0].set_ylabel("rank, mean over training")
     axes[0, 0].legend(fontsize=8)
@@ -106,16 +106,7 @@ RECIPE = Recipe(
     rule="Averaged over training and the second half of the hidden layers, the ranks of gradients and of inputs are "
     "both lower at the highest temperature than at T = 1; the bound is certainly exceeded at fewer than 5 % of all "
     "layers and steps.",
-    scales={
-        "smoke": Scale(over_temperatures({**SMOKE_MLP, "track": "act,bound", "every": 5}, (1, 10)), 2, "seconds"),
-        "quick": Scale(
-            over_temperatures({**SMALL_MLP, "track": "act,bound", "every": 6}, (1, 100)), 3, "about 3 minutes"
-        ),
-        "full": Scale(
-            over_temperatures({**PAPER_MLP, "track": "act,bound", "every": 39}, (1, 100)), 3,
-            "6 trainings of the MLP on CIFAR-10, 100 epochs each",
-        ),
-    },
+    scales=mlp_scales("act,bound"),
     columns=(
         TRAIN_ACCURACY,
         TEST_ACCURACY,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from fastrank.recipes import temperature_sweep
-from fastrank.recipes.evaluating import evaluate_jobs, probe_notes
+from fastrank.recipes.evaluating import evaluate_jobs
 from fastrank.recipes.recipe import Recipe, Scale
 from fastrank.recipes.temperature_sweep import settings_of
-from fastrank.recipes.training import SMALL_RESNET, SMOKE_MLP, paper_resnet
+from fastrank.recipes.training import GLYPH_MLP, SMOKE_MLP, paper_resnet
 
 RECIPE = Recipe(
     name="mse",
@@ -16,7 +16,8 @@ RECIPE = Recipe(
     scales={
         "smoke": Scale(settings_of(SMOKE_MLP, (1, 10), ("glyphs",), ("ridge",), loss="mse"), 2, "seconds"),
         "quick": Scale(
-            settings_of(SMALL_RESNET, (1, 10, 100), ("digits",), ("ridge",), loss="mse"), 3, "about 10 minutes"
+            settings_of(GLYPH_MLP, (1, 100), ("digits", "glyphs-rotated"), ("ridge",), loss="mse"), 3,
+            "about 4 minutes",
         ),
         "full": Scale(
             settings_of(
@@ -30,5 +31,5 @@ RECIPE = Recipe(
     run=evaluate_jobs,
     effects=temperature_sweep.effects,
     draw=temperature_sweep.draw,
-    notes=probe_notes,
+    notes=temperature_sweep.notes,
 )  # fmt: skip

@@ -13,7 +13,16 @@ import numpy as np
 
 from fastrank.recipes import temperature_sweep
 from fastrank.recipes.effects import Effect, correlation, difference
-from fastrank.recipes.evaluating import AUROC, FPR95, detection, evaluate_jobs, first_ood, ood_probe_accuracies
+from fastrank.recipes.evaluating import (
+    AUROC,
+    FPR95,
+    detection,
+    evaluate_jobs,
+    first_ood,
+    on_other_sets,
+    ood_probe_accuracies,
+    set_notes,
+)
 from fastrank.recipes.figures import colours, panels
 from fastrank.recipes.recipe import Column, Recipe, Study
 from fastrank.recipes.training import SOLUTION_RANK, TRAIN_ACCURACY
@@ -43,6 +52,10 @@ def effects(study: Study) -> list[Effect]:
         difference(study, LAST_PROBE.name, last, first, "<"),
         # Points of one temperature are not independent of each other: shown, not judged.
         correlation("OOD accuracy with NECO AUROC over all networks", "<", x, y, counts=False),
+        *on_other_sets(study, "NECO AUROC", lambda run, place: 100 * detection(run, "auroc", place=place), ">"),
+        *on_other_sets(
+            study, "NECO FPR95", lambda run, place: 100 * detection(run, "fpr95_id_positive", place=place), "<"
+        ),
     ]
 
 
@@ -80,5 +93,6 @@ RECIPE = Recipe(
     run=evaluate_jobs,
     effects=effects,
     draw=draw,
+    notes=set_notes,
     shares="temperature-sweep",
 )

@@ -12,7 +12,16 @@ import numpy as np
 
 from fastrank.recipes import temperature_sweep
 from fastrank.recipes.effects import Effect, difference, slope
-from fastrank.recipes.evaluating import NC1, ORTHODEV, evaluate_jobs, first_ood, ood_figures
+from fastrank.recipes.evaluating import (
+    NC1,
+    ORTHODEV,
+    evaluate_jobs,
+    first_ood,
+    on_other_sets,
+    ood_figures,
+    orthodev,
+    set_notes,
+)
 from fastrank.recipes.figures import colours, panels
 from fastrank.recipes.recipe import Column, Recipe, Study
 from fastrank.recipes.training import SOLUTION_RANK, TRAIN_ACCURACY, temperatures
@@ -41,6 +50,7 @@ def effects(study: Study) -> list[Effect]:
         difference(study, ORTHODEV.name, last, first, "<"),
         slope(study, ORTHODEV.name, np.log10(temperatures(study)), study.labels, "<", "decade of T"),
         difference(study, DEEP.name, last, first, "<", counts=False),
+        *on_other_sets(study, "OrthoDev", orthodev, "<"),
     ]
 
 
@@ -69,5 +79,6 @@ RECIPE = Recipe(
     run=evaluate_jobs,
     effects=effects,
     draw=draw,
+    notes=set_notes,
     shares="temperature-sweep",
 )

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: The scales of a recipe: seconds, for tests; minutes on two cores; the paper's.
 SCALES = ("smoke", "quick", "full")
+#: A scale more of what the paper also trains on ImageNet.
+IMAGENET = "imagenet"
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ class Recipe:
         name: on the command line.
         claim: what the paper says, in one or two sentences. source: where it says so.
         rule: when the claim counts as held here, in words, fixed before anything is run.
-        scales: "smoke" (seconds, for tests), "quick" (at most 10 minutes on two cores), "full" (the paper's).
+        scales: "smoke" (seconds, for tests), "quick" (at most 10 minutes on two cores), "full" (the paper's), and
+            "imagenet" (the paper's on ImageNet-1k) where it has one.
         columns: the table's, one figure of a run each.
         run: (jobs, device) -> None; writes and finishes one run directory per job. Some of them may hold an interrupted
             run. All unfinished jobs come in one call, so that many small models can be simulated as one batch.
@@ -135,15 +138,18 @@ class Study:
         """The runs of one label, one a seed."""
         return [self.runs[label, seed] for seed in self.seeds]
 
-    def column(self, name: str) -> Column:
+    def column(self, name: str | Column) -> Column:
+        """A column of the table by its name; one that the table lacks is its own."""
+        if isinstance(name, Column):
+            return name
         return next(column for column in self.recipe.columns if column.name == name)
 
-    def values(self, label: str, column: str) -> np.ndarray:
+    def values(self, label: str, column: str | Column) -> np.ndarray:
         """[seeds] float64"""
         of = self.column(column).of
         return np.array([of(run) for run in self.of(label)], np.float64)
 
-    def half_widths(self, label: str, column: str) -> np.ndarray:
+    def half_widths(self, label: str, column: str | Column) -> np.ndarray:
         """[seeds] float64, how far each figure can be off by its own error; 0 where the column has no interval."""
         interval = self.column(column).interval
         if interval is None:

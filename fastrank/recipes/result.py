@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastrank.recipes.effects import Effect, decide
+from fastrank.recipes.effects import Effect, decide, mean_interval
 from fastrank.recipes.recipe import Study
 from fastrank.record.export import finite
 from fastrank.record.schema import jsonable
@@ -20,6 +20,7 @@ class Cell:
     """One column of one setting: every seed's figure, their mean and standard deviation (n - 1), and their n.
 
     lo, hi: the smallest and largest figure that any seed's own error leaves open; None where there is no interval.
+    mean_lo, mean_hi: 95 % interval of the mean by Student's t over seeds, widened by the mean of their own errors.
     text: as the table shows it.
     """
 
@@ -29,6 +30,8 @@ class Cell:
     n: int
     lo: float | None
     hi: float | None
+    mean_lo: float
+    mean_hi: float
     text: str
 
 
@@ -71,11 +74,20 @@ def _cell(study: Study, label: str, name: str) -> Cell:
     mean, n = float(values.mean()), len(values)
     std = float(values.std(ddof=1)) if n > 1 else math.nan
     lo = hi = None
-    text = format(mean, column.form)
-    if n > 1:
+    text = format(mean, column.form) if math.isfinite(mean) else "-"
+    if n > 1 and math.isfinite(mean):
         text += f" ± {format(std, column.form)}"
     if column.interval is not None:
         bounds = np.array([column.interval(run) for run in study.of(label)], np.float64)
         lo, hi = float(bounds[:, 0].min()), float(bounds[:, 1].max())
         text += f" [{lo:g}, {hi:g}]"
-    return Cell(tuple(values.tolist()), mean, std, n, lo, hi, text)
+    _, mean_lo, mean_hi = mean_interval(values, study.half_widths(label, name))
+    return Cell(tuple(values.tolist()), mean, std, n, lo, hi, mean_lo, mean_hi, text)
+
+
+def upright(table: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], dict[str, list[Any]]]:
+    """(heads, {row: cells}) of a table: its longer side, settings or columns, goes down the page."""
+    columns = list(next(iter(table.values())))
+    if len(columns) <= len(table):
+        return columns, {label: list(cells.values()) for label, cells in table.items()}
+    return list(table), {name: [cells[name] for cells in table.values()] for name in columns}

@@ -12,34 +12,40 @@ import numpy as np
 
 from fastrank.recipes.effects import Effect, difference, slope
 from fastrank.recipes.evaluating import (
+    COLLAPSE,
     KAPPA,
-    NC1,
     RHO,
     evaluate_jobs,
     first_ood,
+    on_other_sets,
     ood_probe_accuracies,
     probe_accuracies,
     probe_notes,
+    rho,
 )
 from fastrank.recipes.figures import colours, line, panels
 from fastrank.recipes.recipe import Recipe, Scale, Study
 from fastrank.recipes.training import (
-    LOGITS_NORM,
-    NORM_OVER_T,
+    OUTCOME,
     SMALL_RESNET,
     SMOKE_MLP,
-    SOLUTION_RANK,
-    TEST_ACCURACY,
-    TRAIN_ACCURACY,
     UNTRACKED,
     over_temperatures,
     paper_resnet,
     temperatures,
 )
+from fastrank.train.presets import PRESETS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+#: Train accuracy in per cent from which a network counts as one that interpolates its data.
+INTERPOLATES = 99.9
+#: Table 9's, then natural adversarial examples (A, O; Hendrycks et al. 2021), renditions (R; the same), sketches (Wang
+#: et al. 2019) and plants of no class of ImageNet (Huang & Li 2021). Each is a folder of classes, without splits.
+IMAGENET_OOD = ("cifar100", "imagenet-a", "imagenet-o", "imagenet-r", "imagenet-sketch", "inaturalist")
 
 
 def settings_of(
@@ -56,7 +62,16 @@ def effects(study: Study) -> list[Effect]:
         difference(study, KAPPA.name, last, first, "<"),
         difference(study, RHO.name, last, first, ">"),
         difference(study, "test accuracy", last, first, "<", counts=False),
+        *on_other_sets(study, "rho", rho, ">"),
     ]
+
+
+def notes(study: Study) -> list[str]:
+    """What the probes are, and which networks are not in the regime of which neural collapse speaks."""
+    accuracies = {label: study.values(label, "train accuracy").mean() for label in study.labels}
+    short = [f"{label} ({accuracy:.1f} %)" for label, accuracy in accuracies.items() if accuracy < INTERPOLATES]
+    found = f"Train accuracy is below {INTERPOLATES:g} % at {', '.join(short)}: NC1 .. NC4 there are not the limits at "
+    return [*probe_notes(study), *([found + "zero training error of which neural collapse speaks."] if short else [])]
 
 
 def draw(study: Study) -> Figure:
@@ -74,18 +89,21 @@ def draw(study: Study) -> Figure:
         axes[0, place].plot(x, y, "o", color="tab:blue", markersize=4)
         axes[0, place].set(xscale="log", xlabel="T", ylabel=name)
     axes[0, 1].set_yscale("log")
-    tolerances = np.logspace(-8, -0.5, 80)
     for label, colour in zip(study.labels, colours(len(study.labels)), strict=True):
-        curves = []
-        for run in study.of(label):
-            sigma = np.array(run.evaluation["logits_sigma"])
-            curves.append((sigma[None] > tolerances[:, None] * sigma[0]).sum(1))
-            used = run.evaluation["solution_rank"]["tol"] / sigma[0]
-        axes[0, 2].plot(tolerances, np.mean(curves, 0), color=colour, label=label)
-        axes[0, 2].axvline(used, color="grey", linewidth=0.8, linestyle=":")
-    axes[0, 2].set(xscale="log", xlabel="tolerance / $\\sigma_1$", ylabel="rank of the logits")
+        draw_rank_curve(axes[0, 2], study, label, color=colour)
     axes[0, 2].legend(fontsize=8, title="dotted: torch's default", title_fontsize=8)
     return figure
+
+
+def draw_rank_curve(axes: Axes, study: Study, label: str, **style: Any) -> None:
+    """Rank of the training set's logits against the tolerance, and the tolerance that was used."""
+    tolerances = np.logspace(-8, -0.5, 80)
+    sigmas = [np.array(run.evaluation["logits_sigma"]) for run in study.of(label)]
+    curves = np.stack([(sigma > tolerances[:, None] * sigma[0]).sum(1) for sigma in sigmas])
+    line(axes, tolerances, curves, label, **style)
+    used = study.of(label)[0].evaluation["solution_rank"]["tol"] / sigmas[0][0]
+    axes.axvline(used, color="grey", linewidth=0.8, linestyle=":")
+    axes.set(xscale="log", xlabel="tolerance / $\\sigma_1$", ylabel="rank of the logits")
 
 
 def draw_probes(axes: Axes, study: Study, label: str) -> None:
@@ -120,10 +138,18 @@ RECIPE = Recipe(
             ),
             3, "12 trainings of ResNet-34 on CIFAR-100, 164 epochs each",
         ),
+        # The paper lengthens its high temperatures' trainings and changes their rate, and does not say to what.
+        "imagenet": Scale(
+            settings_of(
+                {**PRESETS["paper-imagenet"], "data": "folder:{data}/imagenet"}, (1, 10, 100, 1000),
+                [f"folder:{{data}}/{name}" for name in IMAGENET_OOD], ("adam", "ridge"),
+            ),
+            3, "12 trainings of ResNet-34 on ImageNet-1k, 120 epochs each; model=resnet50 by --set",
+        ),
     },
-    columns=(TRAIN_ACCURACY, TEST_ACCURACY, SOLUTION_RANK, KAPPA, RHO, LOGITS_NORM, NORM_OVER_T, NC1),
+    columns=(*OUTCOME, KAPPA, RHO, *COLLAPSE),
     run=evaluate_jobs,
     effects=effects,
     draw=draw,
-    notes=probe_notes,
+    notes=notes,
 )  # fmt: skip

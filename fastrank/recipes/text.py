@@ -4,33 +4,36 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from textwrap import fill
 
 from fastrank.extras import require
 from fastrank.recipes import FILES, Result, find_recipe
+from fastrank.recipes.recipe import IMAGENET, Scale
+from fastrank.recipes.result import upright
 
 
 def list_recipes() -> None:
-    """One row a recipe: what it claims, and what each scale runs and takes."""
-    console, table = _table("recipe", "claim", "--quick", "--full")
+    """What each recipe claims, and what each of its scales runs and takes."""
     for name in FILES:
         recipe = find_recipe(name)
-        table.add_row(name, recipe.claim, *(_scale(recipe, scale) for scale in ("quick", "full")))
-    console.print(table)
+        print(name)
+        print(fill(recipe.claim, 100, initial_indent="  ", subsequent_indent="  "))
+        for scale in ("quick", "full", IMAGENET):
+            if scale in recipe.scales:
+                print(f"  {'--' + scale:<11}{_scale(recipe.scales[scale])}")
 
 
-def _scale(recipe, name: str) -> str:
-    scale = recipe.scales.get(name)
-    if scale is None:
-        return "-"
+def _scale(scale: Scale) -> str:
     count = len(scale.settings)
-    return f"{count} setting{'s' * (count > 1)} x {scale.seeds} seeds, {scale.cost}"
+    return f"{count} setting{'s' * (count > 1)} x {scale.seeds} seeds: {scale.cost}"
 
 
 def print_result(result: Result, out: Path) -> None:
     """The table, the effects, the verdict, and where the figure is."""
-    console, table = _table("", *next(iter(result.table.values())))
-    for label, cells in result.table.items():
-        table.add_row(label, *(cell.text for cell in cells.values()))
+    heads, rows = upright(result.table)
+    console, table = _table("", *heads)
+    for name, cells in rows.items():
+        table.add_row(name, *(cell.text for cell in cells))
     console.print(table)
     console, table = _table("effect", "claimed", "estimate", "95 % interval", "")
     for effect in result.effects:

@@ -26,7 +26,7 @@ SLACK = 0.7
 
 
 def parse_budget(given: Any) -> float:
-    """ "5%", "0.05" or 0.05 as a share.
+    """ "5%", "0.05" or 0.05 as a share; 1 and more only as a percentage, as 2 may mean 2 % or twice the training.
 
     Raises:
         InputError: anything else, or a share outside (0, 100).
@@ -38,6 +38,8 @@ def parse_budget(given: Any) -> float:
         share = 0.0
     if isinstance(given, bool) or not 0 < share < 100:
         raise InputError("budget", "a share of a training step such as 5%", repr(given))
+    if share >= 1 and not text.endswith("%"):
+        raise InputError("budget", "a share below 1, or a percentage", repr(given), f"{share:g}% or {share:.0%}")
     return share
 
 

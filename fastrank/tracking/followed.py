@@ -1,8 +1,8 @@
 """Spectra of weights and gradients from step to step: what is known of the last steps makes the next ones cheap.
 
-Weights move little, so their spectra are carried (`fastrank.carried`); the rank of a gradient says how wide a sketch
-has to be (`fastrank.sketched`). What a sketch cannot settle is computed from the whole matrix, and so is all that is
-small.
+Weights move little, so their spectra are carried (`fastrank.carried`). Gradients are products of few rows
+(`fastrank.factored`), or their rank says how wide a sketch has to be (`fastrank.sketched`). What neither settles is
+computed from the whole matrix, and so is all that is small.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from fastrank.carried import SMALLEST_SIDE, Anchor, carried_spectra
+from fastrank.factored import factored_spectra
 from fastrank.sketched import sketch_width, sketched_spectrum
 from fastrank.spectra import Spectrum, spectrum
 from fastrank.subspace import SubspaceState
@@ -49,15 +50,23 @@ class Followed:
         anchor = self._anchors.get(key)
         return anchor if anchor is not None and anchor.fits(X) and key not in self._outdated else None
 
-    def gradients(self, gradients: dict[str, Tensor], step: int) -> dict[str, Spectrum]:
+    def gradients(
+        self, gradients: dict[str, Tensor], factors: dict[str, tuple[Tensor, Tensor]], step: int
+    ) -> dict[str, Spectrum]:
+        """factors: of those gradients that are `G^T X`, the pair (G, X); see `fastrank.factored`."""
+        jobs = {key: (A, *factors[key]) for key, A in gradients.items() if key in factors}
+        found = self._together(jobs, partial(factored_spectra, seed=self._seed, stream=step))
+        spectra = {key: s for key, s in found.items() if s is not None}
         jobs = {}
         for key, G in gradients.items():
+            if key in spectra:
+                continue
             # On a GPU the answer would have to be waited for.
             width = sketch_width(*G.shape, self._ranks.get(key, math.nan)) if G.device.type == "cpu" else None
             if width is not None:
                 jobs[key] = G, width, self._seed, step
         sketched = self._together(jobs, lambda jobs: [sketched_spectrum(*job) for job in jobs])
-        spectra = {key: s for key, s in sketched.items() if s is not None}
+        spectra |= {key: s for key, s in sketched.items() if s is not None}
         spectra |= self._together({key: G for key, G in gradients.items() if key not in spectra}, spectrum)
         return {key: spectra[key] for key in gradients if key in spectra}
 

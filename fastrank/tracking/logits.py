@@ -11,18 +11,15 @@ from fastrank.tracking.figures import Figures
 from fastrank.tracking.presets import TOP
 
 
-def logits_matrix(logits: Tensor) -> Tensor:
-    """[N, C] or [N, C, ...] as [rows, C]."""
-    return logits.detach().movedim(1, -1).flatten(0, -2)
-
-
 def add_logits(figures: Figures, logits: Tensor, target: Tensor | None, T: float | Tensor) -> str:
-    """Adds `logits/*`, and `train/accuracy` where there is a target [N]; why they are NaN, else nothing.
+    """Adds `logits/*`, and `train/accuracy` where there is a target; why they are NaN, else nothing.
 
-    16-bit logits count as float32. T: the temperature of the softmax.
+    Args:
+        logits: [n, C]; 16-bit ones count as float32.
+        target: [n]; a negative one, such as the -100 of padding, is no class and does not count.
+        T: the temperature of the softmax.
     """
-    z = logits_matrix(logits)
-    z = z if z.dtype in (torch.float32, torch.float64) else z.float()
+    z = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
     before, after = spectrum([z, torch.softmax(z / T, 1)])
     norm = z.double().norm()
     figures.add(["logits/norm", "logits/norm_over_T"], torch.stack([norm, norm / T]))
@@ -31,5 +28,6 @@ def add_logits(figures: Figures, logits: Tensor, target: Tensor | None, T: float
     figures.add_array("logits/sigma", before.sigma[:TOP])
     figures.add_array("logits/softmax_sigma", after.sigma[:TOP])
     if target is not None:
-        figures.add(["train/accuracy"], (logits.argmax(1) == target).double().mean())
+        hits, classes = logits.argmax(1) == target, target >= 0
+        figures.add(["train/accuracy"], (hits & classes).double().sum() / classes.sum())
     return before.reason

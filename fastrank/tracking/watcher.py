@@ -23,28 +23,24 @@ from fastrank.capture import (
     Capture,
     select_layers,
     trained_weight,
-    weight_matrix,
+    unmeasured,
 )
-from fastrank.carried import SMALLEST_SIDE
 from fastrank.errors import InputError
 from fastrank.hooks import is_compiled
-from fastrank.metrics.alignment import alignment
-from fastrank.ranks import rank_counts
 from fastrank.sinks import open_log
-from fastrank.small_grams import SmallGram, small_gram
-from fastrank.spectra import Spectrum, of_grams, spectrum
-from fastrank.subspace import SubspaceState, top_svd
-from fastrank.tracking.all_ranks import Ranks, is_sharded, whole
+from fastrank.spectra import Spectrum
+from fastrank.tracking.all_ranks import Ranks, is_sharded
 from fastrank.tracking.budget import Budget, parse_budget
 from fastrank.tracking.costs import Costs
-from fastrank.tracking.figures import Figures
-from fastrank.tracking.followed import Followed
-from fastrank.tracking.logits import add_logits, logits_matrix
+from fastrank.tracking.measurements import Measurements
 from fastrank.tracking.presets import BASIC, TOP, parse_metrics
 from fastrank.tracking.remarks import Remarks
 from fastrank.tracking.schedule import EpochEnds, Linear, describe, parse_schedule
-from fastrank.tracking.step_arguments import check_target, number
+from fastrank.tracking.step_arguments import class_rows, number
 from fastrank.tracking.window import Window
+
+#: So many of those that are left out are named.
+NAMED = 8
 
 
 class Watcher:
@@ -118,7 +114,7 @@ class Watcher:
             raise InputError("seed", "a whole number", repr(seed))
         if not 0 < number("T", T) < math.inf:
             raise InputError("T", "a temperature > 0", float(T))
-        self._kinds, self._names = parse_metrics(metrics)
+        self._kinds, names = parse_metrics(metrics)
         if all_ranks and "bound" in self._kinds:
             raise InputError("metrics", "kinds that all_ranks=True measures: all but bound", repr(metrics))
         self._model, self._looked = model, False
@@ -128,10 +124,10 @@ class Watcher:
         ends = None if window is None else parse_schedule(window, "window")
         self._window = None if ends is None else Window(EpochEnds(ends.every) if isinstance(ends, Linear) else ends)
         self._layers = select_layers(model, layers)
-        self._modules = {layer.name: layer.module for layer in self._layers}
         sources = {"act", "weight", "bound"} & self._kinds | ({"weight", "input"} if "align" in self._kinds else set())
         sources |= {"window"} if window is not None and "act" in self._kinds else set()
-        self._sharded = any(map(is_sharded, model.parameters()))
+        # What gradients are products of, where that helps: not where every figure of a spectrum is wanted.
+        sources |= {"factors"} if "grad" in self._kinds and names == BASIC and self._ranks.size == 1 else set()
         self._capture = Capture(self._layers, self._on_source, kinds=frozenset(sources), mode=mode, seed=seed)
         self._resize()
         self.config = {
@@ -153,9 +149,18 @@ class Watcher:
         self.log = open_log(log if self._ranks.first else None, config or {}, self.config)
         self._remarks = Remarks(self.log)
         self._explain, self._guarded = self._remarks.explain, self._remarks.guarded
-        #: Forwards of the step under way, and of the one before: the last of as many is measured.
-        self._forwards, self._expected = 0, 1
+        if {"weight", "grad"} & self._kinds and layers == "*" and (left := unmeasured(model, self._layers)):
+            more = f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
+            self._explain(
+                "weight", f"in no linear or convolutional layer, not measured: {', '.join(left[:NAMED])}{more}"
+            )
         self._costs = Costs(next((p.device for p in model.parameters()), torch.device("cpu")))
+        self._measurements = Measurements(
+            self._layers, self._kinds, names, seed, any(map(is_sharded, model.parameters())),
+            self._ranks, self._remarks, self._costs, self._window,
+        )  # fmt: skip
+        #: Forwards of the last measured step: the last of as many is measured.
+        self._expected = 1
         self._capture.around(model, self._begin_forward, self._on_output)
         self._capture.attach()  # last: a mistake in any argument leaves the model as it was
         # An optimizer may write to the gradients that it is given, as SGD with Nesterov's momentum does.
@@ -165,10 +170,6 @@ class Watcher:
         self.latest: dict[str, float] = {}
         self._step = self._first = 0
         self._paused = self._closed = False
-        self._weights: dict[str, SubspaceState] = {}
-        self._inputs: dict[str, SubspaceState] = {}
-        #: None where every figure of a spectrum is wanted: each is then computed anew.
-        self._followed = Followed(self._together, seed) if self._names == BASIC else None
         self._begin()
 
     def __enter__(self) -> Watcher:
@@ -209,8 +210,9 @@ class Watcher:
         """Close the training step: measure gradients and logits, and write one record.
 
         Args:
-            logits: [N, C] or [N, C, ...]; those of the last training-mode forward if left out.
-            target: [N] class indices; gives `train/accuracy`.
+            logits: [N, C], [N, C, ...] or [N, tokens, C] (of tokens at most 1,024 positions count); if left out, those
+                that the last training-mode forward gave: `logits` of its output, or the first tensor with classes.
+            target: [N], [N, ...] or [N, tokens] class indices; gives `train/accuracy` of those that are not negative.
             scalars: further figures to record under `train/`, such as loss=..., lr=....
         """
         step = self._step
@@ -228,17 +230,16 @@ class Watcher:
             return
         scalars = {name: number(name, value) for name, value in scalars.items()}
         logits = self._output if logits is None else logits
-        if logits is not None and target is not None:
-            check_target(target, logits)
+        logits, target = class_rows(logits, target)
         self._step = step + 1
         if measured:
             self._measure(logits, target)
-            self._expected = max(1, self._forwards)
+            self._expected = max(1, self._measurements.forwards)
             if not self._looked:
                 self._look_for_graphs()
         if closes:
             with self._costs.block("window"):
-                self._measure_window()
+                self._measurements.close_window()
         log_seconds = self._write(step, scalars) if self._ranks.first else 0.0
         if self._ranks.together and self._budget is not None:
             self._budget.follow(*self._ranks.agree(self._budget.decision()))
@@ -246,39 +247,22 @@ class Watcher:
         self._begin(log_seconds)
 
     def _measure(self, logits: Tensor | None, target: Tensor | None) -> None:
-        if self._forwards < self._expected and "act" in self._kinds:
-            text = f"{self._forwards} forwards in a step after one of {self._expected}, the last of which was expected"
-            self._explain("act", text)
-        if self._window is not None and logits is not None and logits.ndim >= 2:
+        forwards = self._measurements.forwards
+        if forwards < self._expected and "act" in self._kinds:
+            text = f"{forwards} forwards in a step after one of {self._expected}, the last of which was expected"
+            self._explain("act", text if forwards else "no forward of the watched model in training mode")
+        if self._window is not None and logits is not None:
             with self._costs.block("window"), self._guarded("window/logits") as enabled:
                 if enabled:
-                    self._window.add("logits", self._capture.window_rows(logits_matrix(logits), "logits"))
+                    self._window.add("logits", self._capture.window_rows(logits, "logits"))
         if self._ranks.together:
             with self._costs.block("exchange"), self._guarded("all_ranks") as enabled:
                 if enabled:
-                    logits, target = self._exchange(logits, target)
+                    logits, target = self._measurements.exchange(logits, target)
             self._paused |= "all_ranks" in self._remarks.disabled
             if self._paused:
                 return
-        self._measure_weights()
-        gradients = {}
-        if "grad" in self._kinds and not self._gradients_are_measured:
-            with self._costs.block("grad"):
-                gradients = self._gradients()
-        if not self._ranks.first:
-            return
-        with self._costs.block("act"):
-            self._measure_activations()
-        with self._costs.block("align"):
-            if "align" in self._kinds:
-                self._measure_alignment()
-        with self._costs.block("grad"):
-            if "grad" in self._kinds and not self._gradients_are_measured:
-                self._measure_gradients(gradients)
-        if logits is not None and logits.ndim >= 2:
-            with self._costs.block("logits"), self._guarded("logits") as enabled:
-                if enabled and (reason := add_logits(self._figures, logits, target, self._T)):
-                    self._explain("logits", reason)
+        self._measurements.finish(logits, target, self._T)
 
     def cost(self, by: str = "kind") -> dict[str, Any]:
         """What measured steps cost on average; on a GPU the device's time.
@@ -292,15 +276,7 @@ class Watcher:
             return self._costs.by_kind()
         if by != "source":
             raise InputError("by", "'kind' or 'source'", repr(by))
-        kept: dict[str, int] = {}
-        for name, state in (*self._weights.items(), *self._inputs.items()):
-            tensors = (value for value in vars(state).values() if isinstance(value, Tensor))
-            kept[f"align/{name}"] = kept.get(f"align/{name}", 0) + sum(t.numel() * t.element_size() for t in tensors)
-        if self._followed is not None:
-            kept |= self._followed.bytes()
-        if self._window is not None:
-            kept |= {f"window/{name}": size for name, size in self._window.bytes().items()}
-        return self._costs.by_source(kept)
+        return self._costs.by_source(self._measurements.bytes())
 
     def state_dict(self) -> dict:
         """What continues the same figures after a restart, as tensors and plain values: step number, warm subspaces,
@@ -310,9 +286,7 @@ class Watcher:
             "forwards": self._expected,
             "window": None if self._window is None else self._window.state_dict(),
             "budget": None if self._budget is None else self._budget.state_dict(),
-            "weights": {name: state.state_dict() for name, state in self._weights.items()},
-            "inputs": {name: state.state_dict() for name, state in self._inputs.items()},
-            "followed": None if self._followed is None else self._followed.state_dict(),
+            **self._measurements.state_dict(),
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -326,10 +300,7 @@ class Watcher:
         if self._budget is not None and state.get("budget") is not None:
             self._budget.load_state_dict(state["budget"])
             self._resize()
-        self._weights = {name: SubspaceState.from_state_dict(s) for name, s in state["weights"].items()}
-        self._inputs = {name: SubspaceState.from_state_dict(s) for name, s in state["inputs"].items()}
-        if self._followed is not None and state.get("followed") is not None:
-            self._followed.load_state_dict(state["followed"])
+        self._measurements.load_state_dict(state)
         self._begin()
 
     def _due(self) -> bool:
@@ -338,20 +309,8 @@ class Watcher:
 
     def _begin(self, log_seconds: float = 0.0) -> None:
         """Get ready for the forward of step number `_step`; what writing the last record took counts to this one."""
-        self._figures = Figures()
-        self._measured_step = self._step
-        self._gradients_are_measured = False
+        self._measurements.begin(self._step)
         self._output: Tensor | None = None
-        #: What the hooks took: small Gram matrices of activations (spectra of float64 ones), weights with the version
-        #: that they had, sampled inputs, ranks of whole inputs.
-        self._acts: dict[str, SmallGram | Spectrum] = {}
-        self._held_weights: dict[str, tuple[Tensor, int]] = {}
-        self._held_inputs: dict[str, Tensor] = {}
-        #: Activations whose Gram matrices do not add up over processes: fewer rows than features.
-        self._rows: dict[str, Tensor] = {}
-        self._bounds: dict[str, list[Tensor]] = {}
-        self._weights_are_measured = False
-        self._forwards = 0
         self._remarks.step = self._step
         self._capture.begin_step(self._step)
         self._capture.switch.armed = self._due()
@@ -368,43 +327,24 @@ class Watcher:
             self._capture.remove()
 
     def _begin_forward(self) -> None:
-        self._forwards += 1
-        self._capture.begin_forward(skipping=self._forwards < self._expected)
+        self._measurements.forwards += 1
+        self._capture.begin_forward(skipping=self._measurements.forwards < self._expected)
+
+    def _on_source(self, kind: str, name: str, matrix: Callable[[], Tensor | Spectrum]) -> None:
+        self._measurements.take(kind, name, matrix)
 
     def _on_output(self, output: Tensor | None) -> None:
         self._output = output
-        self._measure_weights()
-
-    def _on_source(self, kind: str, name: str, matrix: Callable[[], Tensor | Spectrum]) -> None:
-        """In a hook: takes what is gone or changed by the end of the step, and leaves the rest for one call for all."""
-        key = f"grad/{name} bound" if kind == "bound" else f"{'align' if kind == 'input' else kind}/{name}"
-        with self._costs.block("align" if kind == "input" else kind), self._guarded(key) as enabled:
-            if not enabled:
-                return
-            self._costs.works(key)
-            found = matrix()
-            if kind == "act" and self._ranks.together and (len(found) < found.shape[1] or found.dtype == torch.float64):
-                # To be joined with the other processes' rows; a copy, as a later layer may write to it.
-                self._rows[key] = found.clone()
-                self._costs.hold(key, found)
-            elif kind == "act":
-                gram = self._acts[key] = spectrum(found) if found.dtype == torch.float64 else small_gram(found)
-                self._costs.hold(key, gram.G if isinstance(gram, SmallGram) else gram.sigma)
-            elif kind == "window":
-                self._window.add(name, found)
-            elif kind == "weight":
-                self._held_weights[name] = found, found._version
-            elif kind == "input":
-                self._held_inputs[name] = found
-                self._costs.hold(key, found)
-            else:
-                self._measure_bound(name.partition("#")[0], found)
+        self._measurements.weights()
 
     def _look_for_graphs(self) -> None:
         """After the first measured step: a graph compiled before the hooks were there does not run them."""
         self._looked = True
         seen, layers = self._capture.seen, {layer.name for layer in self._layers}
         compiled = is_compiled(self._model)
+        if seen and not compiled and (never := sorted(layers - seen)):
+            more = f" and {len(never) - NAMED} more" if len(never) > NAMED else ""
+            self._explain("layers", f"not called in the first measured step: {', '.join(never[:NAMED])}{more}")
         # Where nothing at all was seen, a graph of the model may be what ran instead of it.
         if (compiled and seen < layers) or (not seen and "torch._dynamo" in sys.modules):
             torch.compiler.reset()
@@ -414,200 +354,32 @@ class Watcher:
             if compiled:
                 warnings.warn(f"fastrank: a part of the model {text}", RuntimeWarning, stacklevel=4)
 
-    def _measure_weights(self) -> None:
-        """At the end of the step's first forward, before an optimiser can touch them."""
-        if self._weights_are_measured:
-            return
-        self._weights_are_measured = True
-        held = {}
-        for name, (X, version) in self._held_weights.items():
-            if self._sharded:
-                weight = self._whole(f"weight/{name}", trained_weight(self._modules[name]))
-                held |= {} if weight is None else {name: weight_matrix(weight)}
-            elif X._version == version:
-                held[name] = X
-            else:
-                self._explain(f"weight/{name}", "changed before the end of the watched model's own forward")
-        if not self._ranks.first:
-            return
-        if "align" in self._kinds:
-            with self._costs.block("align"):
-                self._warm(held, self._weights)
-        if "weight" in self._kinds:
-            with self._costs.block("weight"):
-                weights = {f"weight/{name}": X for name, X in held.items()}
-                if self._followed is None:
-                    self._add_spectra(self._together(weights, spectrum))
-                else:
-                    if "align" not in self._kinds:
-                        large = {name: X for name, X in held.items() if min(X.shape) >= SMALLEST_SIDE}
-                        self._warm(large, self._weights)
-                    tops = {f"weight/{name}": state for name, state in self._weights.items()}
-                    self._add_spectra(self._followed.weights(weights, tops, self._measured_step, self._figures))
-
-    def _measure_activations(self) -> None:
-        grams = {key: g for key, g in self._acts.items() if isinstance(g, SmallGram)}
-        found = {key: s for key, s in self._acts.items() if isinstance(s, Spectrum)}
-        found |= self._together(grams, of_grams)
-        self._add_spectra({key: found[key] for key in self._acts if key in found})
-
-    def _add_spectra(self, spectra: dict[str, Spectrum]) -> None:
-        for key, s in spectra.items():
-            if s.reason:
-                self._explain(key, s.reason)
-        self._figures.add_spectra(spectra, self._names, TOP)
-
-    def _measure_alignment(self) -> None:
-        self._warm(self._held_inputs, self._inputs)
-        names = [name for name in self._held_inputs if name in self._inputs and name.partition("#")[0] in self._weights]
-        pairs = {f"align/{name}": (self._weights[name.partition("#")[0]], self._inputs[name]) for name in names}
-        results = self._together(pairs, lambda sides: alignment(*map(list, zip(*sides, strict=True)), TOP))
-        largest = []
-        for key, result in results.items():
-            if result.reason:
-                self._explain(key, result.reason)
-            chance = result.max.new_tensor(result.chance)
-            values = torch.stack([result.max, result.diagonal, result.error.to(result.max), chance])
-            self._figures.add([f"{key}/{name}" for name in ("max", "diagonal", "error", "chance")], values)
-            self._figures.add_array(f"{key}/cosines", result.cosines)
-            largest.append(result.max)
-        if largest:
-            self._figures.add(["align/mean_max"], torch.stack(largest).double().mean())
-
-    def _warm(self, matrices: dict[str, Tensor], states: dict[str, SubspaceState]) -> None:
-        """One step of every layer's own subspace; it starts over where a layer's width or device changed."""
-
-        def fitting(name: str, X: Tensor) -> SubspaceState | None:
-            state = states.get(name)
-            fits = state is not None and state.block.shape[0] == X.shape[1] and state.block.device == X.device
-            return state if fits else None
-
-        jobs = {f"align/{name}": (X, fitting(name, X)) for name, X in matrices.items()}
-        found = self._together(
-            jobs, lambda jobs: top_svd([X for X, _ in jobs], TOP, [old for _, old in jobs], seed=self._seed)
-        )
-        for name in matrices:
-            if (state := found.get(f"align/{name}")) is not None:
-                states[name] = state
-            else:
-                states.pop(name, None)
-
-    def _together(self, items: dict[str, Any], work: Callable[[list], list]) -> dict[str, Any]:
-        """{key: result} of one call for all; where that fails, of one call each, without those that fail."""
-        items = {key: item for key, item in items.items() if key not in self._remarks.disabled}
-        if not items:
-            return {}
-        for key, item in items.items():
-            self._costs.works(key, _flops(item))
-        try:
-            return dict(zip(items, work(list(items.values())), strict=True))
-        except Exception:
-            found = {}
-            for key, item in items.items():
-                with self._guarded(key):
-                    (found[key],) = work([item])
-            return found
-
-    def _measure_window(self) -> None:
-        """Ranks and spectra of all rows since the last window's end."""
-        with self._guarded("window") as enabled:
-            if enabled:
-                found = {f"window/{name}": s for name, s in self._window.close(self._ranks).items()}
-                self._add_spectra(found)
-                for key, s in found.items():
-                    self._costs.works(key, float(min(s.n, s.d)) ** 3)
-                    self._figures.add([f"{key}/rows"], s.sigma.new_tensor([float(s.n)]))
-
-    def _measure_bound(self, layer: str, s: Spectrum) -> None:
-        """Ranks add up over the forwards whose gradients do, as those of a sum of matrices."""
-        if s.reason:
-            self._explain(f"grad/{layer}/input_rank", s.reason)
-        ranks, before = rank_counts(s), self._bounds.get(layer)
-        self._bounds[layer] = list(ranks) if before is None else [a + b for a, b in zip(before, ranks, strict=True)]
-
     def _before_optimizer(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         """Before an optimizer of the watched weights moves: with all processes together `step` does it, and where the
         optimizer makes the gradients itself, in a closure."""
-        due = self._capture.switch.armed and "grad" in self._kinds and not self._gradients_are_measured
         # Before the step's first forward the gradients are still those of the last one.
-        if not due or not self._forwards or self._ranks.together or any(map(callable, (*args[1:], *kwargs.values()))):
+        due = self._capture.switch.armed and self._measurements.forwards
+        if not due or self._ranks.together or any(map(callable, (*args[1:], *kwargs.values()))):
             return
         moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
         weights = (trained_weight(layer.module) for layer in self._layers if layer.weight)
         if any(id(weight) in moved for weight in weights):
-            with torch.no_grad(), self._costs.block("grad"):
-                self._measure_gradients(self._gradients())
-            self._gradients_are_measured = True
-
-    def _gradients(self) -> dict[str, Tensor]:
-        found = {}
-        for layer in self._layers:
-            if not layer.weight:
-                continue
-            key, weight = f"grad/{layer.name}", trained_weight(layer.module)
-            if weight is None:
-                self._explain(key, "no single parameter behind the weight")
-            elif weight.grad is not None:
-                gradient = self._whole(key, weight.grad)
-                found |= {} if gradient is None else {key: weight_matrix(gradient)}
-            elif weight.requires_grad:
-                self._explain(key, "no gradient at step(); call it before zero_grad()")
-        return found
-
-    def _whole(self, key: str, tensor: Tensor) -> Tensor | None:
-        """A parameter or gradient, put together where FSDP2 keeps shards of it."""
-        if self._sharded and not self._ranks.together:
-            self._explain(key, "in shards over processes: all_ranks=True, on every process, puts it together")
-            return None
-        return whole(tensor)
-
-    def _exchange(self, logits: Tensor | None, target: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """What all processes saw of the step's batch takes the place of what this one saw, on rank 0."""
-        mine = {f"act {key}": X for key, X in self._rows.items()}
-        mine |= {f"input {name}": X for name, X in self._held_inputs.items()}
-        if logits is not None and logits.ndim >= 2:
-            mine["logits"] = logits_matrix(logits)
-            if target is not None:
-                mine["target"] = target.reshape(-1)
-        rows = self._ranks.rows(mine)
-        grams = self._ranks.sums({key: g for key, g in self._acts.items() if isinstance(g, SmallGram)})
-        if not self._ranks.first:
-            return None, None
-        for key in (mine.keys() - rows.keys()) | (self._acts.keys() - grams.keys()):
-            self._explain(key.partition(" ")[2] or key, "not the same columns on every process, or missing on one")
-        self._held_inputs = {name: rows[f"input {name}"] for name in self._held_inputs if f"input {name}" in rows}
-        self._acts = dict(grams)
-        for key in self._rows:
-            with self._guarded(key) as enabled:
-                if enabled and (X := rows.get(f"act {key}")) is not None:
-                    self._acts[key] = spectrum(X) if X.dtype == torch.float64 else small_gram(X)
-        return rows.get("logits"), rows.get("target")
-
-    def _measure_gradients(self, found: dict[str, Tensor]) -> None:
-        if self._followed is None:
-            spectra = self._together(found, spectrum)
-        else:
-            spectra = self._followed.gradients(found, self._measured_step)
-        self._add_spectra(spectra)
-        for layer, bound in self._bounds.items():
-            if (s := spectra.get(f"grad/{layer}")) is not None:
-                excess = (rank_counts(s)[1] - bound[2]).clamp_min(0)
-                names = ("input_rank", "input_rank_lo", "input_rank_hi", "bound_excess")
-                self._figures.add([f"grad/{layer}/{name}" for name in names], torch.stack([*bound, excess]))
+            with torch.no_grad():
+                self._measurements.gradients()
 
     def _write(self, step: int, scalars: dict[str, Tensor]) -> float:
         """One copy to the host and one transaction, whose seconds are returned."""
         for name, value in scalars.items():
-            self._figures.add([f"train/{name}"], value)
+            self._measurements.figures.add([f"train/{name}"], value)
         if self._budget is not None:
-            self._figures.add(
+            self._measurements.figures.add(
                 [f"budget/{name}" for name in ("interval", "features", "rows")],
                 torch.tensor(
                     [self._budget.interval, self._capture.max_features, self._capture.input_rows], device="cpu"
                 ),
             )
         with self._costs.block("copy"):
-            values, arrays = self._figures.to_host()
+            values, arrays = self._measurements.figures.to_host()
         tracked, elapsed = self._costs.end()
         rest = elapsed - tracked
         values |= {
@@ -620,8 +392,7 @@ class Watcher:
             if decided is not None:
                 self._explain("budget", decided)
                 self._resize()
-        if self._followed is not None:
-            self._followed.learn(values, self._step)
+        self._measurements.learn(values, self._step)
         self.latest = values
         start = time.perf_counter()
         if self.log is not None:
@@ -638,13 +409,3 @@ class Watcher:
 
 #: The public name, for what reads as an action: `with fastrank.watch(model) as w`.
 watch = Watcher
-
-
-def _flops(item: Any) -> float:
-    """Roughly, to share out the time of one call for many: of a spectrum, an eigenproblem, a subspace, an alignment."""
-    if isinstance(item, SmallGram):
-        return float(len(item.G)) ** 3
-    if isinstance(item, Tensor):
-        return float(item.numel()) * min(item.shape)
-    X = item[0] if isinstance(item[0], Tensor) else item[0].Vh
-    return float(X.numel()) * TOP

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from fastrank.errors import InputError
+from fastrank.tracking.budget import parse_budget
 from fastrank.tracking.presets import KINDS
+from fastrank.tracking.schedule import describe, parse_schedule
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "steps", "cosine")
@@ -29,8 +31,12 @@ class TrainConfig:
     epochs, warmup_epochs and milestones count epochs. The learning rate rises linearly over the warm-up and then stays
     ("constant"), is multiplied by `gamma` at each milestone ("steps"), or falls to zero along half a cosine ("cosine").
     momentum is SGD's; Adam and AdamW use (0.9, 0.999). image_size is in pixels, None for the data set's own;
-    samples_per_class limits the training split, None for all (`glyphs`: 100). track, layers and every go to
-    `fastrank.watch`; `track` may also be several kinds of figures, joined by commas: "align,logits".
+    samples_per_class limits the training split, None for all (`glyphs`: 100). class_balance is the size of the training
+    split's last class over that of its first; sizes between fall geometrically (Cui et al. 2019), 1 leaves them as they
+    are. classifier_scale multiplies the classifier's initial weight, and with it the first logits, as 1 / T does.
+    track, layers, every and budget go to `fastrank.watch`; `track` may also be several kinds of figures, joined by
+    commas ("align,logits"), `every` several schedules ("log,epoch:391"). Which steps a budget has measured depends on
+    the machine's times too.
     """
 
     model: str = "resnet18"
@@ -55,10 +61,13 @@ class TrainConfig:
     augment: str = "none"
     image_size: int | None = None
     samples_per_class: int | None = None
+    class_balance: float = 1.0
+    classifier_scale: float = 1.0
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     track: str = "default"
     layers: tuple[str, ...] = ("*",)
-    every: int = 1
+    every: int | str = 1
+    budget: str | None = None
 
     def __post_init__(self) -> None:
         positive = "a finite number > 0"
@@ -69,14 +78,21 @@ class TrainConfig:
         wanted = f"{positive} with the schedule norm-matched, and none with another"
         _check("initial_norm", wanted, norm, 0 < norm < math.inf if matched and norm else norm is None and not matched)
         _check("label_smoothing", "a number in [0, 1)", self.label_smoothing, 0 <= self.label_smoothing < 1)
+        _check("class_balance", "a number in (0, 1]", self.class_balance, 0 < self.class_balance <= 1)
+        _check("classifier_scale", positive, self.classifier_scale, 0 < self.classifier_scale < math.inf)
         _check("lr", positive, self.lr, math.isfinite(self.lr) and self.lr > 0)
         _check("momentum", "a number in [0, 1)", self.momentum, 0 <= self.momentum < 1)
         _check("weight_decay", "a finite number >= 0", self.weight_decay, 0 <= self.weight_decay < math.inf)
         _check("gamma", "a number in (0, 1]", self.gamma, 0 < self.gamma <= 1)
         # Batch normalisation cannot train on one sample, and one row has no spectrum to speak of.
         _check("batch_size", "a whole number >= 2", self.batch_size, self.batch_size >= 2)
-        for name in ("epochs", "every"):
-            _check(name, "a whole number >= 1", getattr(self, name), getattr(self, name) >= 1)
+        _check("epochs", "a whole number >= 1", self.epochs, self.epochs >= 1)
+        _check("every", "a whole number of steps, or a text such as log", self.every, isinstance(self.every, int | str))
+        every = describe(parse_schedule(self.every))
+        object.__setattr__(self, "every", every)  # "10" is 10, wherever settings are compared
+        if self.budget is not None:
+            parse_budget(self.budget)
+            _check("budget", "none with --track off", repr(self.budget), self.track != "off")
         for name in ("image_size", "samples_per_class"):
             value = getattr(self, name)
             _check(name, "a whole number >= 1", value, value is None or value >= 1)

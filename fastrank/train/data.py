@@ -105,16 +105,24 @@ def _in_memory(config: TrainConfig, train: tuple, test: tuple, mean: tuple, std:
         tensors = torch.from_numpy(scaled[:, None]), torch.from_numpy(labels[indices])
         return IndexedSplit(_Pictures(images, labels), indices, plain, augment, config.seed, tensors)
 
-    chosen = _choose(train[1], config.samples_per_class)
+    chosen = _choose(train[1], config.samples_per_class, config.class_balance)
     return Data(split(*train, chosen), split(*test, np.arange(len(test[1]))), int(train[1].max()) + 1, 1, size)
 
 
-def _choose(labels: np.ndarray, per_class: int | None) -> np.ndarray:
-    """Indices of at most `per_class` samples of each class, the same for every seed of a run."""
-    if per_class is None:
+def _choose(labels: np.ndarray, per_class: int | None, balance: float = 1.0) -> np.ndarray:
+    """Indices of at most `per_class` samples of each class, the same for every seed of a run.
+
+    balance: share that the last class keeps of these; classes before it keep geometrically more, the first all.
+    """
+    if per_class is None and balance == 1:
         return np.arange(len(labels))
     order = np.random.Generator(np.random.Philox(key=0)).permutation(len(labels))
-    return np.sort(np.concatenate([order[labels[order] == label][:per_class] for label in np.unique(labels)]))
+    classes = np.unique(labels)
+    chosen = []
+    for share, label in zip(np.geomspace(1, balance, len(classes)), classes, strict=True):
+        members = order[labels[order] == label][:per_class]
+        chosen.append(members[: max(1, round(share * len(members)))])
+    return np.sort(np.concatenate(chosen))
 
 
 def _folder(config: TrainConfig, root: Path) -> Data:
@@ -127,8 +135,7 @@ def _folder(config: TrainConfig, root: Path) -> Data:
             f"{root}, which does not exist",
             "unpack the data set there, or give another path",
         )
-    size = config.image_size or 224
-    plain = plain_transform(size, *IMAGENET, crop_pct=1.0 if config.augment == "cifar" else 0.875)
+    size, plain = _plain_tree(config)
     augment = None if config.augment == "none" else augmented_transform(config.augment, size, *IMAGENET)
     if any((root / name).is_file() for name in ("info.json", "_info.json")):
         return _webdataset(config, root, size, plain, augment)
@@ -140,7 +147,7 @@ def _folder(config: TrainConfig, root: Path) -> Data:
     if len(_classes(train)) < 2:
         raise InputError("data", f"at least two classes in {paths['train']}", sorted(_classes(train)))
     image_dataset = require("timm.data", "data").ImageDataset
-    chosen = _choose(_labels(train), config.samples_per_class)
+    chosen = _choose(_labels(train), config.samples_per_class, config.class_balance)
     return Data(
         IndexedSplit(image_dataset(paths["train"], reader=train), chosen, plain, augment, config.seed),
         IndexedSplit(image_dataset(paths["test"], reader=test), range(len(test)), plain, None, config.seed),
@@ -148,6 +155,27 @@ def _folder(config: TrainConfig, root: Path) -> Data:
         3,
         size,
     )
+
+
+def _plain_tree(config: TrainConfig) -> tuple[int, Any]:
+    """(image size, transform without augmentation) of what is read from disk."""
+    size = config.image_size or 224
+    return size, plain_transform(size, *IMAGENET, crop_pct=1.0 if config.augment == "cifar" else 0.875)
+
+
+def load_whole(config: TrainConfig, root: Path) -> tuple[IndexedSplit, int]:
+    """(all images under `root`, number of class folders): a set without splits, as ImageNet-A, -O, -R and -Sketch are.
+
+    Images that lie in no folder, or all in one, as those of iNaturalist, have no labels to speak of: then 1.
+    """
+    reader = _reader(root)
+    images = require("timm.data", "data").ImageDataset(root, reader=reader)
+    return IndexedSplit(images, range(len(reader)), _plain_tree(config)[1], None, config.seed), len(_classes(reader))
+
+
+def has_splits(root: Path) -> bool:
+    names = (f"{name}{ending}" for split in SPLIT_NAMES.values() for name in split for ending in ("", ".tar"))
+    return any((root / name).exists() for name in (*names, "info.json", "_info.json"))
 
 
 def _find_split(root: Path, split: str, layout: str) -> Path:
@@ -183,10 +211,9 @@ def _labels(reader: Any) -> np.ndarray:
 def _webdataset(config: TrainConfig, root: Path, size: int, plain: Any, augment: Any) -> Data:
     """Shards that info.json lists (timm's format: splits, filenames, num_samples), with `num_classes` beside them."""
     require("webdataset", f"data folder:{root}")
-    if config.samples_per_class is not None:
-        raise InputError(
-            "samples_per_class", "none for a WebDataset, which is read as a stream", config.samples_per_class
-        )
+    for name, all_samples in (("samples_per_class", None), ("class_balance", 1.0)):
+        if (value := getattr(config, name)) != all_samples:
+            raise InputError(name, f"{all_samples} for a WebDataset, which is read as a stream", value)
     file = next(path for name in ("_info.json", "info.json") if (path := root / name).is_file())
     try:
         info = json.loads(file.read_text())

@@ -18,9 +18,7 @@ from fastrank.train.checkpoint import FILE, load_checkpoint
 from fastrank.train.config import TrainConfig
 from fastrank.train.data import load_data
 from fastrank.train.models import build_model
-from fastrank.train.splits import Split
-
-BATCH = 512
+from fastrank.train.ood import Loader, load_ood
 
 
 def evaluate_checkpoint(
@@ -43,33 +41,19 @@ def evaluate_checkpoint(
     data = load_data(config)
     model = build_model(config.model, data.classes, data.channels, data.image_size, config.model_kwargs)
     model.load_state_dict(state["model"])
-    others = {}
-    for name in ood:
-        other = load_data(replace(config, data=name, image_size=data.image_size, samples_per_class=None))
-        if other.channels != data.channels:
-            raise InputError("ood", f"images of {data.channels} channels", f"{name}, which has {other.channels}")
-        others[name] = _Loader(other.train, workers), _Loader(other.test, workers)
+    limit = options.get("limit")
+    others = load_ood(replace(config, samples_per_class=None), ood, data, workers, limit)
     protocol = ProbeProtocol(seed=options.get("seed", 0))
     protocol = replace(
         protocol, epochs=epochs or protocol.epochs, batch_size=probe_batch or protocol.batch_size,
         least_steps=probe_steps,
     )  # fmt: skip
     found = evaluate(
-        model.to(device), _Loader(data.train, workers), test=_Loader(data.test, workers), ood=others or None,
-        T=config.temperature, protocol=protocol, device=device, **options,
+        model.to(device), Loader(data.train, workers, limit), test=Loader(data.test, workers, limit),
+        ood=others or None, T=config.temperature, protocol=protocol, device=device, **options,
     )  # fmt: skip
     add_evaluation(run, found.to_dict())
     return found
-
-
-class _Loader:
-    """A split's samples in order, not augmented, as often as it is gone through."""
-
-    def __init__(self, split: Split, workers: int) -> None:
-        self.dataset, self._workers = split, workers
-
-    def __iter__(self):
-        return self.dataset.plain_batches(BATCH, None, self._workers)
 
 
 def print_evaluation(found: Evaluation) -> None:

@@ -129,6 +129,19 @@ def parse_kwargs(pairs: Iterable[str]) -> dict[str, Any]:
     return kwargs
 
 
+@torch.no_grad()
+def scale_classifier(model: nn.Module, factor: float) -> None:
+    """Multiplies the last linear module's weight and bias in place, and with them the logits.
+
+    Raises InputError where there is none.
+    """
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise InputError("classifier_scale", "a model with a linear classifier", type(model).__name__)
+    for parameter in linear[-1].parameters():
+        parameter.mul_(factor)
+
+
 def check_model(name: str) -> None:
     """InputError with the closest names where neither the papers' networks nor timm's hold `name`."""
     if name in BUILDERS:

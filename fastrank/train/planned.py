@@ -32,17 +32,6 @@ def plan_named(
     return plan(network, torch.empty(batch, channels, image, image, device="meta"), **options)
 
 
-def parse_budget(text: str) -> float:
-    """ "5%" or "0.05" as a share."""
-    try:
-        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        share = 0.0
-    if not 0 < share < 100:
-        raise InputError("budget", "a share of a training step such as 5%", repr(text))
-    return share
-
-
 def to_json(found: Plan, title: str, budget: float | None) -> str:
     """Everything that the tables show, and every matrix."""
     everything = {
@@ -109,6 +98,8 @@ def to_text(found: Plan, title: str, budget: float | None, width: int | None = N
     console.print(
         f"tracking: {all_of_it.ms:.1f} ms a tracked step, every {found.every}: +{100 * found.share():.3g} % of training"
     )
+    if {"weight", "grad"} & {work.kind for work in found.works} and found.settings["track"] != "full":
+        console.print("at most: weights and gradients count as computed anew, which watch avoids where it can")
     console.print(f"memory: {_si(found.kept)}B kept between steps, {_si(found.temporary)}B at most while measuring")
     if budget is not None:
         _print_cuts(console, found, budget)

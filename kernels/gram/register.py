@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from fastrank.kernels import backend
+from fastrank.kernels import backend, buffers
 from fastrank.kernels.gram import reference
 from fastrank.kernels.gram.convolution import Convolution
 from fastrank.kernels.gram.validate import DTYPES
@@ -93,7 +93,8 @@ def _patch_rows(
     convolution = Convolution(*map(tuple, (kernel_size, stride, padding, dilation)), groups)
     if backend.chosen("patch_rows", x.device.type, impl) == "reference":
         return reference.patch_rows(x, convolution, rows)
-    out, rows = x.new_empty(len(rows), convolution.features(x.shape[1])), rows.contiguous()
+    # Gigabytes a minute where every layer is sampled at every step: fresh pages would take as long as the copy.
+    out, rows = buffers.empty((len(rows), convolution.features(x.shape[1])), x), rows.contiguous()
     backend.core().patch_rows_cpu(
         x.data_ptr(), DTYPES[x.dtype], tuple(x.shape), x.stride(), groups, *convolution[:4], rows.data_ptr(),
         len(rows), out.data_ptr(), backend.threads(),

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,9 +17,16 @@ from fastrank import load_run
 from fastrank.errors import InputError
 from fastrank.recipes import FILES, SCALES, find_recipe, recompute, reproduce
 from fastrank.recipes.execute import plan_jobs
+from fastrank.recipes.logits_norm import RTOL, ranks_of_the_set
+from fastrank.recipes.recipe import IMAGENET
 from fastrank.recipes.softmax_rank import gap_bound
-from fastrank.recipes.training import config_of
+from fastrank.recipes.temperature_sweep import IMAGENET_OOD
+from fastrank.recipes.training import SMOKE_MLP, config_of
 from fastrank.train.config import TrainConfig
+from fastrank.train.data import load_data
+from fastrank.train.models import build_model
+
+NAMES = ("logits-norm", "alignment", "gradient-rank", "vgg-norm", "init-norm", "schedule", "controls", "rank-sweeps")
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +34,7 @@ def out(tmp_path_factory):
     return tmp_path_factory.mktemp("reproduced")
 
 
-@pytest.mark.parametrize("name", ["logits-norm", "alignment", "gradient-rank", "vgg-norm", "init-norm", "schedule"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_at_its_smallest(name, out, capsys):
     recipe = find_recipe(name)
     result = reproduce(recipe, "smoke", seeds=2, out=out)
@@ -63,14 +71,14 @@ def test_recipes_that_share_their_runs(out, monkeypatch):
 @pytest.mark.parametrize("name", FILES)
 def test_every_scale_is_valid_before_it_is_run(name, tmp_path):
     recipe = find_recipe(name)
-    assert recipe.name == name and list(recipe.scales) == list(SCALES)
+    assert recipe.name == name and [scale for scale in recipe.scales if scale != IMAGENET] == list(SCALES)
     assert recipe.scales["quick"].seeds >= 3 and recipe.scales["full"].seeds >= 3
-    for scale in SCALES:
+    for scale in recipe.scales:
         for job in plan_jobs(recipe, scale, 1, tmp_path, tmp_path / "sets"):
             json.dumps(job.settings)
             if "train" in job.settings:
                 config = config_of(job)
-                if scale == "full":
+                if scale in ("full", IMAGENET):
                     assert config.data.startswith(f"folder:{tmp_path / 'sets'}/")
 
 
@@ -84,6 +92,9 @@ def test_full_scale_is_the_papers_table_4(tmp_path):
     resnet = config_of(plan_jobs(find_recipe("temperature-sweep"), "full", 1, tmp_path)[0])
     found = (resnet.lr, resnet.momentum, resnet.weight_decay, resnet.epochs, resnet.batch_size, resnet.milestones)
     assert found == (0.1, 0.9, 1e-4, 164, 128, (82, 123))
+    imagenet = config_of(plan_jobs(find_recipe("temperature-sweep"), IMAGENET, 1, tmp_path)[0])
+    found = (imagenet.lr, imagenet.epochs, imagenet.batch_size, imagenet.milestones, imagenet.image_size)
+    assert found == (1.6, 120, 1024, (30, 60, 90), 224)
     vgg = config_of(plan_jobs(find_recipe("vgg-norm"), "full", 1, tmp_path)[-1])
     assert (vgg.model, vgg.epochs, vgg.milestones) == ("vgg19", 160, (80, 120))
 
@@ -107,6 +118,81 @@ def test_other_training_has_runs_of_its_own(tmp_path):
 def test_a_missing_data_set_is_named(tmp_path):
     with pytest.raises(InputError, match=r"data: expected a folder .*cifar10, which does not exist"):
         reproduce(find_recipe("alignment"), "full", seeds=1, out=tmp_path, data=tmp_path)
+
+
+def test_imagenets_out_of_distribution_sets_from_disk(tmp_path, monkeypatch):
+    """Folders of classes without splits, and one of images alone, beside a set with splits."""
+    Image = pytest.importorskip("PIL.Image")
+    monkeypatch.setattr("os.cpu_count", lambda: 1)  # no workers, whose start takes longest here
+    rng = np.random.default_rng(0)
+
+    def tree(folder, classes, per_class):
+        for name in classes:
+            (tmp_path / folder / name).mkdir(parents=True)
+            for number in range(per_class):
+                pixels = rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / folder / name / f"{number}.png")
+
+    for split in ("train", "val"):
+        tree(f"imagenet/{split}", "abc", 6)
+        tree(f"cifar100/{split}", "xy", 5)
+    for name in ("imagenet-a", "imagenet-o", "imagenet-r", "imagenet-sketch"):
+        tree(name, "ab", 20)
+    recipe = find_recipe("temperature-sweep")
+    small = {"model": "mlp", "model_kwargs": {"depth": 2, "width": 8}, "image_size": 8, "epochs": 1, "batch_size": 6,
+             "milestones": []}  # fmt: skip
+    settings = {
+        label: {"train": {**old["train"], **small}, "evaluate": {**old["evaluate"], "probes": ["ridge"]}}
+        for label, old in recipe.scales[IMAGENET].settings.items()
+        if label in ("T=1", "T=1000")
+    }
+    scales = {IMAGENET: replace(recipe.scales[IMAGENET], settings=settings)}
+    with pytest.raises(InputError, match=r"ood: expected a folder of images.*inaturalist, which does not exist"):
+        reproduce(replace(recipe, scales=scales), IMAGENET, 1, tmp_path / "out", data=tmp_path)
+    assert not (tmp_path / "out").exists()  # said before anything is trained
+    tree("inaturalist", ["images"], 5)
+    result = reproduce(replace(recipe, scales=scales), IMAGENET, 1, tmp_path / "out", data=tmp_path)
+    shown = {effect.name.partition(":")[0]: effect for effect in result.effects}
+    assert {f"rho on {name}" for name in IMAGENET_OOD[1:]} <= set(shown)
+    assert math.isfinite(shown["rho on imagenet-sketch"].value)
+    assert math.isnan(shown["rho on inaturalist"].value)  # it has no labels to probe
+    shared = replace(find_recipe("ood-detection"), scales=scales)
+    aurocs = {effect.name.partition(":")[0]: effect.value for effect in
+              reproduce(shared, IMAGENET, 1, tmp_path / "out", data=tmp_path).effects}  # fmt: skip
+    assert all(math.isfinite(aurocs[f"NECO AUROC on {name}"]) for name in IMAGENET_OOD[1:])
+
+
+def test_a_small_classifier_starts_from_the_logits_that_a_high_temperature_divides(out):
+    for seed in (0, 1):
+        plain, small = (load_run(out / "controls" / "smoke" / f"{label}-s{seed}").evaluation["first_logits_norm"]
+                        for label in ("T_1", "T_1__classifier___10"))  # fmt: skip
+        assert small == pytest.approx(plain / 10, rel=1e-5)
+
+
+def test_ranks_of_samples_against_numpy(out):
+    run = load_run(out / "rank-sweeps" / "smoke" / "T_1-s0")
+    found = run.evaluation["by_samples"]
+    assert [one["samples"] for one in found] == [round(share * 200) for share in (1 / 16, 1 / 4, 1)]
+    # All samples: what the run itself found.
+    assert found[-1]["rank"] == run.evaluation["solution_rank"]["rank"]
+    assert found[-1]["sigma"] == pytest.approx(run.evaluation["logits_sigma"])
+    config = TrainConfig(**{**SMOKE_MLP, "class_balance": 0.2})
+    labels = torch.cat([labels for _, labels in load_data(config).train.plain_batches(50)])
+    assert labels.bincount().tolist() == [round(20 * 0.2 ** (k / 9)) for k in range(10)]
+
+
+def test_ranks_of_the_whole_training_set_against_numpy():
+    config = TrainConfig(**SMOKE_MLP)
+    data = load_data(config)
+    torch.manual_seed(0)
+    model = build_model(config.model, data.classes, data.channels, data.image_size, config.model_kwargs)
+    found = ranks_of_the_set(model, data, 30.0)
+    with torch.no_grad():
+        z = model(data.train.tensors[0])
+    assert model.training and found["set_norm"] == pytest.approx(float(z.norm()), rel=1e-6)
+    assert found["set_rank"] == np.linalg.matrix_rank(z.numpy(), rtol=RTOL) == 10
+    # Nearly uniform rows: the threshold leaves few of their differences.
+    assert found["set_rank_after"] == np.linalg.matrix_rank((z / 30).softmax(1).numpy(), rtol=RTOL) < 10
 
 
 def test_softmax_rank_against_numpy(out):

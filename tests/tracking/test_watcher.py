@@ -241,7 +241,7 @@ def test_measurement_ignores_autocast():
     sigma = torch.linalg.svdvals(model[6].weight.detach().double())
     assert sink[0][2]["weight/6/sigma"] == pytest.approx(sigma.numpy(), rel=1e-6)
     # Products in bfloat16 would leave residuals of 1e-2 instead of rounding.
-    assert w._weights["6"].residual.max() <= 1e-5 * w._weights["6"].S[0]
+    assert w._measurements._tops["6"].residual.max() <= 1e-5 * w._measurements._tops["6"].S[0]
 
 
 def test_cost_adds_up():
@@ -381,6 +381,8 @@ def test_inputs_passed_by_keyword_are_aligned():
         ("target", {"target": torch.zeros(7, dtype=torch.long)}),
         ("target", {"target": torch.zeros(20, 12)}),
         ("target", {"target": [1] * 20}),
+        ("logits", {"logits": "found"}),
+        ("logits", {"logits": torch.zeros(20, 4, dtype=torch.complex64)}),
     ],
 )
 def test_bad_arguments_of_a_step_are_named(argument, arguments):

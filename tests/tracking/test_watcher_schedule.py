@@ -132,6 +132,13 @@ def test_mistakes_in_a_budget_are_named(given):
         fastrank.watch(small_net(), budget=given)
 
 
+@pytest.mark.parametrize("given", [2, "2", 1.0])
+def test_a_budget_that_may_mean_per_cent_or_times_is_asked_about(given):
+    with pytest.raises(InputError, match=r"^budget: expected a share below 1, or a percentage, got .*; \d% or \d00%"):
+        parse_budget(given)
+    assert parse_budget("200%") == 2
+
+
 def test_the_watcher_keeps_to_its_budget_and_records_what_it_did(monkeypatch):
     """On a clock of our own: a measured step costs 0.3 of the others."""
     import fastrank.tracking.costs as costs

@@ -13,6 +13,7 @@ from fastrank.errors import InputError
 from fastrank.train import glyphs as glyphs_module
 from fastrank.train.config import TrainConfig
 from fastrank.train.data import DIGITS, load_data
+from fastrank.train.ood import Loader, load_ood
 
 pytest.importorskip("timm")
 pytest.importorskip("sklearn")
@@ -119,6 +120,33 @@ def test_samples_per_class_limits_a_folder_evenly(tree):
     split = data(f"folder:{tree}", samples_per_class=3).train
     labels = torch.cat([labels for _, labels in split.plain_batches(9)])
     assert labels.bincount().tolist() == [3, 3, 3]
+
+
+def test_a_limit_takes_of_every_class(tree):
+    labels = torch.cat([labels for _, labels in Loader(data(f"folder:{tree}").train, limit=12)])
+    assert len(labels) == 12 and set(labels.tolist()) == {0, 1, 2}
+
+
+def test_unbalanced_classes_shrink_geometrically(tree):
+    split = data(f"folder:{tree}", class_balance=0.25).train
+    assert torch.cat([labels for _, labels in split.plain_batches(9)]).bincount().tolist() == [8, 4, 2]
+    assert len(data(f"folder:{tree}", class_balance=0.25).test) == 24
+    with pytest.raises(InputError, match="class_balance: expected a number in"):
+        data("digits", class_balance=0.0)
+
+
+def test_a_set_without_splits(tree, tmp_path):
+    config = TrainConfig(data=f"folder:{tree}", image_size=16, class_balance=0.25)
+    names = [f"folder:{tree / 'val'}", f"folder:{tree / 'val' / 'cat'}", f"folder:{tree}"]
+    whole, alone, (train, _) = load_ood(config, names, load_data(config)).values()
+    assert torch.cat([labels for _, labels in whole]).bincount().tolist() == [8, 8, 8]
+    assert same([next(iter(whole))], [next(load_data(config).test.plain_batches(24))])
+    ((images,),) = alone  # one folder: images without labels
+    assert torch.equal(images, next(iter(whole))[0][:8]) and len(train.dataset) == 24
+    with pytest.raises(InputError, match="ood: expected images of 3 channels, got digits, which has 1"):
+        load_ood(config, ["digits"], load_data(config))
+    with pytest.raises(InputError, match="ood: expected a folder of images"):
+        load_ood(config, [f"folder:{tmp_path / 'none'}"], load_data(config))
 
 
 def test_tar_files_hold_the_same_data(tree, tmp_path):
