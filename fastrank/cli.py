@@ -72,7 +72,10 @@ def train(
     ] = None,
     track: Annotated[str | None, typer.Option(help="off, light, default or full (default).")] = None,
     layers: Annotated[list[str] | None, typer.Option(help="Globs over module names, one or more.")] = None,
-    every: Annotated[int | None, typer.Option(help="Track every so many steps (1).")] = None,
+    every: Annotated[
+        str | None, typer.Option(help="Track every so many steps (1), or log, log:5, epoch:391; several with commas.")
+    ] = None,
+    budget: Annotated[str | None, typer.Option(help="Track so often that it takes such a share as 2%.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue interrupted runs from their checkpoints.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     workers: Annotated[int, typer.Option(help="Data loading processes, for data on disk.")] = 0,
@@ -90,6 +93,7 @@ def train(
         "augment": augment, "image_size": image_size,
         "samples_per_class": samples_per_class, "class_balance": class_balance,
         "classifier_scale": classifier_scale, "track": track, "every": every,
+        "budget": budget,
         "temperature_schedule": temperature_schedule, "temperature_end": temperature_end, "initial_norm": initial_norm,
         "loss": loss, "label_smoothing": label_smoothing,
         "layers": tuple(layers) if layers else None, "model_kwargs": parse_kwargs(model_kwarg) if model_kwarg else None,
@@ -112,6 +116,7 @@ def evaluate(
     probes: Annotated[list[str] | None, typer.Option(help="adam, ridge, both (default), or none.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Of the probes of adam (the paper's 50).")] = None,
     probe_batch: Annotated[int | None, typer.Option(help="Samples a step of these (the paper's 4096).")] = None,
+    probe_steps: Annotated[int, typer.Option(help="Steps of these at least: more epochs where the set is small.")] = 0,
     probe_memory: Annotated[float, typer.Option(help="Bytes for the samples that probes are trained on.")] = 2e9,
     layers: Annotated[list[str] | None, typer.Option(help="Globs over module names, one or more.")] = None,
     limit: Annotated[int | None, typer.Option(help="Samples of each set at most; all if left out.")] = None,
@@ -132,6 +137,7 @@ def evaluate(
     methods = [name for name in probes or ("adam", "ridge") if name != "none"]
     found = evaluate_checkpoint(
         checkpoint, ood or (), device=choose_device(device), workers=workers, epochs=epochs, probe_batch=probe_batch,
+        probe_steps=probe_steps,
         probes=methods, probe_memory=probe_memory, layers=tuple(layers or ("*",)), limit=limit, seed=seed,
     )  # fmt: skip
     print_evaluation(found)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastrank.kernels.rsvd import test_matrix
+from fastrank.precision import one_thread
 from fastrank.ranks import rank_counts
 from fastrank.small_grams import U64, SmallGram, small_grams
 from fastrank.spectra import Spectrum, of_grams
@@ -48,7 +49,8 @@ def factored_spectra(jobs: list[tuple[Tensor, Tensor, Tensor]], seed: int, strea
     sound = [p for p in products if p is not None]
     spectra = dict(zip(map(id, sound), of_grams(sound), strict=True))
     found = iter([spectra.get(id(p)) for p in products])
-    return [_settled(*job, next(found) if fit else None, seed, stream) for job, fit in zip(jobs, fits, strict=True)]
+    with one_thread():
+        return [_settled(*job, next(found) if fit else None, seed, stream) for job, fit in zip(jobs, fits, strict=True)]
 
 
 def _of_product(g: SmallGram, x: SmallGram) -> SmallGram | None:

@@ -74,7 +74,7 @@ def top_brackets(grams: list[SmallGram]) -> list[tuple[float, float]]:
             results[i] = math.nan, math.nan
             continue
         low, expected, high = _leading(g.G)
-        if high - low <= SETTLED * high:
+        if _settled(low, high):
             results[i] = _sigmas(g, low, high)
         else:
             estimates[i] = low, expected
@@ -90,6 +90,18 @@ def top_brackets(grams: list[SmallGram]) -> list[tuple[float, float]]:
             low, high = float(values[-1] - error[0]), float(values[-1] + error[0])
         results[i] = _sigmas(grams[i], low, high)
     return results
+
+
+def settled_bracket(g: SmallGram) -> tuple[float, float] | None:
+    """That of `top_brackets` where Lanczos alone proves it to be narrow; else None."""
+    if not len(g.G) or not math.isfinite(float(g.G.tril().sum())):
+        return None
+    low, _, high = _leading(g.G)
+    return _sigmas(g, low, high) if _settled(low, high) else None
+
+
+def _settled(low: float, high: float) -> bool:
+    return high < math.inf and high - low <= SETTLED * high
 
 
 def _sigmas(g: SmallGram, low: float, high: float) -> tuple[float, float]:

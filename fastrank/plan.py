@@ -26,10 +26,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastrank.capture import Capture, select_layers, trained_weight, weight_matrix
 from fastrank.errors import InputError
-from fastrank.hooks import first_tensor
+from fastrank.hooks import find_logits
 from fastrank.kernels import cost
 from fastrank.kernels.cost import Device
 from fastrank.tracking.presets import PRESETS, parse_metrics
+from fastrank.tracking.step_arguments import class_rows
 from fastrank.tracking_cost import Matrix, Operations, Work, measured_together, rates, work_on
 
 DEVICES = ("cpu", *cost.DEVICES)
@@ -230,12 +231,13 @@ def matrices(
         for layer in selected:
             weight = trained_weight(layer.module) if layer.weight else None
             if weight is not None and weight.requires_grad:
-                found.append(Matrix("grad", layer.name, "grad", *weight_matrix(weight).shape, weight.dtype))
+                found.append(
+                    Matrix("grad", layer.name, "grad", *weight_matrix(weight, layer.module).shape, weight.dtype)
+                )
     # The watcher measures logits whatever the kinds are.
-    logits = first_tensor(logits)
-    if logits is not None and logits.ndim >= 2:
-        rows, classes = logits.numel() // logits.shape[1], logits.shape[1]
-        found += [Matrix("logits", name, "logits", rows, classes, logits.dtype) for name in ("logits", "softmax")]
+    logits, _ = class_rows(find_logits(logits), None)
+    if logits is not None:
+        found += [Matrix("logits", name, "logits", *logits.shape, logits.dtype) for name in ("logits", "softmax")]
     return found
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from fastrank.arrays import as_matrices
 from fastrank.errors import InputError
 from fastrank.gram import GramState
-from fastrank.inertia import count_above, top_brackets
+from fastrank.inertia import count_above, settled_bracket, top_brackets
 from fastrank.small_grams import SmallGram, small_gram_groups
 from fastrank.spectra import Spectrum, Stack, of_eigenvalues, of_grams, svd_spectrum
 
@@ -84,7 +84,8 @@ def matrix_rank(A, rtol: float | None = None, atol: float | None = None, method:
         method: "auto": eigenvalues of the Gram matrix, then counts of its inertia, whose bound is sharper, then a
             direct SVD in float64. "spectrum": without the counts. "inertia": without the eigenvalues, sigma_1 from a
             bracket; an answer by an independent way, at about the cost of "auto". float64 matrices go to the SVD at
-            once. A GramState on the CPU is asked by "inertia" unless "spectrum" is wanted: no eigenvalue is computed.
+            once. A GramState on the CPU is asked by "inertia" first unless "spectrum" is wanted: where Lanczos
+            settles sigma_1, and the counts the rank, no eigenvalue is computed.
 
     Returns:
         RankEstimate (`int()` works); a list for a list.
@@ -103,8 +104,9 @@ def matrix_rank(A, rtol: float | None = None, atol: float | None = None, method:
         return _above_the_floor(estimate_rank(A, rtol, atol), float(A.zero_bound))
     if isinstance(A, GramState):
         gram = A.small_gram()
-        (estimate,) = _ranks_by_inertia([gram], rtol, atol)
-        if not estimate.exact:
+        bracket = settled_bracket(gram)
+        estimate = _ranks_by_inertia([gram], rtol, atol, [bracket])[0] if bracket else None
+        if estimate is None or not estimate.exact:
             (estimate,) = _ranks_of_grams([gram], rtol, atol, method)
         return _above_the_floor(estimate, math.sqrt(float(gram.error)))
     if isinstance(A, list | tuple) and A and all(isinstance(member, Spectrum | GramState) for member in A):
@@ -190,7 +192,7 @@ def estimate_rank(s: Spectrum, rtol: float | None = None, atol: float | None = N
 
 def _ranks_of_grams(grams: list[SmallGram], rtol: float | None, atol: float | None, method: str) -> list[RankEstimate]:
     if method == "inertia":
-        return _ranks_by_inertia(grams, rtol, atol)
+        return _ranks_by_inertia(grams, rtol, atol, top_brackets(grams))
     spectra = of_grams(grams)
     estimates = [estimate_rank(s, rtol, atol) for s in spectra]
     if method == "spectrum":
@@ -207,11 +209,13 @@ def _ranks_of_grams(grams: list[SmallGram], rtol: float | None, atol: float | No
     return estimates
 
 
-def _ranks_by_inertia(grams: list[SmallGram], rtol: float | None, atol: float | None) -> list[RankEstimate]:
-    """From counts alone: sigma_1 by its bracket, then the counts on both sides of the tolerance."""
+def _ranks_by_inertia(
+    grams: list[SmallGram], rtol: float | None, atol: float | None, brackets: list[tuple[float, float]]
+) -> list[RankEstimate]:
+    """From the brackets of each sigma_1 and counts on both sides of the tolerance."""
     results: list[RankEstimate | None] = [None] * len(grams)
     tops: dict[int, tuple[float, float]] = {}
-    for i, ((low, high), g) in enumerate(zip(top_brackets(grams), grams, strict=True)):
+    for i, ((low, high), g) in enumerate(zip(brackets, grams, strict=True)):
         if not len(g.G) or not math.isfinite(high):
             # Empty or not finite: no question of accuracy.
             results[i] = estimate_rank(

@@ -173,10 +173,11 @@ def bound(
 def split_rows() -> Iterator[None]:
     """Inside, the Triton kernels cut rows of up to 384 classes into three parts of a tile of 128, and put two rows
     together a step: what else takes rows of 8 tiles of 2048."""
-    from fastrank.kernels.tempered_ce import config, triton
+    from fastrank.kernels.tempered_ce import triton
+    from fastrank.kernels.tempered_loss.tiles import Tile
 
     real = triton.tile, triton.splits, triton.COMBINE
-    triton.tile = lambda classes: config.Tile(float("inf"), rows=1, classes=128, warps=4)
+    triton.tile = lambda classes: Tile(float("inf"), rows=1, classes=128, warps=4)
     triton.splits, triton.COMBINE = (lambda programs, classes, sms: (3, 1)), 8
     try:
         yield

@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from fastrank.kernels.gram import MODES
 
-from fastrank import GramState, InputError
+from fastrank import GramState, InputError, matrix_rank
 
 
 def integers(n, d, seed=0, dtype=torch.float32):
@@ -192,6 +192,30 @@ def test_spectrum_is_that_of_the_data():
         assert ((spectrum.sigma - torch.linalg.svdvals(Y)).abs() <= spectrum.bound + 1e-12).all()
         assert (spectrum.n, spectrum.d, spectrum.dtype, spectrum.centered) == (400, 20, torch.float32, centered)
     assert GramState(20).update(normal(7, 20)).spectrum().sigma.shape == (7,)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_rank_of_a_state_is_that_of_its_spectrum(mode):
+    decay = torch.arange(1, 41).float() ** -2
+    for X in (normal(900, 40) * decay + 3, normal(900, 40), normal(9, 40), torch.ones(300, 5), torch.zeros(5, 3)):
+        state, other = (GramState(X.shape[1], mode).update(X) for _ in range(2))
+        for rtol in (None, 0.02, 0.3):
+            wanted = (rtol or 0.0) > state.floor or state.floor == 0 or (rtol is None and mode == "exact")
+            if not wanted:
+                continue
+            r, by_values = matrix_rank(state, rtol), matrix_rank(state, rtol, method="spectrum")
+            assert by_values.lo <= r.lo <= r.rank <= r.hi <= by_values.hi <= min(X.shape)
+            assert (r.tol, r.rtol, r.definition) == (
+                pytest.approx(by_values.tol, rel=1e-6),
+                by_values.rtol,
+                by_values.definition,
+            )
+            assert [each.rank for each in matrix_rank([state, other], rtol)] == [r.rank] * 2
+    with pytest.raises(InputError, match="rtol/atol: expected a tolerance of at least"):
+        matrix_rank(GramState(40, mode).update(normal(900, 40)), rtol=1e-12)
+    broken = normal(30, 6)
+    broken[3, 2] = math.nan
+    assert matrix_rank(GramState(6, mode).update(broken)).reason.endswith("in 1 of 6 features, the first at 2")
 
 
 def test_the_coarsest_dtype_seen_is_kept():

@@ -15,7 +15,7 @@ from torch import nn
 
 import fastrank.tracking.followed as followed
 import fastrank.tracking.logits as logits_figures
-import fastrank.tracking.watcher as watcher
+import fastrank.tracking.measurements as measurements
 from fastrank import watch
 from fastrank.errors import InputError
 from fastrank.plan import BACKWARD, cuts, matrices, plan
@@ -46,7 +46,7 @@ SHAPE = (6, 4, 22, 22)
 def measured(monkeypatch, metrics, mode="flatten"):
     """(kind, shape, dtype) of every matrix whose spectrum or subspace a real step asks for."""
     found = []
-    spectrum, small_gram, top_svd = watcher.spectrum, watcher.small_gram, watcher.top_svd
+    spectrum, small_gram, top_svd = measurements.spectrum, measurements.small_gram, measurements.top_svd
 
     def noting(kind, work):
         def call(A, *arguments, **options):
@@ -55,11 +55,11 @@ def measured(monkeypatch, metrics, mode="flatten"):
 
         return call
 
-    monkeypatch.setattr(watcher, "spectrum", noting("spectrum", spectrum))
+    monkeypatch.setattr(measurements, "spectrum", noting("spectrum", spectrum))
     monkeypatch.setattr(followed, "spectrum", noting("spectrum", spectrum))
     monkeypatch.setattr(logits_figures, "spectrum", noting("spectrum", spectrum))
-    monkeypatch.setattr(watcher, "small_gram", noting("spectrum", small_gram))
-    monkeypatch.setattr(watcher, "top_svd", noting("subspace", top_svd))
+    monkeypatch.setattr(measurements, "small_gram", noting("spectrum", small_gram))
+    monkeypatch.setattr(measurements, "top_svd", noting("subspace", top_svd))
     model = small()
     with watch(model, metrics=metrics, mode=mode) as w:
         model(torch.randn(SHAPE)).sum().backward()

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from fastrank import InputError, matrix_rank, spectrum, tempered_cross_entropy, top_svd
+from fastrank.inertia import top_brackets
 from fastrank.ranks import default_rtol, estimate_rank, rank_counts
+from fastrank.small_grams import SmallGram, small_gram
 
 EPS32 = torch.finfo(torch.float32).eps
 
@@ -130,6 +132,24 @@ def test_non_finite_values_are_named_and_confined_to_their_matrix(bad):
     with pytest.raises(ValueError, match="non-finite"):
         int(first)
     assert int(second) == 20 and second.exact
+
+
+def test_the_bracket_of_sigma_1_holds():
+    # Where Lanczos' first vector is zero, the largest eigenvalue lies: no step of it sees that.
+    start = torch.cos(torch.arange(1, 61, dtype=torch.float64) ** 2)
+    root = torch.where(start < 0, -start, 0.0).sqrt()
+    hidden = torch.outer(root, root) + torch.where(start < 0, 0.0, 1.0).diag()
+    families = [planted(100, 60, values(60))[0] for values in FAMILIES.values()]
+    flat = torch.randn(300, 200, generator=torch.Generator().manual_seed(0))
+    for A in (*families, flat, flat.relu(), torch.eye(5), torch.ones(4, 4), torch.zeros(3, 3)):
+        gram = small_gram(A)
+        hold(gram, torch.linalg.svdvals(A.double())[0])
+    hold(SmallGram(hidden, 60, 60, torch.float32, False, torch.zeros(())), torch.linalg.eigvalsh(hidden)[-1].sqrt())
+
+
+def hold(gram, sigma_1):
+    ((low, high),) = top_brackets([gram])
+    assert low * (1 - 1e-14) <= sigma_1 <= high * (1 + 1e-14) and high - low <= 0.02 * high
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0)])

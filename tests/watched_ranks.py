@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from watched_loop import Records, small_batches, small_net
 
 import fastrank
+from fastrank.integrations.timm import watch_task
 
 SIZE = 2
 OPTIONS = {"metrics": ["act", "logits", "weight", "grad", "align"], "window": 2}
@@ -40,6 +41,18 @@ def train(model, log, batches, rank, stop=None, **options):
                 os._exit(1)
 
 
+def train_by_adapter(model, log, batches, rank):
+    """The same through the adapter that every process of a timm loop calls; its model shows no target."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    with watch_task(model, optimizer, log=log, all_ranks=True, **OPTIONS):
+        for number, batch in enumerate(batches, 1):
+            x, y = share(batch, rank)
+            (nn.functional.cross_entropy(model(x), y, reduction="sum") * SIZE / len(batch[0])).backward()
+            if number % 2 == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+
+
 def main(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=SIZE)
     found, mesh = {}, init_device_mesh("cpu", (SIZE,))
@@ -54,6 +67,8 @@ def main(rank, folder):
         options = {"all_ranks": "rank 0" not in name} | ({"budget": "90%"} if name == "budget" else {})
         records = found[name] = Records()
         train(model, records, small_batches(6), rank, **options)
+    found["adapter"] = Records()
+    train_by_adapter(DistributedDataParallel(small_net()), found["adapter"], small_batches(6), rank)
     torch.save({name: (list(records), records.notes) for name, records in found.items()}, folder / f"rank{rank}.pt")
     dist.barrier()
     # Rank 1 dies after its second step; rank 0 notices at its next collective call.

@@ -34,7 +34,7 @@ def evaluate(
     *,
     test: Iterable[Any] | None = None,
     ood: Any = None,
-    T: float = 1.0,
+    T: float | Tensor = 1.0,
     layers: str | Sequence[str] = "*",
     classifier: str | None = None,
     probes: Sequence[str] | None = METHODS,
@@ -63,7 +63,7 @@ def evaluate(
             kept from the probes to measure them, and detection compares with a sample of the training set.
         ood: an out-of-distribution set, or {name: set}: a loader, or a tuple (train, test) of loaders, whose probes are
             trained on the first and measured on the second. Labels are its own; without labels it has no probes.
-        T: softmax temperature that the model was trained with.
+        T: softmax temperature that the model was trained with; a 0-d tensor, such as a loss's T, is read at once.
         layers: globs as of `fastrank.watch`; "*" is every output of a nonlinearity ([U] A.5).
         classifier: name of the last linear module; None finds it.
         probes: "adam" ([U] Table 5), "ridge", both, or None for none.
@@ -85,6 +85,8 @@ def evaluate(
     methods = tuple([probes] if isinstance(probes, str) else probes or ())
     if unknown := [name for name in methods if name not in METHODS]:
         raise InputError("probes", f"some of {', '.join(METHODS)}, or None", repr(unknown[0]))
+    if isinstance(T, Tensor) and T.ndim == 0:
+        T = float(T)
     if not 0 < threshold <= 1:
         raise InputError("threshold", "a share in (0, 1]", threshold)
     if limit is not None and limit < 1:
@@ -247,14 +249,20 @@ def _probes(fitted: _Fitted, answers: dict[str, ProbeAccuracy], options: _Option
     accuracies, notes = _accuracies(answers, options)
     adam, ridge = accuracies.get("adam", {}), accuracies.get("ridge", {})
     steps = options.protocol.steps(fitted.trained_on["adam"]) if adam else 0
+    excess = {name: probe.excess for name, probe in fitted.probes.get("adam", {}).items()}
     if adam and steps < STEPS:
-        notes += (f"adam: {steps} steps in all, where [U] takes {STEPS} on CIFAR; the probes may be unfinished",)
+        most = max((value for value in excess.values() if not math.isnan(value)), default=math.nan)
+        notes += (
+            f"adam: {steps} steps in all, where [U] takes {STEPS} on CIFAR; the probes may be unfinished, with up to "
+            f"{100 * most:.2g} % of their training loss to lose, and kappa and rho of chance; "
+            f"ProbeProtocol(least_steps={STEPS}) goes on, ridge probes are exact",
+        )
     settings = {"ridge_penalty": options.ridge_penalty, "ridge_features": options.ridge_features}
     return Probes(
         adam, ridge, kappa([*adam.values()], options.threshold), kappa([*ridge.values()], options.threshold),
         options.threshold, steps, fitted.trained_on.get("adam", 0), fitted.trained_on.get("ridge", 0),
         max((counter.seen for counter in answers.values()), default=0), held_out and bool(answers),
-        {**asdict(options.protocol), **settings}, notes,
+        {**asdict(options.protocol), **settings}, notes, excess,
     )  # fmt: skip
 
 
@@ -277,6 +285,8 @@ def _neco(features: FeatureStates, dim: int | float) -> tuple[Neco | None, str]:
     covariance = features.gram.gram(centered=True) / features.gram.n
     if not bool(covariance.isfinite().all()):
         return None, "no NECO: non-finite training features"
+    if not bool(covariance.diagonal().any()):
+        return None, "no NECO: the training features do not vary"
     return Neco.fit(features.gram.mean, covariance, dim), ""
 
 
@@ -312,8 +322,13 @@ def _out_of_distribution(
         mean.all_reduce()
     accuracies, notes = _accuracies(answers, options) if fitted else ({}, ())
     adam, ridge = accuracies.get("adam", {}), accuracies.get("ridge", {})
+    for how, of in (("rho", adam), ("ridge_rho", ridge)):
+        if of and max(of.values()) == 0:
+            notes += (f"{how}: no layer's probe was ever right",)
     means = mean.means()
     deviations = {name: float(orthodev(reference.means[name], means[name])) for name in reference.means}
+    if nowhere := [name or "the classifier's input" for name, value in deviations.items() if math.isnan(value)]:
+        notes += (f"orthodev of {', '.join(nowhere)}: a mean that is zero or not finite has no direction",)
     found = scores.arrays(options.distributed)
     detections = {name: detection(reference.scores[name], found[name]) for name in found if name in reference.scores}
     notes += tuple(f"{name}: {one.reason}" for name, one in detections.items() if one.reason)

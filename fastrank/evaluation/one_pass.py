@@ -200,7 +200,11 @@ def batches(loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor | None]]:
     for batch in loader:
         parts = (batch,) if isinstance(batch, Tensor) else batch
         if not isinstance(parts, tuple | list) or not parts or not isinstance(parts[0], Tensor):
-            raise InputError("loader", "batches (inputs, labels) of tensors", type(batch).__name__)
+            got = type(batch).__name__
+            if isinstance(parts, tuple | list) and parts:
+                got += f" of {type(parts[0]).__name__}"
+            cure = "give a generator of tuples, ((b['inputs'], b['labels']) for b in loader)"
+            raise InputError("loader", "batches (inputs, labels) of tensors", got, cure if got == "dict" else "")
         x, y = parts[0], parts[1] if len(parts) > 1 else None
         if y is not None:
             y = torch.as_tensor(y)

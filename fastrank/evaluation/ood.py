@@ -47,7 +47,7 @@ class Neco:
         dim: number of directions, or the share of the standardised variance that they must carry (a float below 1).
 
         Raises:
-            InputError: a dim outside 1 .. d or (0, 1); features that are not finite.
+            InputError: a dim outside 1 .. d or (0, 1); features that are not finite, or that do not vary.
         """
         d = len(mean)
         whole = isinstance(dim, int) and not isinstance(dim, bool)
@@ -56,6 +56,8 @@ class Neco:
         if not bool(covariance.isfinite().all()):
             raise InputError("features", "finite training features for NECO", "non-finite ones")
         std = covariance.diagonal().clamp_min(0).sqrt()
+        if not bool(std.any()):
+            raise InputError("features", "training features that vary for NECO", "constant ones")
         std = std.masked_fill(std == 0, 1.0)
         values, vectors = torch.linalg.eigh(covariance / torch.outer(std, std))
         values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)

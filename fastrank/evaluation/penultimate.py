@@ -117,9 +117,13 @@ def collapse_of(
         margin = codes.margin, codes.margin_lo
     if len(present) > states.d + 1:
         notes.append(f"{len(present)} classes in {states.d} features: no simplex exists, nc2 and nc3 cannot reach 0")
+    notes += _undefined(means, M, W)
+    if lone := int((moments.counts[present] == 1).sum()):
+        notes.append(f"{lone} of {len(present)} classes have one sample, which nc1 counts as collapsed")
+    nc1 = float(nc.nc1_pinv(means, within))
     return replace(
         found,
-        nc1_pinv=max(0.0, float(nc.nc1_pinv(means, within))), nc1_rank=int(nc.between_rank(means)),
+        nc1_pinv=nc1 if math.isnan(nc1) else max(0.0, nc1), nc1_rank=int(nc.between_rank(means)),
         nc1_trace=float(nc.nc1_trace(means, (moments.variances() * moments.counts[present]).sum() / samples)),
         nc1_cdnv=float(nc.cdnv(means, moments.variances())),
         nc2_equinorm=float(nc.nc2_equinorm(M)), nc2_equiangular=float(nc.nc2_equiangular(M)),
@@ -129,6 +133,23 @@ def collapse_of(
         nc4=disagree, nc4_samples=judged_on, gnc2=margin[0], gnc2_lo=margin[1],
         gnc3=float(gnc3(W, means)), gnc3_centered=float(gnc3(W, means, center=True)), notes=tuple(notes),
     )  # fmt: skip
+
+
+def _undefined(means: Tensor, M: Tensor, W: Tensor) -> list[str]:
+    """Why figures are NaN: means [C, d], centred M, classifier W [C, d]."""
+    zero = {what: int((rows.norm(dim=1) == 0).sum()) for what, rows in (("w", W), ("mean", means), ("centred", M))}
+    found = []
+    if zero["centred"] == len(M):
+        found.append("all class means coincide: nc1, nc2, nc3 and gnc3_centered are not defined")
+    elif zero["centred"]:
+        found.append(f"{zero['centred']} class means are their common mean: angles and gnc3_centered are not defined")
+    if zero["mean"]:
+        found.append(f"{zero['mean']} class means are zero: gnc3 is not defined")
+    if not bool(W.isfinite().all()):
+        found.append("non-finite classifier")
+    elif zero["w"]:
+        found.append(f"{zero['w']} rows of the classifier are zero: its angles, gnc2 and gnc3 are not defined")
+    return found
 
 
 def layer_figures(moments: ClassMoments) -> dict[str, float]:

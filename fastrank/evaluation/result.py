@@ -28,6 +28,8 @@ class Probes:
         adam, ridge: layer -> accuracy, in the order of the layers: trained by the paper's protocol, and in closed form
             from a Gram matrix. Two methods, not two estimates of one number.
         kappa, ridge_kappa: effective depth of each ([U] sec. 2.1) at `threshold`.
+        excess: layer -> bound on the share of its training objective that the probe of `adam` has still to lose
+            (`Probe.excess`): near 0 it is finished, near 1 its accuracy hangs on its random start.
         steps: of the optimiser of `adam`, all epochs together.
         trained_on: samples that the probes of `adam` saw (all, or a seeded sample of what fits the memory given);
             ridge_trained_on: of those of `ridge`; measured_on: of the accuracies. held_out: these are a part of the
@@ -47,6 +49,7 @@ class Probes:
     held_out: bool = False
     protocol: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    excess: dict[str, float] = field(default_factory=dict)
 
     @property
     def accuracies(self) -> dict[str, float]:
@@ -159,6 +162,8 @@ class Evaluation:
         for how in ("adam", "ridge"):
             for layer, value in getattr(self.probes, how).items():
                 yield "test", layer, f"probe_{how}", value
+        for layer, value in self.probes.excess.items():
+            yield "train", layer, "probe_adam_excess", value
         for name, found in self.ood.items():
             yield name, "features", "orthodev", found.orthodev
             for layer, value in found.orthodev_layers.items():

@@ -21,11 +21,13 @@ def ridge_probe(scatter: Tensor, sums: Tensor, counts: Tensor, penalty: float = 
         counts: [C] float64, number of rows of each class.
         penalty: per sample; with standardised features every feature has a scatter of n, so it is a share.
     Raises:
-        InputError: a penalty that is not positive.
+        InputError: a penalty that is not positive, no samples.
     """
     if not penalty > 0:
         raise InputError("penalty", "a number > 0", penalty)
     n, d = counts.sum(), len(scatter)
+    if not n:
+        raise InputError("labels", "at least one labelled sample to train probes on", 0)
     mean = sums.sum(0) / n
     std = (scatter.diagonal() / n).sqrt()
     std = std.masked_fill(std == 0, 1.0)

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from fastrank.errors import InputError
 from fastrank.extras import require
 from fastrank.hooks import find_logits, member
-from fastrank.integrations.tracking import Tracking
+from fastrank.integrations.tracking import Tracking, rank_0_only
 
 pl = require("lightning.pytorch", "the Lightning callback")
 
@@ -68,6 +68,7 @@ class WatchCallback(pl.Callback):
         target: Callable[[Any], Tensor | None] | None = None,
         **options: Any,
     ) -> None:
+        rank_0_only(options)
         self._module, self._log, self._loggers, self._options = module, log, loggers, options
         self._logits, self._target = logits, target or _second
         self._tracking: Tracking | None = None

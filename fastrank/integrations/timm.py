@@ -31,9 +31,9 @@ from fastrank.integrations.tracking import Tracking
 class watch_task:
     """Measures the model of a timm task whenever `optimizer` has stepped; one line in timm's train.py.
 
-    It goes where the task and the optimizer are complete (distributed, compiled), on the process of rank 0; the loop
-    stays as it is. Logits, target and loss are those of the task's last forward. A plain model works too, without the
-    target and the loss.
+    It goes where the task and the optimizer are complete (distributed, compiled), on every process; the loop stays as
+    it is. Rank 0 writes, and measures its own batch, or with all_ranks=True those of all processes as one. Logits,
+    target and loss are those of the task's last forward. A plain model works too, without the target and the loss.
 
     Args:
         task: a timm.task.TrainingTask, or a model.

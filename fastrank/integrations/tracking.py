@@ -17,10 +17,18 @@ from fastrank.errors import InputError
 from fastrank.hooks import Hook
 from fastrank.record import RunWriter, load_run
 from fastrank.record.schema import DATABASE
+from fastrank.tracking.all_ranks import Ranks
 from fastrank.tracking.watcher import Watcher
 
 #: What a forward gave: any of logits [N, C], target [N] and loss.
 Seen = Mapping[str, Tensor]
+
+
+def rank_0_only(options: Mapping[str, Any]) -> None:
+    """For adapters that libraries call on rank 0 where it counts, such as to save a checkpoint."""
+    if options.get("all_ranks"):
+        cure = "call fastrank.watch on every process, or fastrank.integrations.timm.watch_task"
+        raise InputError("all_ranks", "False: this adapter watches on the process of rank 0", True, cure)
 
 
 class Tracking:
@@ -46,13 +54,14 @@ class Tracking:
         state: dict | None = None,
         where: nn.Module | None = None,
     ) -> None:
-        if options.get("all_ranks"):
-            raise InputError("all_ranks", "False: adapters watch on the process of rank 0", True)
+        ranks = Ranks(bool(options.get("all_ranks")))
         self._writers: list[RunWriter] = []
         self._find, self._seen, self._forwards = seen, {}, 0
         try:
             if state is not None:
-                log = self._resumed(log, int(state["step"]), options.get("config"))
+                log = self._resumed(log, int(state["step"]), options.get("config")) if ranks.first else None
+                # A checkpoint has one process's rows of a window: with all processes together it starts over.
+                state = {**state, "window": None} if ranks.together else state
             self.watcher: Watcher | None = Watcher(module, log=log, **options)
         except BaseException:
             self._close_writers(finished=False)

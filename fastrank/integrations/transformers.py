@@ -29,7 +29,7 @@ from torch import Tensor
 
 from fastrank.extras import require
 from fastrank.hooks import find_logits, member
-from fastrank.integrations.tracking import Tracking
+from fastrank.integrations.tracking import Tracking, rank_0_only
 from fastrank.tracking.step_arguments import class_rows
 
 transformers = require("transformers", "the Trainer callback")
@@ -59,6 +59,7 @@ class WatchCallback(transformers.TrainerCallback):
     def __init__(
         self, log: Any = None, logits: Callable[[object], Tensor | None] = find_logits, **options: Any
     ) -> None:
+        rank_0_only(options)
         self._log, self._logits, self._options = log, logits, options
         self._tracking: Tracking | None = None
         self._whole_loss = True

@@ -19,9 +19,9 @@ def input_spectrum(module: nn.Module, x: Tensor) -> Spectrum:
         module: a linear layer, or a convolution of one or two dimensions (patches are never formed).
         x: its input.
     Raises:
-        NotImplementedError: another module.
+        NotImplementedError: a convolution of more dimensions.
     """
-    if isinstance(module, nn.Linear):
+    if not hasattr(module, "kernel_size"):
         return spectrum(x.reshape(-1, x.shape[-1]))
     if not isinstance(module, nn.Conv1d | nn.Conv2d):
         raise NotImplementedError(f"the input's rank of a {type(module).__name__}")

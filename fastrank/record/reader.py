@@ -74,6 +74,20 @@ class Run:
         return _by_step(parts)
 
     @property
+    def overhead(self) -> float | None:
+        """What tracking adds to the training time, as a share; None without tracking.
+
+        Steps that were not measured are taken to last as long as the others without tracking.
+        """
+        if not {"cost/track_ms", "cost/step_ms"} <= set(self.keys):
+            return None
+        (steps, track), (_, whole) = self.series("cost/track_ms"), self.series("cost/step_ms")
+        known = np.isfinite(track) & np.isfinite(whole)
+        rest = float((whole - track)[known].sum())
+        measured = known.sum() / (1 + steps.max()) if len(steps) else 0.0
+        return float(track[known].sum()) / rest * float(measured) if rest > 0 else None
+
+    @property
     def metrics(self):
         """A tidy pandas frame, one row per scalar and step: step, kind, layer, metric (categories), value."""
         pandas = require("pandas", "a frame of the metrics")

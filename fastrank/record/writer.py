@@ -73,6 +73,9 @@ class RunWriter:
         step = self._check_step(step)
         if step <= self._last:
             raise InputError("step", f"more than the last step, {self._last}", step)
+        # A database without a name takes all that is written, and loses it.
+        if not (self.path / DATABASE).exists():
+            raise OSError(errno.ENOENT, "the run was removed while it was written", str(self.path))
         values = _scalars(scalars)
         blocks = {key: _float32(key, value) for key, value in (arrays or {}).items()}
         layout = Layout(tuple(scalars), tuple((key, block.shape) for key, block in blocks.items()))

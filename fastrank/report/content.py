@@ -63,7 +63,7 @@ def _run_content(run: Run, name: str, map_steps: int, vector_steps: int, cosine_
         "name": name,
         "path": str(run.path),
         "status": run.status,
-        "T": config.get("temperature", config.get("T")),
+        "T": config.get("temperature", config.get("T", config.get("watch.T"))),
         "steps": len(run.steps),
         "last": int(run.steps[-1]) if len(run.steps) else None,
         "started": datetime.fromtimestamp(run.started).astimezone().strftime("%Y-%m-%d %H:%M"),
@@ -71,7 +71,7 @@ def _run_content(run: Run, name: str, map_steps: int, vector_steps: int, cosine_
         "config": config,
         "environment": flatten(run.environment),
         "git": flatten(run.git or {}),
-        "overhead": _overhead(run),
+        "overhead": _number(run.overhead, 4) if run.overhead is not None else None,
         "notes": _notes(run),
         "lines": {key: _line(run, key) for key in run.keys if not split_key(key)[1]},
         "maps": _maps(run, map_steps),
@@ -123,17 +123,6 @@ def _names(runs: Iterable[Run]) -> list[str]:
         f"{run.path.parent.name}/{name}" if names.count(name) > 1 else name
         for run, name in zip(runs, names, strict=True)
     ]
-
-
-def _overhead(run: Run) -> float | None:
-    """Tracking time as a share of all step time: the mean of cost/share, weighted by cost/step_ms."""
-    if not {"cost/share", "cost/step_ms"} <= set(run.keys):
-        return None
-    steps, share = run.series("cost/share")
-    weight = _on(steps, *run.series("cost/step_ms"))
-    known = np.isfinite(share) & np.isfinite(weight)
-    total = weight[known].sum()
-    return _number(float(share[known] @ weight[known] / total), 4) if total > 0 else None
 
 
 def _notes(run: Run) -> list[dict[str, Any]]:

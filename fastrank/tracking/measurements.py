@@ -113,7 +113,7 @@ class Measurements:
         for name, (X, version) in self._held_weights.items():
             if self._sharded:
                 weight = self._whole(f"weight/{name}", trained_weight(self._modules[name]))
-                held |= {} if weight is None else {name: weight_matrix(weight)}
+                held |= {} if weight is None else {name: weight_matrix(weight, self._modules[name])}
             elif X._version == version:
                 held[name] = X
             else:
@@ -305,7 +305,7 @@ class Measurements:
                 self._explain(key, "no single parameter behind the weight")
             elif weight.grad is not None:
                 gradient = self._whole(key, weight.grad)
-                found |= {} if gradient is None else {key: weight_matrix(gradient)}
+                found |= {} if gradient is None else {key: weight_matrix(gradient, layer.module)}
             elif weight.requires_grad:
                 self._explain(key, "no gradient at step(); call it before zero_grad()")
         return found

@@ -23,6 +23,7 @@ from fastrank.capture import (
     Capture,
     select_layers,
     trained_weight,
+    unmeasured,
 )
 from fastrank.errors import InputError
 from fastrank.hooks import is_compiled
@@ -37,6 +38,9 @@ from fastrank.tracking.remarks import Remarks
 from fastrank.tracking.schedule import EpochEnds, Linear, describe, parse_schedule
 from fastrank.tracking.step_arguments import class_rows, number
 from fastrank.tracking.window import Window
+
+#: So many of those that are left out are named.
+NAMED = 8
 
 
 class Watcher:
@@ -145,6 +149,11 @@ class Watcher:
         self.log = open_log(log if self._ranks.first else None, config or {}, self.config)
         self._remarks = Remarks(self.log)
         self._explain, self._guarded = self._remarks.explain, self._remarks.guarded
+        if {"weight", "grad"} & self._kinds and layers == "*" and (left := unmeasured(model, self._layers)):
+            more = f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
+            self._explain(
+                "weight", f"in no linear or convolutional layer, not measured: {', '.join(left[:NAMED])}{more}"
+            )
         self._costs = Costs(next((p.device for p in model.parameters()), torch.device("cpu")))
         self._measurements = Measurements(
             self._layers, self._kinds, names, seed, any(map(is_sharded, model.parameters())),
@@ -241,7 +250,7 @@ class Watcher:
         forwards = self._measurements.forwards
         if forwards < self._expected and "act" in self._kinds:
             text = f"{forwards} forwards in a step after one of {self._expected}, the last of which was expected"
-            self._explain("act", text)
+            self._explain("act", text if forwards else "no forward of the watched model in training mode")
         if self._window is not None and logits is not None:
             with self._costs.block("window"), self._guarded("window/logits") as enabled:
                 if enabled:
@@ -333,6 +342,9 @@ class Watcher:
         self._looked = True
         seen, layers = self._capture.seen, {layer.name for layer in self._layers}
         compiled = is_compiled(self._model)
+        if seen and not compiled and (never := sorted(layers - seen)):
+            more = f" and {len(never) - NAMED} more" if len(never) > NAMED else ""
+            self._explain("layers", f"not called in the first measured step: {', '.join(never[:NAMED])}{more}")
         # Where nothing at all was seen, a graph of the model may be what ran instead of it.
         if (compiled and seen < layers) or (not seen and "torch._dynamo" in sys.modules):
             torch.compiler.reset()

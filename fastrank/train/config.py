@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from fastrank.errors import InputError
+from fastrank.tracking.budget import parse_budget
 from fastrank.tracking.presets import KINDS
+from fastrank.tracking.schedule import describe, parse_schedule
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "steps", "cosine")
@@ -32,8 +34,9 @@ class TrainConfig:
     samples_per_class limits the training split, None for all (`glyphs`: 100). class_balance is the size of the training
     split's last class over that of its first; sizes between fall geometrically (Cui et al. 2019), 1 leaves them as they
     are. classifier_scale multiplies the classifier's initial weight, and with it the first logits, as 1 / T does.
-    track, layers and every go to `fastrank.watch`; `track` may also be several kinds of figures, joined by commas:
-    "align,logits".
+    track, layers, every and budget go to `fastrank.watch`; `track` may also be several kinds of figures, joined by
+    commas ("align,logits"), `every` several schedules ("log,epoch:391"). Which steps a budget has measured depends on
+    the machine's times too.
     """
 
     model: str = "resnet18"
@@ -63,7 +66,8 @@ class TrainConfig:
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     track: str = "default"
     layers: tuple[str, ...] = ("*",)
-    every: int = 1
+    every: int | str = 1
+    budget: str | None = None
 
     def __post_init__(self) -> None:
         positive = "a finite number > 0"
@@ -82,8 +86,13 @@ class TrainConfig:
         _check("gamma", "a number in (0, 1]", self.gamma, 0 < self.gamma <= 1)
         # Batch normalisation cannot train on one sample, and one row has no spectrum to speak of.
         _check("batch_size", "a whole number >= 2", self.batch_size, self.batch_size >= 2)
-        for name in ("epochs", "every"):
-            _check(name, "a whole number >= 1", getattr(self, name), getattr(self, name) >= 1)
+        _check("epochs", "a whole number >= 1", self.epochs, self.epochs >= 1)
+        _check("every", "a whole number of steps, or a text such as log", self.every, isinstance(self.every, int | str))
+        every = describe(parse_schedule(self.every))
+        object.__setattr__(self, "every", every)  # "10" is 10, wherever settings are compared
+        if self.budget is not None:
+            parse_budget(self.budget)
+            _check("budget", "none with --track off", repr(self.budget), self.track != "off")
         for name in ("image_size", "samples_per_class"):
             value = getattr(self, name)
             _check(name, "a whole number >= 1", value, value is None or value >= 1)

@@ -23,7 +23,7 @@ from fastrank.train.ood import Loader, load_ood
 
 def evaluate_checkpoint(
     checkpoint: Path, ood: Sequence[str] = (), *, device: torch.device, workers: int = 0, epochs: int | None = None,
-    probe_batch: int | None = None, **options: Any,
+    probe_batch: int | None = None, probe_steps: int = 0, **options: Any,
 ) -> Evaluation:  # fmt: skip
     """The evaluation of a run that `fastrank train` made, stored with it.
 
@@ -44,7 +44,10 @@ def evaluate_checkpoint(
     limit = options.get("limit")
     others = load_ood(replace(config, samples_per_class=None), ood, data, workers, limit)
     protocol = ProbeProtocol(seed=options.get("seed", 0))
-    protocol = replace(protocol, epochs=epochs or protocol.epochs, batch_size=probe_batch or protocol.batch_size)
+    protocol = replace(
+        protocol, epochs=epochs or protocol.epochs, batch_size=probe_batch or protocol.batch_size,
+        least_steps=probe_steps,
+    )  # fmt: skip
     found = evaluate(
         model.to(device), Loader(data.train, workers, limit), test=Loader(data.test, workers, limit),
         ood=others or None, T=config.temperature, protocol=protocol, device=device, **options,
@@ -73,9 +76,11 @@ def print_evaluation(found: Evaluation) -> None:
     ):
         whole.add_row(name, value)
     console.print(whole)
-    layers = table_type("layer", "adam", "ridge", "NC1 trace", *(f"{name} orthodev" for name in found.ood), box=box)
+    layers = table_type(
+        "layer", "adam", "loss left", "ridge", "NC1 trace", *(f"{name} orthodev" for name in found.ood), box=box
+    )
     for name, figures in found.layers.items():
-        accuracies = [_percent(of.get(name, math.nan)) for of in (probes.adam, probes.ridge)]
+        accuracies = [_percent(of.get(name, math.nan)) for of in (probes.adam, probes.excess, probes.ridge)]
         deviations = [f"{one.orthodev_layers.get(name, math.nan):.3f}" for one in found.ood.values()]
         layers.add_row(name, *accuracies, f"{figures['nc1_trace']:.3g}", *deviations)
     console.print(layers)

@@ -20,6 +20,7 @@ from fastrank.capture import select_layers
 from fastrank.errors import InputError
 from fastrank.record.schema import DATABASE
 from fastrank.temperature import Curve, constant, cosine, linear
+from fastrank.tracking.schedule import parse_schedule
 from fastrank.train.checkpoint import load_checkpoint, rng_state, save_checkpoint, set_rng_state
 from fastrank.train.config import TRACKING, TrainConfig
 from fastrank.train.data import Data, load_data
@@ -112,6 +113,7 @@ def train(
         first = state.get("first_norm", math.nan) if state is not None else _first_norm(model, data, config, device)
         schedule = TemperatureSchedule(criterion, _temperature(config, first, config.epochs * per_epoch))
         watcher = stack.enter_context(_watcher(config, model, writer, criterion.T))
+        measured = parse_schedule(config.every)
         step = 0
         if state is not None:
             step = state["step"]
@@ -134,7 +136,7 @@ def train(
                 figures = each(model, data, schedule.value) if each and step % config.every == 0 else {}
                 # Reading the loss waits for the device: only where it is shown, or before it can enter a checkpoint.
                 last = stop.is_set() or (step + 1) % per_epoch == 0
-                if shown := last or step % config.every == 0:
+                if shown := last or measured(step):
                     _require_finite(loss, step, epoch, path)
                 optimizer.zero_grad()
                 loss.backward()
@@ -152,7 +154,7 @@ def train(
                 if last and stop.is_set():
                     raise Interrupted(f"interrupted after step {step - 1}, saved in {path}; --resume continues")
         evaluation = evaluate_run(model, data, schedule.value, device, workers)
-        evaluation |= {"temperature": schedule.value, "first_logits_norm": first, "overhead": _overhead(path)}
+        evaluation |= {"temperature": schedule.value, "first_logits_norm": first, "overhead": load_run(path).overhead}
         if also is not None:
             evaluation |= also(model, data, schedule.value)
         writer.set_evaluation(evaluation)
@@ -164,9 +166,9 @@ def train(
 class _Untracked:
     """Stands in for a Watcher with `--track off`: loss, accuracy and time of each step, and no hooks."""
 
-    def __init__(self, log: RunWriter, every: int) -> None:
+    def __init__(self, log: RunWriter, every: int | str) -> None:
         self.latest: dict[str, float] = {}
-        self._log, self._every, self._step, self._clock = log, every, 0, time.perf_counter()
+        self._log, self._scheduled, self._step, self._clock = log, parse_schedule(every), 0, time.perf_counter()
 
     def __enter__(self) -> _Untracked:
         self._clock = time.perf_counter()
@@ -176,7 +178,7 @@ class _Untracked:
         pass
 
     def step(self, logits: Tensor, target: Tensor, **scalars: float | Tensor) -> None:
-        if self._step % self._every == 0:
+        if self._scheduled(self._step):
             self.latest = {f"train/{name}": float(value) for name, value in scalars.items()}
             self.latest["train/accuracy"] = float((logits.argmax(1) == target).double().mean())
             self.latest["cost/step_ms"] = 1e3 * (time.perf_counter() - self._clock)
@@ -195,7 +197,7 @@ def _watcher(config: TrainConfig, model: nn.Module, writer: RunWriter, T: Tensor
     if config.track == "off":
         return _Untracked(writer, config.every)
     metrics = config.track if config.track in TRACKING else config.track.split(",")
-    return watch(model, config.layers, config.every, metrics, log=writer, seed=config.seed, T=T)
+    return watch(model, config.layers, config.every, metrics, log=writer, seed=config.seed, T=T, budget=config.budget)
 
 
 def _criterion(config: TrainConfig) -> nn.Module:
@@ -263,15 +265,6 @@ def _require_finite(loss: Tensor, step: int, epoch: int, path: Path) -> None:
             f"{value} at step {step} (epoch {epoch + 1})",
             f"try a smaller --lr or a longer --warmup-epochs; the steps before it are kept in {path}",
         )
-
-
-def _overhead(path: Path) -> float | None:
-    """Time spent on tracking over the time of everything else in the recorded steps; None without tracking."""
-    run = load_run(path)
-    if "cost/track_ms" not in run.keys:
-        return None
-    tracking, total = (float(run.series(f"cost/{key}")[1].sum()) for key in ("track_ms", "step_ms"))
-    return tracking / (total - tracking) if total > tracking else None
 
 
 @contextmanager

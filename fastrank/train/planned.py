@@ -98,6 +98,8 @@ def to_text(found: Plan, title: str, budget: float | None, width: int | None = N
     console.print(
         f"tracking: {all_of_it.ms:.1f} ms a tracked step, every {found.every}: +{100 * found.share():.3g} % of training"
     )
+    if {"weight", "grad"} & {work.kind for work in found.works} and found.settings["track"] != "full":
+        console.print("at most: weights and gradients count as computed anew, which watch avoids where it can")
     console.print(f"memory: {_si(found.kept)}B kept between steps, {_si(found.temporary)}B at most while measuring")
     if budget is not None:
         _print_cuts(console, found, budget)

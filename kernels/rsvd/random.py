@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from fastrank.kernels import backend
+from fastrank.kernels.rounding_triton import mul_rn
 from fastrank.kernels.rsvd import config
 
 _LOG = tl.constexpr(config.LOG)
@@ -13,26 +13,12 @@ _COS = tl.constexpr(config.COS)
 _LN2_HIGH, _LN2_LOW = tl.constexpr(config.LN2_HIGH), tl.constexpr(config.LN2_LOW)
 _SQRT_HALF = tl.constexpr(0x3F3504F3)
 
-if backend.interpreting():
-
-    @triton.jit
-    def _product(a, b):
-        return a * b
-
-else:
-    from triton.language.extra import libdevice
-
-    @triton.jit
-    def _product(a, b):
-        """Rounded by itself, never fused with an addition."""
-        return libdevice.mul_rn(a, b)
-
 
 @triton.jit
 def _horner(x, COEFFICIENTS: tl.constexpr, N: tl.constexpr):
     p = tl.full(x.shape, COEFFICIENTS[N - 1], tl.float32)
     for i in tl.static_range(N - 1):
-        p = _product(p, x) + COEFFICIENTS[N - 2 - i]
+        p = mul_rn(p, x) + COEFFICIENTS[N - 2 - i]
     return p
 
 
@@ -48,13 +34,13 @@ def _radius(word):
     power = (bits - _SQRT_HALF) >> 23  # u = m 2^power with m in [sqrt(1/2), sqrt(2))
     f = (bits - (power << 23)).to(tl.float32, bitcast=True) - 1.0
     e = (power - 24).to(tl.float32)
-    square = _product(f, f)
-    log = _product(_product(_horner(f, _LOG, 8), f), square)
-    log = log + _product(e, _constant(e, _LN2_LOW))
-    log = log + _product(square, _constant(e, -0.5))
+    square = mul_rn(f, f)
+    log = mul_rn(mul_rn(_horner(f, _LOG, 8), f), square)
+    log = log + mul_rn(e, _constant(e, _LN2_LOW))
+    log = log + mul_rn(square, _constant(e, -0.5))
     log = log + f
-    log = log + _product(e, _constant(e, _LN2_HIGH))
-    return tl.sqrt_rn(_product(log, _constant(e, -2.0)))
+    log = log + mul_rn(e, _constant(e, _LN2_HIGH))
+    return tl.sqrt_rn(mul_rn(log, _constant(e, -2.0)))
 
 
 @triton.jit
@@ -62,15 +48,15 @@ def _normal_pair(length, angle):
     r = _radius(length)
     a = (angle >> 8).to(tl.int32)
     quarter = (a + (1 << 21)) >> 22
-    y = _product((a - (quarter << 22)).to(tl.float32), _constant(r, 2.0**-21))
-    square = _product(y, y)
-    s = _product(_horner(square, _SIN, 4), y)
+    y = mul_rn((a - (quarter << 22)).to(tl.float32), _constant(r, 2.0**-21))
+    square = mul_rn(y, y)
+    s = mul_rn(_horner(square, _SIN, 4), y)
     c = _horner(square, _COS, 5)
     odd = (quarter & 1) != 0
     x, z = tl.where(odd, s, c), tl.where(odd, c, s)
     x = tl.where(((quarter + 1) & 2) != 0, -x, x)
     z = tl.where((quarter & 2) != 0, -z, z)
-    return _product(r, x), _product(r, z)
+    return mul_rn(r, x), mul_rn(r, z)
 
 
 @triton.jit

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 import triton
 import triton.language as tl
-from fastrank.kernels import backend
+from fastrank.kernels.rounding_triton import mul_rn
 from fastrank.kernels.small_eigh.config import (
     COUNTED,
     HALVINGS,
@@ -35,20 +35,6 @@ from torch import Tensor
 _FIELDS = tl.constexpr(4)
 #: What `tridiagonal_kernel` leaves beside diagonal and squared off-diagonal: see `_facts`.
 _FACTS = tl.constexpr(4)
-
-if backend.interpreting():
-
-    @triton.jit
-    def _product(a, b):
-        return a * b
-
-else:
-    from triton.language.extra import libdevice
-
-    @triton.jit
-    def _product(a, b):
-        """Rounded by itself, never fused with an addition."""
-        return libdevice.mul_rn(a, b)
 
 
 @triton.jit
@@ -139,7 +125,7 @@ def tridiagonal_kernel(
         v, w = tl.load(v_ptr + lane), tl.load(w_ptr + lane)
         v_k, w_k = tl.load(v_ptr + k), tl.load(w_ptr + k)
         x = tl.load(work_ptr + k * N + lane, mask=(lane >= k) & (lane < m), other=0.0)
-        x -= _product(v_k, w) + _product(w_k, v)
+        x -= mul_rn(v_k, w) + mul_rn(w_k, v)
         tl.store(result_ptr + k, tl.sum(tl.where(lane == k, x, 0.0), 0))
         y = tl.where((lane > k) & (lane < m), x, 0.0)
         alpha = tl.sum(tl.where(lane == k + 1, y, 0.0), 0)
@@ -168,7 +154,7 @@ def tridiagonal_kernel(
                 # Whole rows, for wide accesses; nobody reads again what lies beside the block.
                 t = tl.load(at, mask=row_there, other=0.0)
                 # Products rounded one by one: the sum is the same for [i, j] and [j, i], the matrix stays symmetric.
-                t -= _product(v_i, w_j) + _product(w_i, v_j)
+                t -= mul_rn(v_i, w_j) + mul_rn(w_i, v_j)
                 t = tl.where(((j > k) & (j < m))[None, :], t, 0.0)
                 tl.store(at, t, mask=row_there)
                 product += t * tl.load(next_ptr + j)[None, :]

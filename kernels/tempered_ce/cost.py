@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import torch
 from fastrank.kernels.cost import Launch
-from fastrank.kernels.tempered_ce.config import ALONE, SMS, splits, tile
+from fastrank.kernels.tempered_ce.config import ALONE, SMS, splits
 from fastrank.kernels.tempered_ce.layout import STATE
 from fastrank.kernels.tempered_ce.reference import RowStats
 from fastrank.kernels.tempered_loss.layout import accumulator
+from fastrank.kernels.tempered_loss.tiles import tile
 
 _LABEL = 8  # int64
 

@@ -11,15 +11,16 @@ finite and above 0 make the row's loss and gradient NaN.
 
 from __future__ import annotations
 
-import struct
 from functools import cache
 
 import torch
 import triton
 import triton.language as tl
 from fastrank.kernels.tempered_ce import layout
-from fastrank.kernels.tempered_ce.config import ALONE, COMBINE, REDUCE_BLOCK, SMS, registers, splits, tile
+from fastrank.kernels.tempered_ce.config import ALONE, COMBINE, REDUCE_BLOCK, SMS, registers, splits
 from fastrank.kernels.tempered_loss.layout import as_ncd
+from fastrank.kernels.tempered_loss.rows_triton import alignment, bits, number, place, rows_of, temperature_of, view_of
+from fastrank.kernels.tempered_loss.tiles import tile
 from torch import Tensor
 
 _TARGETS = ("index", "mixed", "probabilities")
@@ -30,41 +31,6 @@ def _log1p(a):
     u = 1 + a
     # log(u) errs as if u were exact; the quotient puts back what rounding took from a.
     return tl.where(u == 1, a, tl.log(u) * (a / (u - 1)))
-
-
-@triton.jit
-def _number(value, ACC: tl.constexpr):
-    """A number of the host's; for float64 its bits, as Triton passes every float as float32."""
-    if tl.float64 == ACC:
-        value = tl.cast(tl.cast(value, tl.int64), tl.float64, bitcast=True)
-    return value
-
-
-@triton.jit
-def _rows(first, R, D, stride_n, stride_d, ALIGN: tl.constexpr, ROWS: tl.constexpr, NESTED: tl.constexpr):
-    """(row, n, offset of the row's first logit, whether the row exists) of ROWS rows from `first` on."""
-    r = first + tl.arange(0, ROWS).to(tl.int64)
-    n, offset = _place(r, D, stride_n, stride_d, ALIGN, NESTED)
-    return r, n, offset, r < R
-
-
-@triton.jit
-def _place(r, D, stride_n, stride_d, ALIGN: tl.constexpr, NESTED: tl.constexpr):
-    if NESTED:
-        n = r // D
-        offset = n * stride_n + (r - n * D) * stride_d
-    else:
-        n = r
-        offset = r * stride_n * ALIGN
-    return n, offset
-
-
-@triton.jit
-def _temperature(temperature_ptr, T, n, stride, row_ok, HAS_T: tl.constexpr, ACC: tl.constexpr):
-    if HAS_T:
-        T = tl.load(temperature_ptr + n * stride, mask=row_ok, other=1.0).to(ACC)
-        return tl.where((T > 0) & (T < float("inf")), T, float("nan"))  # noqa: SIM300
-    return tl.full(n.shape, 1.0, ACC) * _number(T, ACC)
 
 
 @triton.jit
@@ -138,8 +104,8 @@ def _most_probable(
     for start in range(0, C, CLASSES):
         j = start + tl.arange(0, CLASSES)
         inside = row_ok[:, None] & (j < C)[None, :]
-        place = q_ptr + q_offset[:, None] + (j.to(tl.int64) * q_stride_c)[None, :]
-        q = tl.load(place, mask=inside, other=float("-inf")).to(ACC)
+        q_at = q_ptr + q_offset[:, None] + (j.to(tl.int64) * q_stride_c)[None, :]
+        q = tl.load(q_at, mask=inside, other=float("-inf")).to(ACC)
         largest = tl.max(q, 1)
         first = tl.min(tl.where(q == largest[:, None], j[None, :], start + CLASSES - 1), 1)
         at = tl.where(largest > best, first, at)
@@ -304,14 +270,14 @@ def _combined_rows(
     NESTED: tl.constexpr, ALIGN: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """Puts ROWS rows together from their parts; returns their losses and what they count in a mean."""
-    r, n, offset, row_ok = _rows(first, R, D, stride_n, stride_d, ALIGN, ROWS, NESTED)
+    r, n, offset, row_ok = rows_of(first, R, D, stride_n, stride_d, ALIGN, ROWS, NESTED)
     hard = tl.full((ROWS,), 1.0, ACC) - smoothing
     soft = tl.full((ROWS,), 1.0, ACC) * smoothing / C
     y, y2, mass, mass2, _, used, known, counted = _labels(
         target_ptr, second_ptr, share_ptr, weight_ptr, r, n, share_stride, row_ok, C, ignore_index, hard,
         TARGET, HAS_WEIGHT, ACC,
     )  # fmt: skip
-    temperature = _temperature(temperature_ptr, T, n, temperature_stride, row_ok, HAS_T, ACC)
+    temperature = temperature_of(temperature_ptr, T, n, temperature_stride, row_ok, HAS_T, ACC)
     inverse = 1 / temperature
     target_logit, second_logit = _label_logits(logits_ptr, offset, stride_c, y, y2, known, TARGET, ACC)
     maximum, others, moment, weighted, weight_seen, sum_z, sum_z2, above = _combined(
@@ -342,9 +308,9 @@ def forward_kernel(
     memory as an integer: from 0, it counts the programs until the last one writes what a mean divides by.
     """
     C = C * ALIGN
-    smoothing = _number(smoothing, ACC)
-    r, n, offset, row_ok = _rows(tl.program_id(0).to(tl.int64) * ROWS, R, D, stride_n, stride_d, ALIGN, ROWS, NESTED)
-    _, q_offset = _place(r, D, q_stride_n, q_stride_d, ALIGN, NESTED)
+    smoothing = number(smoothing, ACC)
+    r, n, offset, row_ok = rows_of(tl.program_id(0).to(tl.int64) * ROWS, R, D, stride_n, stride_d, ALIGN, ROWS, NESTED)
+    _, q_offset = place(r, D, q_stride_n, q_stride_d, ALIGN, NESTED)
     ranked_logit = tl.zeros((ROWS,), ACC)
     if TARGET == "probabilities" and STATS:
         ranked = _most_probable(q_ptr, q_offset, q_stride_c, row_ok, C, ACC, ROWS, CLASSES)
@@ -355,7 +321,7 @@ def forward_kernel(
         target_ptr, second_ptr, share_ptr, weight_ptr, r, n, share_stride, row_ok, C, ignore_index, hard,
         TARGET, HAS_WEIGHT, ACC,
     )  # fmt: skip
-    temperature = _temperature(temperature_ptr, T, n, temperature_stride, row_ok, HAS_T, ACC)
+    temperature = temperature_of(temperature_ptr, T, n, temperature_stride, row_ok, HAS_T, ACC)
     inverse = 1 / temperature
     target_logit, second_logit = _label_logits(logits_ptr, offset, stride_c, y, y2, known, TARGET, ACC)
     if TARGET == "index":
@@ -446,17 +412,17 @@ def backward_kernel(
 ):  # fmt: skip
     """Gradient of one ROWS x CLASSES tile, times T^POWER. `C` and, unless NESTED, strides of n in units of ALIGN."""
     C = C * ALIGN
-    smoothing = _number(smoothing, ACC)
-    r, n, offset, row_ok = _rows(tl.program_id(0).to(tl.int64) * ROWS, R, D, stride_n, stride_d, ALIGN, ROWS, NESTED)
-    _, q_offset = _place(r, D, q_stride_n, q_stride_d, ALIGN, NESTED)
-    _, grad_offset = _place(r, D, grad_stride_n, grad_stride_d, ALIGN, NESTED)
+    smoothing = number(smoothing, ACC)
+    r, n, offset, row_ok = rows_of(tl.program_id(0).to(tl.int64) * ROWS, R, D, stride_n, stride_d, ALIGN, ROWS, NESTED)
+    _, q_offset = place(r, D, q_stride_n, q_stride_d, ALIGN, NESTED)
+    _, grad_offset = place(r, D, grad_stride_n, grad_stride_d, ALIGN, NESTED)
     hard = tl.full((ROWS,), 1.0, ACC) - smoothing
     soft = tl.full((ROWS,), 1.0, ACC) * smoothing / C
     y, y2, mass, mass2, _, used, known, _ = _labels(
         target_ptr, second_ptr, share_ptr, weight_ptr, r, n, share_stride, row_ok, C, ignore_index, hard,
         TARGET, HAS_WEIGHT, ACC,
     )  # fmt: skip
-    temperature = _temperature(temperature_ptr, T, n, temperature_stride, row_ok, HAS_T, ACC)
+    temperature = temperature_of(temperature_ptr, T, n, temperature_stride, row_ok, HAS_T, ACC)
     inverse = 1 / temperature
     plane = tl.zeros((ROWS,), tl.int64) + R
     maximum = tl.load(rows_ptr + r, mask=row_ok, other=0.0)
@@ -608,9 +574,9 @@ def backward(
 
 def _problem(beside, logits, target, second, share, T, temperature, weight, ignore_index, label_smoothing, acc):
     """What both kernels take: (arguments, constants, (logits as [N, C, D], weight)). `beside`: more such views."""
-    view = _view(logits)
-    q = _view(target) if target.is_floating_point() else None
-    align = _alignment(view, *beside, *(() if q is None else (q,)))
+    view = view_of(logits)
+    q = view_of(target) if target.is_floating_point() else None
+    align = alignment(view, *beside, *(() if q is None else (q,)))
     weight = None if weight is None else weight.contiguous()
     labels = q is None
     arguments = {
@@ -621,7 +587,7 @@ def _problem(beside, logits, target, second, share, T, temperature, weight, igno
         "q_ptr": q,
         "temperature_ptr": temperature,
         "weight_ptr": weight,
-        "T": _bits(T) if acc == torch.float64 else T,
+        "T": bits(T, acc),
         "R": view.shape[0] * view.shape[2],
         "C": view.shape[1] // align,
         "D": view.shape[2],
@@ -634,7 +600,7 @@ def _problem(beside, logits, target, second, share, T, temperature, weight, igno
         "temperature_stride": temperature.stride(0) if temperature is not None and temperature.dim() else 0,
         "share_stride": share.stride(0) if share is not None and share.dim() else 0,
         "ignore_index": ignore_index,
-        "smoothing": _bits(label_smoothing) if acc == torch.float64 else label_smoothing,
+        "smoothing": bits(label_smoothing, acc),
     }
     constants = {
         "TARGET": "probabilities" if not labels else "index" if second is None else "mixed",
@@ -648,26 +614,6 @@ def _problem(beside, logits, target, second, share, T, temperature, weight, igno
     return arguments, constants, (view, weight)
 
 
-def _view(x: Tensor) -> Tensor:
-    view = as_ncd(x)
-    return as_ncd(x.contiguous()) if view is None else view
-
-
-def _bits(x: float) -> int:
-    return struct.unpack("<q", struct.pack("<d", x))[0]
-
-
 @cache
 def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else SMS
-
-
-def _alignment(*views: Tensor) -> int:
-    """Largest power of two up to 16 that divides class count and row strides: given to the compiler as a constant
-    factor, it turns a row's loads into 128-bit ones although neither number is a multiple of 16."""
-    if views[0].shape[2] != 1:
-        return 1
-    align = 16
-    while any(size % align for view in views for size in (view.shape[1], view.stride(0))):
-        align //= 2
-    return align

@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from fastrank.kernels.cost import Launch
 from fastrank.kernels.tempered_loss.layout import accumulator
-from fastrank.kernels.tempered_mse.config import REDUCE_BLOCK, tile
+from fastrank.kernels.tempered_loss.tiles import tile
+from fastrank.kernels.tempered_mse.config import REDUCE_BLOCK
 from fastrank.kernels.tempered_mse.layout import STATE
 
 _LABEL = 8  # int64

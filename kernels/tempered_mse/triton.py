@@ -9,52 +9,17 @@ a share outside [0, 1] and a temperature that is not finite and above 0 make the
 
 from __future__ import annotations
 
-import struct
-
 import torch
 import triton
 import triton.language as tl
 from fastrank.kernels.tempered_loss.layout import as_ncd
+from fastrank.kernels.tempered_loss.rows_triton import alignment, bits, number, place, rows_of, temperature_of, view_of
+from fastrank.kernels.tempered_loss.tiles import tile
 from fastrank.kernels.tempered_mse import layout
-from fastrank.kernels.tempered_mse.config import REDUCE_BLOCK, REDUCE_WARPS, tile
+from fastrank.kernels.tempered_mse.config import REDUCE_BLOCK, REDUCE_WARPS
 from torch import Tensor
 
 _SCALARS = ["T", "smoothing"]
-
-
-@triton.jit
-def _number(value, ACC: tl.constexpr):
-    """A number of the host's; for float64 its bits, as Triton passes every float as float32."""
-    if tl.float64 == ACC:
-        value = tl.cast(tl.cast(value, tl.int64), tl.float64, bitcast=True)
-    return value
-
-
-@triton.jit
-def _rows(pid, R, D, stride_n, stride_d, ALIGN: tl.constexpr, ROWS: tl.constexpr, NESTED: tl.constexpr):
-    """(row, n, offset of the row's first logit, whether the row exists) of each row of this program."""
-    r = pid.to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    n, offset = _place(r, D, stride_n, stride_d, ALIGN, NESTED)
-    return r, n, offset, r < R
-
-
-@triton.jit
-def _place(r, D, stride_n, stride_d, ALIGN: tl.constexpr, NESTED: tl.constexpr):
-    if NESTED:
-        n = r // D
-        offset = n * stride_n + (r - n * D) * stride_d
-    else:
-        n = r
-        offset = r * stride_n * ALIGN
-    return n, offset
-
-
-@triton.jit
-def _temperature(temperature_ptr, T, n, stride, row_ok, HAS_T: tl.constexpr, ACC: tl.constexpr):
-    if HAS_T:
-        T = tl.load(temperature_ptr + n * stride, mask=row_ok, other=1.0).to(ACC)
-        return tl.where((T > 0) & (T < float("inf")), T, float("nan"))  # noqa: SIM300
-    return tl.full(n.shape, 1.0, ACC) * _number(T, ACC)
 
 
 @triton.jit
@@ -145,13 +110,13 @@ def forward_kernel(
     """Row planes and unreduced loss of ROWS rows. `C` and, unless NESTED, `stride_n` come in units of ALIGN; the
     strides of the target are those of class probabilities."""
     C = C * ALIGN
-    r, n, offset, row_ok = _rows(tl.program_id(0), R, D, stride_n, stride_d, ALIGN, ROWS, NESTED)
-    _, target_offset = _place(r, D, target_stride_n, target_stride_d, 1, NESTED)
+    r, n, offset, row_ok = rows_of(tl.program_id(0).to(tl.int64) * ROWS, R, D, stride_n, stride_d, ALIGN, ROWS, NESTED)
+    _, target_offset = place(r, D, target_stride_n, target_stride_d, 1, NESTED)
     y, y2, label_share, used, known = _labels(
         target_ptr, second_ptr, share_ptr, r, n, share_stride, row_ok, C, ignore_index, TARGET, ACC
     )
-    inverse = 1 / _temperature(temperature_ptr, T, n, temperature_stride, row_ok, HAS_T, ACC)
-    s = tl.full((), 1.0, ACC) * _number(smoothing, ACC)
+    inverse = 1 / temperature_of(temperature_ptr, T, n, temperature_stride, row_ok, HAS_T, ACC)
+    s = tl.full((), 1.0, ACC) * number(smoothing, ACC)
     hard, soft = 1 - s, s / C
     spread = soft * (C - 1)
 
@@ -261,15 +226,15 @@ def backward_kernel(
 ):  # fmt: skip
     """Gradient of one ROWS x CLASSES tile. `C` and, unless NESTED, `stride_n` and `grad_stride_n` in units of ALIGN."""
     C = C * ALIGN
-    r, n, offset, row_ok = _rows(tl.program_id(0), R, D, stride_n, stride_d, ALIGN, ROWS, NESTED)
-    _, target_offset = _place(r, D, target_stride_n, target_stride_d, 1, NESTED)
-    _, grad_offset = _place(r, D, grad_stride_n, grad_stride_d, ALIGN, NESTED)
+    r, n, offset, row_ok = rows_of(tl.program_id(0).to(tl.int64) * ROWS, R, D, stride_n, stride_d, ALIGN, ROWS, NESTED)
+    _, target_offset = place(r, D, target_stride_n, target_stride_d, 1, NESTED)
+    _, grad_offset = place(r, D, grad_stride_n, grad_stride_d, ALIGN, NESTED)
     y, y2, label_share, used, known = _labels(
         target_ptr, second_ptr, share_ptr, r, n, share_stride, row_ok, C, ignore_index, TARGET, ACC
     )
-    temperature = _temperature(temperature_ptr, T, n, temperature_stride, row_ok, HAS_T, ACC)
+    temperature = temperature_of(temperature_ptr, T, n, temperature_stride, row_ok, HAS_T, ACC)
     inverse = 1 / temperature
-    s = tl.full((), 1.0, ACC) * _number(smoothing, ACC)
+    s = tl.full((), 1.0, ACC) * number(smoothing, ACC)
     hard, soft = 1 - s, s / C
     plane = tl.zeros((ROWS,), tl.int64) + R
     maximum = tl.load(rows_ptr + r, mask=row_ok, other=0.0)
@@ -318,17 +283,17 @@ def forward(
     loss, rows, denominator, grad = layout.outputs(logits, reduction, with_grad)
     if reduction != "mean":
         denominator.fill_(1)
-    acc, view = rows.dtype, _view(logits)
+    acc, view = rows.dtype, view_of(logits)
     kind, target, second, share, target_strides = _target(target, second, share, acc)
     temperature, weight = (None if x is None else x.to(acc).contiguous() for x in (temperature, weight))
-    count, align, classes = rows.shape[1], _alignment(view), view.shape[1]
+    count, align, classes = rows.shape[1], alignment(view), view.shape[1]
     unreduced = loss if reduction == "none" else torch.empty(count, dtype=acc, device=rows.device)
     with torch.cuda.device_of(logits):
         if count:
             shape = tile(classes)
             forward_kernel[(triton.cdiv(count, shape.rows),)](
                 view, target, second, share, temperature, weight, rows, unreduced,
-                _scalar(T, acc), _scalar(label_smoothing, acc), count, classes // align, view.shape[2],
+                bits(T, acc), bits(label_smoothing, acc), count, classes // align, view.shape[2],
                 view.stride(0) // align, *view.stride()[1:], *target_strides, _stride(temperature), _stride(share),
                 ignore_index,
                 TARGET=kind, HAS_T=temperature is not None, HAS_WEIGHT=weight is not None, NESTED=view.shape[2] != 1,
@@ -367,15 +332,15 @@ def backward(
         return grad
     in_place = as_ncd(grad)
     out = in_place if in_place is not None else torch.empty_like(logits, memory_format=torch.contiguous_format)
-    out, view = as_ncd(out), _view(logits)
+    out, view = as_ncd(out), view_of(logits)
     kind, target, second, share, target_strides = _target(target, second, share, acc)
     temperature = None if temperature is None else temperature.to(acc).contiguous()
     grad_loss = grad_loss.to(acc).contiguous()
-    shape, align, classes = tile(view.shape[1]), _alignment(view, out), view.shape[1]
+    shape, align, classes = tile(view.shape[1]), alignment(view, out), view.shape[1]
     with torch.cuda.device_of(logits):
         backward_kernel[triton.cdiv(count, shape.rows), triton.cdiv(classes, shape.classes)](
             view, target, second, share, temperature, rows, grad_loss, denominator, out,
-            _scalar(T, acc), _scalar(label_smoothing, acc), count, classes // align, view.shape[2],
+            bits(T, acc), bits(label_smoothing, acc), count, classes // align, view.shape[2],
             view.stride(0) // align, *view.stride()[1:], *target_strides, out.stride(0) // align, *out.stride()[1:],
             _stride(temperature), _stride(share), 1 if grad_loss.dim() else 0, ignore_index,
             TARGET=kind, HAS_T=temperature is not None, POWER=grad_power, NESTED=view.shape[2] != 1,
@@ -387,15 +352,10 @@ def backward(
 _ACC = {torch.float64: tl.float64, torch.float32: tl.float32}
 
 
-def _scalar(value: float, acc: torch.dtype) -> float | int:
-    """See `_number`."""
-    return struct.unpack("q", struct.pack("d", value))[0] if acc == torch.float64 else value
-
-
 def _target(target: Tensor, second: Tensor | None, share: Tensor | None, acc: torch.dtype):
     """(kind, labels or probabilities, second labels, shares, strides of probabilities) as the kernels take them."""
     if target.is_floating_point():
-        target = _view(target)
+        target = view_of(target)
         return "probabilities", target, None, None, target.stride()
     if second is None:
         return "index", target.contiguous(), None, None, (0, 0, 0)
@@ -405,19 +365,3 @@ def _target(target: Tensor, second: Tensor | None, share: Tensor | None, acc: to
 def _stride(x: Tensor | None) -> int:
     """0 for one value that all samples share, 1 for one each."""
     return 0 if x is None or x.dim() == 0 else 1
-
-
-def _view(x: Tensor) -> Tensor:
-    view = as_ncd(x)
-    return as_ncd(x.contiguous()) if view is None else view
-
-
-def _alignment(*views: Tensor) -> int:
-    """Largest power of two up to 16 that divides class count and row strides: given to the compiler as a constant
-    factor, it turns a row's loads into 128-bit ones although neither number is a multiple of 16."""
-    if views[0].shape[2] != 1:
-        return 1
-    align = 16
-    while any(size % align for view in views for size in (view.shape[1], view.stride(0))):
-        align //= 2
-    return align

@@ -6,23 +6,21 @@ the mistakes that people make, by replacing text. A table says how each is caugh
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import tempered_ce_conformity as suite
 import torch
+from emulate.mistakes import replaced
 from fastrank.kernels import tempered_ce
 from fastrank.kernels.tempered_ce import RowStats, tempered_cross_entropy
 
 SCHEDULES = ("lockstep", "warps", "warps-reverse+early", "random:1", "reverse", "random:2")
-SOURCE = Path(tempered_ce.__file__).with_name("triton.py")
+KERNELS_FOLDER = Path(tempered_ce.__file__).parents[1]
+SOURCES = {"triton.py": KERNELS_FOLDER / "tempered_ce", "rows_triton.py": KERNELS_FOLDER / "tempered_loss"}
 OUTPUTS = ("loss", "gradient", "gradient of T", *RowStats._fields)
 NAN, INF = float("nan"), float("inf")
 
@@ -175,8 +173,9 @@ EXPLAINED = [
 def explanation(mutant, name: str) -> str:
     """`text` is looked for in the source's line, or in the PTX where the compiler says of none."""
     line = str(mutant)
-    if mutant.source.startswith(SOURCE.name + ":") and not mutant.source.endswith(":0"):
-        line = SOURCE.read_text().splitlines()[int(mutant.source.rsplit(":", 1)[1]) - 1]
+    file, _, number = mutant.source.rpartition(":")
+    if file in SOURCES and number != "0":
+        line = (SOURCES[file] / file).read_text().splitlines()[int(number) - 1]
     for kernel, change, text, why in EXPLAINED:
         if re.fullmatch(kernel, name) and change == f"{mutant.kind} {mutant.what}" and re.search(text, line):
             return why
@@ -242,7 +241,7 @@ def test_every_mutant_of_the_ptx_is_caught_or_explained(name, triton_emulator, l
     assert sum(caught.values()) > 10
 
 
-#: (name, text of kernels/tempered_ce/triton.py, its replacement, the call that shows it).
+#: (name, text of the kernels' source, its replacement, the call that shows it).
 SOURCE_MUTANTS = [
     ("forward reads past the row", "mask=inside, other=lowest)\n        z =",
      "mask=row_ok[:, None], other=lowest)\n        z =", "plain"),
@@ -272,31 +271,12 @@ def far(impl):
 CALLS = {"plain": plain(9, 94), "bad labels": bad_labels(9, 94), "tiles": plain(3, 9001), "far": far}
 
 
-@contextmanager
-def replaced(old: str, new: str, folder: Path):
-    """kernels/tempered_ce/triton.py with one piece of its text replaced, in the place of the real one."""
-    text = SOURCE.read_text()
-    assert text.count(old) == 1, f"the table is stale: {text.count(old)} times {old!r}"
-    folder.mkdir(exist_ok=True)
-    path = folder / "triton.py"
-    path.write_text(text.replace(old, new))
-    name = "fastrank.kernels.tempered_ce.triton"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module, real = importlib.util.module_from_spec(spec), importlib.import_module(name)
-    spec.loader.exec_module(module)
-    sys.modules[name] = tempered_ce.triton = module
-    try:
-        yield
-    finally:
-        sys.modules[name] = tempered_ce.triton = real
-
-
 @pytest.fixture(scope="module")
 def compiled(triton_emulator, launches, tmp_path_factory):
     """All mutants of the source, compiled side by side; the folder that holds them."""
     folder, builds = tmp_path_factory.mktemp("mutants"), []
     for number, (_, old, new, shown_by) in enumerate(SOURCE_MUTANTS):
-        with replaced(old, new, folder / str(number)):
+        with replaced("tempered_ce", old, new, folder / str(number)):
             builds += launches.record([lambda c=CALLS[shown_by]: c("triton")])
     launches.build(triton_emulator, builds)
     return folder
@@ -310,7 +290,7 @@ def test_mutants_of_the_source_are_caught(number, compiled, triton_emulator, lau
     name, old, new, shown_by = SOURCE_MUTANTS[number]
     expected = CALLS[shown_by]("reference")
     driver = EmulatedDriver(triton_emulator, launches.OUTPUTS)
-    with replaced(old, new, compiled / str(number)), launches.triton_on_cpu(driver):
+    with replaced("tempered_ce", old, new, compiled / str(number)), launches.triton_on_cpu(driver):
         for schedule in SCHEDULES[:3]:
             driver.run = Run(schedule)
             try:

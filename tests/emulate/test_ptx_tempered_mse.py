@@ -6,22 +6,16 @@ approximate err as far as the ISA lets them.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import itertools
-import sys
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import tempered_mse_conformity as suite
 import torch
 from conformity import check
+from emulate.mistakes import replaced
 from emulate.ptx.run import SCHEDULES, Run
-from fastrank.kernels import tempered_mse as op
 from fastrank.kernels.tempered_mse import tempered_mse
 
-SOURCE = Path(op.__file__).with_name("triton.py")
 NAN, INF = float("nan"), float("inf")
 SOFT = {"target": "probabilities", "weighted": True, "label_smoothing": 0.1}
 MIXED = {"target": "mixed", "weighted": True, "scale_gradient": "T2"}
@@ -75,14 +69,14 @@ def test_keeps_its_error_bound_under_every_schedule(group, driver, launches):
 
 def test_every_tile_target_and_dtype_is_run(triton_emulator, launches):
     """The cases above are a choice; this keeps it one that leaves nothing out as kernels and tiles are added."""
-    from fastrank.kernels.tempered_mse import config
+    from fastrank.kernels.tempered_loss import tiles
 
     seen = set()
     for build in launches.record([on(case) for case in itertools.chain(*CASES)]):
         seen.add((build.name, build.constants["ROWS"], build.constants["CLASSES"]))
         seen.add((build.name, build.constants["TARGET"], build.signature["logits_ptr"]))
     for kernel in ("forward_kernel", "backward_kernel"):
-        assert {(kernel, tile.rows, tile.classes) for tile in config.TILES} <= seen
+        assert {(kernel, tile.rows, tile.classes) for tile in tiles.TILES} <= seen
         for dtype in ("*fp32", "*bf16", "*fp16", "*fp64"):
             assert any((kernel, target, dtype) in seen for target in ("index", "mixed", "probabilities"))
         assert {target for name, target, _ in seen if name == kernel} >= {"index", "mixed", "probabilities"}
@@ -183,25 +177,6 @@ def assert_equal(call, expected) -> None:
         torch.testing.assert_close(a, b, rtol=3e-5, atol=0 if call is sharp else 1e-6 * float(b.abs().max()))
 
 
-@contextmanager
-def replaced(old: str, new: str, folder: Path):
-    """kernels/tempered_mse/triton.py with one piece of its text replaced, in the place of the real one."""
-    text = SOURCE.read_text()
-    assert text.count(old) == 1, f"the table is stale: {text.count(old)} times {old!r}"
-    folder.mkdir(exist_ok=True)
-    path = folder / "triton.py"
-    path.write_text(text.replace(old, new))
-    name = "fastrank.kernels.tempered_mse.triton"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module, real = importlib.util.module_from_spec(spec), importlib.import_module(name)
-    spec.loader.exec_module(module)
-    sys.modules[name] = op.triton = module
-    try:
-        yield
-    finally:
-        sys.modules[name] = op.triton = real
-
-
 @pytest.fixture(scope="module")
 def compiled(triton_emulator, launches, tmp_path_factory):
     """The kernels and all mutants of their source, compiled side by side; the folder that holds these."""
@@ -210,7 +185,7 @@ def compiled(triton_emulator, launches, tmp_path_factory):
     folder, builds = tmp_path_factory.mktemp("mutants"), []
     builds += launches.record([lambda call=call: call("triton") for call in CALLS.values()])
     for number, (_, old, new, shown_by) in enumerate(SOURCE_MUTANTS):
-        with replaced(old, new, folder / str(number)):
+        with replaced("tempered_mse", old, new, folder / str(number)):
             builds += launches.record([lambda c=CALLS[shown_by]: c("triton")])
     tempered_ce_launches.build(triton_emulator, builds)
     return folder

@@ -210,14 +210,14 @@ def test_offsets_beyond_32_bits(where, driver, launches):
 
 def test_every_tile_and_dtype_was_run(triton_emulator, launches):
     """The cases above are a choice; this keeps it one that leaves nothing out as kernels and tiles are added."""
-    from fastrank.kernels.tempered_ce import config
+    from fastrank.kernels.tempered_loss import tiles
 
     seen = set()
     for build in launches.record([lambda c=c: suite.run("triton", *suite.build(c)) for c in itertools.chain(*CASES)]):
         seen.add((build.name, build.constants["ROWS"], build.constants["CLASSES"]))
         seen.add((build.name, build.signature["logits_ptr"]))
     for kernel in ("forward_kernel", "backward_kernel"):
-        for tile in config.TILES:
+        for tile in tiles.TILES:
             assert (kernel, tile.rows, tile.classes) in seen
         for dtype in ("*fp32", "*bf16", "*fp16", "*fp64"):
             assert (kernel, dtype) in seen

@@ -155,6 +155,35 @@ def test_one_sample_per_class():
     found = evaluate(network(), [(x, torch.arange(C))], test=[(x, torch.arange(C))], protocol=FAST)
     assert found.collapse.nc1_pinv == pytest.approx(0, abs=1e-12) and found.collapse.nc1_cdnv == pytest.approx(0)
     assert found.collapse.nc4_samples == C
+    assert found.collapse.notes == (f"{C} of {C} classes have one sample, which nc1 counts as collapsed",)
+
+
+@pytest.mark.parametrize("value", [-1.0, 1.0])
+def test_a_layer_without_variation_is_not_collapsed(value):
+    """The features are all 0, or all 1: nothing between the classes, so no measure is defined, and each says why."""
+    model = network()
+    nn.init.zeros_(model[3].weight)
+    nn.init.constant_(model[3].bias, value)
+    found = evaluate(model, loader(data(60, 0)), ood=loader(data(40, 2)), protocol=FAST)
+    c = found.collapse
+    assert math.isnan(c.nc1_pinv) and math.isnan(c.nc1_trace) and math.isnan(c.nc3_duality) and c.nc1_rank == 0
+    assert any("all class means coincide" in note for note in c.notes)
+    assert any("gnc3 is not defined" in note for note in c.notes) == math.isnan(c.gnc3) == (value < 0)
+    assert "no NECO: the training features do not vary" in found.ood["ood"].notes
+    assert any("orthodev" in note for note in found.ood["ood"].notes) == math.isnan(found.ood["ood"].orthodev)
+
+
+def test_a_classifier_of_zeros_says_so():
+    model = network()
+    nn.init.zeros_(model[5].weight)
+    c = evaluate(model, loader(data(60, 0)), probes=None).collapse
+    assert math.isnan(c.gnc2) and math.isnan(c.gnc3) and math.isfinite(c.nc1_pinv)
+    assert c.notes == (f"{C} rows of the classifier are zero: its angles, gnc2 and gnc3 are not defined",)
+
+
+def test_temperature_of_a_loss(sets):
+    a, b = (evaluate(network(), loader(sets[1]), probes=None, T=T) for T in (torch.tensor(4.0), 4.0))
+    assert a.to_dict() == b.to_dict()
 
 
 def test_features_that_are_not_numbers():
@@ -218,6 +247,10 @@ def test_mistakes_are_named(sets):
         (lambda: evaluate(model, [(x, y - 1)]), "labels: expected whole numbers 0 .. 4, got -1"),
         (lambda: evaluate(model, [(x, y.float())]), "loader: expected 300 whole numbers as labels"),
         (lambda: evaluate(model, [{"x": x}]), "loader: expected batches (inputs, labels) of tensors, got dict"),
+        (lambda: evaluate(model, [(x.numpy(), y)]), "of tensors, got tuple of ndarray"),
+        (lambda: evaluate(model, [{"x": x}]), "((b['inputs'], b['labels']) for b in loader)"),
+        (lambda: evaluate(model, train, limit=1), "labels: expected at least one labelled sample to train probes on"),
+        (lambda: evaluate(model, train, T=torch.ones(2)), "T: expected a finite number > 0"),
         (lambda: evaluate(model, train, T=0), "T: expected a finite number > 0"),
         (lambda: evaluate(model, train, probes="svm"), "probes: expected some of adam, ridge"),
         (lambda: evaluate(model, train, threshold=0), "threshold: expected a share"),

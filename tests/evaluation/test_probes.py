@@ -135,3 +135,45 @@ def test_held_out_does_not_follow_the_order_of_the_keys():
     hashes = keys(0, 50_000, 5, CPU)
     for part in (hashes, hashes.sort().values[:5000]):
         assert abs(float(held_out(part).double().mean()) - 0.2) < 4 * math.sqrt(0.16 / len(part))
+
+
+def test_excess_bounds_what_training_has_left():
+    """Against the minimum that SciPy finds in float64; without weight decay nothing is known."""
+    from scipy.optimize import minimize
+
+    g = torch.Generator().manual_seed(0)
+    y = torch.randint(3, (200,), generator=g)
+    X = torch.randn(2, 200, 5, generator=g) + y[:, None] * torch.tensor([1.0, 0.3])[:, None, None]
+    decay = 0.02
+    x = ((X - X.mean(1, keepdim=True)) / X.std(1, correction=0, keepdim=True)).double()
+
+    def objective(flat, layer):
+        P = torch.as_tensor(flat).requires_grad_()
+        W, b = P[:15].view(3, 5), P[15:]
+        f = torch.nn.functional.cross_entropy(x[layer] @ W.T + b, y) + decay / 2 * P.square().sum()
+        return float(f.detach()), torch.autograd.grad(f, P)[0].numpy()
+
+    shares = []
+    for steps in (1, 50, 3000):
+        protocol = ProbeProtocol(epochs=1, lr=1e-2, weight_decay=decay, least_steps=steps)
+        for layer, probe in enumerate(train_probes([X.clone()], y, 3, protocol)[0]):
+            best = minimize(objective, np.zeros(18), args=(layer,), jac=True, options={"gtol": 1e-9}).fun
+            f = objective(torch.cat([probe.weight.flatten(), probe.bias]).double().numpy(), layer)[0]
+            assert 1 - best / f <= probe.excess + 1e-6 and 0 <= probe.excess <= 1
+            shares.append(probe.excess)
+    assert min(shares[:2]) > 0.5 and max(shares[-2:]) < 1e-3
+    free = train_probes([X.clone()], y, 3, ProbeProtocol(epochs=1, weight_decay=0))[0]
+    assert [probe.excess for probe in free] == [1.0, 1.0]
+
+
+def test_least_steps_are_whole_epochs():
+    assert ProbeProtocol().steps(1437) == 50 and ProbeProtocol(least_steps=650).steps(1437) == 650
+    assert ProbeProtocol(least_steps=651).steps(4097) == 652  # of two batches each
+    assert ProbeProtocol(least_steps=10).steps(100) == 50
+    X, y = torch.randn(1, 30, 4, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 3
+    for few, many in (({"least_steps": 14}, {"epochs": 14}), ({"least_steps": 13, "batch_size": 16}, {"epochs": 7})):
+        size = {"batch_size": few.get("batch_size", 4096)}
+        a, b = (train_probes([X.clone()], y, 3, ProbeProtocol(**{"epochs": 1, **size, **c}))[0][0] for c in (few, many))
+        assert torch.equal(a.weight, b.weight)
+    with pytest.raises(InputError, match="least_steps"):
+        ProbeProtocol(least_steps=-1)

@@ -8,6 +8,7 @@ from watched_loop import Records, assert_same, by_hand, off_the_checkout, run_ex
 transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'fastrank[transformers]'")
 pytest.importorskip("accelerate", reason="needs accelerate: pip install 'fastrank[transformers]'")
 
+import fastrank  # noqa: E402
 import fastrank.integrations.transformers as adapter  # noqa: E402
 from fastrank.integrations.transformers import WatchCallback  # noqa: E402
 from fastrank.record import load_run  # noqa: E402
@@ -159,3 +160,37 @@ def test_the_example_runs(tmp_path, monkeypatch):
     run_example(adapter, tmp_path, monkeypatch)
     run = load_run("runs/bert")
     assert run.status == "finished" and len(run.steps) == 4 and "logits/rank" in run.keys
+
+
+def test_the_layers_of_gpt2_are_measured_and_what_is_not_is_said(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=23, n_positions=8, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    model, x = transformers.GPT2LMHeadModel(config), torch.randint(23, (5, 7))
+    layers = {name: m for name, m in model.named_modules() if type(m).__name__ == "Conv1D"}
+    inputs = {}
+    for name, layer in layers.items():
+        layer.register_forward_pre_hook(
+            lambda _, args, name=name: inputs.update({name: args[0].detach().flatten(0, 1)})
+        )
+    with fastrank.watch(model, log=tmp_path / "run", metrics=["weight", "grad", "align", "bound"]) as w:
+        model(input_ids=x, labels=x).loss.backward()
+        w.step()
+    assert len(layers) == 4
+    for name, layer in layers.items():
+        for kind, X in (("weight", layer.weight.detach().T), ("grad", layer.weight.grad.T)):
+            sigma = torch.linalg.svdvals(X.double())
+            assert w.latest[f"{kind}/{name}/sigma_1"] == pytest.approx(float(sigma[0]), rel=1e-5)
+        rank = int(torch.linalg.matrix_rank(inputs[name]))
+        assert w.latest[f"grad/{name}/input_rank_lo"] <= rank <= w.latest[f"grad/{name}/input_rank_hi"]
+        V = [torch.linalg.svd(X.double()).Vh[:15] for X in (layer.weight.detach().T, inputs[name])]
+        largest = float((V[0] @ V[1].T).abs().max())
+        assert w.latest[f"align/{name}/max"] == pytest.approx(largest, abs=1e-3 + w.latest[f"align/{name}/error"])
+    said = [text for _, key, text in fastrank.load_run(tmp_path / "run").notes if key == "weight"]
+    assert len(said) == 1 and "transformer.wpe.weight (8, 16)" in said[0] and "lm_head" not in said[0]
+
+
+def test_all_ranks_is_refused_before_training_begins():
+    with pytest.raises(fastrank.InputError, match=r"^all_ranks: expected False: this adapter .*watch_task$"):
+        WatchCallback(all_ranks=True)

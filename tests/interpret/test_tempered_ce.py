@@ -18,6 +18,7 @@ import torch
 from conformity import check
 from fastrank.kernels.tempered_ce import RowStats, config, tempered_cross_entropy
 from fastrank.kernels.tempered_ce import triton as kernels
+from fastrank.kernels.tempered_loss.tiles import tile
 from hypothesis import HealthCheck, given, settings
 from tempered_ce_failures import FAILURES
 from torch.library import opcheck
@@ -61,7 +62,7 @@ def test_which_rows_are_split():
     assert config.splits(1, 300_000, 132) == (147, 1) and config.splits(1, 2_000_000, 132) == (245, 4)
     for programs, classes, sms in itertools.product((1, 3, 50, 1000), (1000, 20_000, 1_000_001), (1, 20, 132)):
         parts, span = config.splits(programs, classes, sms)
-        tiles = -(-classes // config.tile(classes).classes)
+        tiles = -(-classes // tile(classes).classes)
         assert 1 <= parts <= config.MAX_PARTS and (parts - 1) * span < tiles <= parts * span
 
 

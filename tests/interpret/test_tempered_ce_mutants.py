@@ -13,7 +13,8 @@ pytest.importorskip("triton")
 from collections.abc import Callable
 
 import torch
-from emulate.test_mutants_ptx import check, mixed, outputs, problem, replaced, split
+from emulate.mistakes import replaced
+from emulate.test_mutants_ptx import check, mixed, outputs, problem, split
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
@@ -65,5 +66,5 @@ def test_without_a_mutant_all_is_well(name):
 def test_mutants_of_the_source_are_caught(name, old, new, shown_by, tmp_path):
     call = CALLS[shown_by]
     expected = call("reference")
-    with replaced(old, new, tmp_path / "mutant"), pytest.raises((AssertionError, IndexError)):
+    with replaced("tempered_ce", old, new, tmp_path / "mutant"), pytest.raises((AssertionError, IndexError)):
         check(call, expected)

@@ -10,6 +10,7 @@ import torch
 from fastrank import InputError
 from fastrank.recipes.ufm import initialise
 from fastrank.recipes.ufm.descent import descend
+from fastrank.recipes.ufm.flow import flow
 from fastrank.recipes.ufm.measure import measure
 from fastrank.recipes.ufm.model import Chain, DeepUFM, join, logits, losses, split
 from fastrank.recipes.ufm.trajectory import log_steps
@@ -104,6 +105,9 @@ def test_too_large_a_step_is_flagged_and_harms_no_other():
     calm = descend(weights, model, 0.1, 300)
     assert found.diverged.tolist() == [False, True, False]
     assert torch.equal(found["sigma"][:, [0, 2]], calm["sigma"][:, [0, 2]])
+    # From where it was too large on, the run has no figure that a mean could take in.
+    assert found["loss"][0, 1] == calm["loss"][0, 1] and found.rank(0.1)[0][-1, 1].isnan()
+    assert all(value[-1, 1].isnan().all() for value in found.figures.values())
     assert not calm.diverged.any() and calm["loss"][-1].max() < calm["loss"][0].min()
 
 
@@ -123,11 +127,11 @@ def test_stopped_runs_keep_their_figures_and_weights():
 
 
 def test_a_killed_call_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
-    from fastrank.recipes.ufm import descent
+    from fastrank.recipes.ufm import checkpoint, descent
 
     model = DeepUFM(5, 3, 6)
     weights = [W.float() for W in initialise.gaussian(model, [0, 1, 2])]
-    monkeypatch.setattr(descent, "SAVE_EVERY", -1.0)
+    monkeypatch.setattr(checkpoint, "SAVE_EVERY", -1.0)
     whole = descend(weights, model, 0.2, 50, loss_below=0.5)
     real, calls = descent._steps, []
 
@@ -148,6 +152,64 @@ def test_a_killed_call_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     assert torch.equal(resumed.stopped.nan_to_num(-1), whole.stopped.nan_to_num(-1))
     with pytest.raises(InputError, match="checkpoint"):
         descend(weights, model, 0.3, 50, loss_below=0.5, checkpoint=tmp_path / "state.pt")
+
+
+def test_a_killed_flow_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
+    from fastrank.recipes.ufm import checkpoint
+    from fastrank.recipes.ufm import flow as module
+
+    monkeypatch.setattr(checkpoint, "SAVE_EVERY", -1.0)
+    model = DeepUFM(4, 3, 5)
+    weights, times = initialise.gaussian(model, [0, 1, 2]), [0, 1, 10, 30, 100]
+    whole = module.flow(weights, model, times, loss_below=0.2)
+    assert whole.stopped.isfinite().any()
+    real, seen = module.measure, []
+
+    def killed(*arguments):
+        seen.append(1)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    path = tmp_path / "state.pt"
+    monkeypatch.setattr(module, "measure", killed)
+    with pytest.raises(KeyboardInterrupt):
+        module.flow(weights, model, times, loss_below=0.2, checkpoint=path)
+    resumed = module.flow(weights, model, times, loss_below=0.2, checkpoint=path)
+    assert len(seen) == 4 + 2  # the fourth again, and the fifth
+    assert all(torch.equal(a.nan_to_num(-1), b.nan_to_num(-1)) for a, b in
+               ((resumed["sigma"], whole["sigma"]), (resumed.stopped, whole.stopped)))  # fmt: skip
+    assert all(torch.equal(a, b) for a, b in zip(resumed.weights, whole.weights, strict=True))
+    with pytest.raises(InputError, match="checkpoint: expected one of a call with these arguments"):
+        module.flow(weights, model, times, loss_below=0.3, checkpoint=path)
+    for broken in (b"", b"no zip", path.read_bytes()[:200]):
+        path.write_bytes(broken)
+        with pytest.raises(InputError, match="checkpoint: expected a file that this function wrote"):
+            module.flow(weights, model, times, loss_below=0.2, checkpoint=path)
+
+
+def test_weights_and_times_must_be_finite():
+    model = DeepUFM(4, 2, 5)
+    weights = initialise.gaussian(model, [0])
+    broken = [weights[0], weights[1].index_fill(1, torch.tensor([0]), float("nan"))]
+    with pytest.raises(InputError, match="weights: expected finite"):
+        descend(broken, model, 0.1, 5)
+    for times in ([0, float("inf")], [0, float("nan")], [1, 0]):
+        with pytest.raises(InputError, match="times"):
+            flow(weights, model, times)
+
+
+def test_a_failed_flow_has_no_figures(monkeypatch):
+    from fastrank.recipes.ufm import integrate
+
+    model = DeepUFM(4, 3, 5)
+    weights = [W * torch.tensor([1.0, 40.0]).view(2, 1, 1) for W in initialise.gaussian(model, [0, 0])]
+    monkeypatch.setattr(integrate, "MOST_STEPS", 60)
+    found = flow(weights, model, [0, 1, 2])
+    assert found.diverged.tolist() == [False, True]
+    for value in found.figures.values():
+        assert value[1:, 1].isnan().all()
+    assert found["sigma"][:, 0].isfinite().all() and found["sigma"][0].isfinite().all()
 
 
 @extended_precision.needed

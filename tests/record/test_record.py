@@ -4,6 +4,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+import fastrank
 from fastrank.errors import InputError
 from fastrank.record import RunWriter, load_run
 from fastrank.record.schema import DATABASE, SCHEMA_VERSION, split_key
@@ -529,3 +531,16 @@ def test_a_run_is_data_only(tmp_path):
                 for text in row:
                     json.loads(text)
         assert {kind for (kind,) in db.execute("SELECT DISTINCT typeof(scalars) FROM steps")} == {"blob"}
+
+
+def test_a_run_that_is_removed_while_it_is_written_is_said_and_training_goes_on(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU())
+    with fastrank.watch(model, metrics="light", log=tmp_path / "run") as w:
+        for step in range(3):
+            model(torch.randn(5, 4))
+            if step == 1:
+                shutil.rmtree(tmp_path / "run")
+                with pytest.warns(RuntimeWarning, match="the run was removed while it was written"):
+                    w.step()
+            else:
+                w.step()

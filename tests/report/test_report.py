@@ -215,11 +215,15 @@ def test_uncertain_ranks_are_counted(tmp_path):
     assert list(run["maps"]["act"]["metrics"]) == ["rank", "effective_rank"]
 
 
-def test_overhead_weighs_every_step_by_its_time(tmp_path):
-    with RunWriter(tmp_path / "run", {}) as writer:
-        for step, (share, time) in enumerate([(0.5, 100.0), (0.1, 900.0), (float("nan"), 50.0)]):
-            writer.log_step(step, {"cost/share": share, "cost/step_ms": time})
-    assert page_content([load_run(tmp_path / "run")])["runs"][0]["overhead"] == 0.14
+def test_overhead_is_that_of_all_steps_measured_or_not(tmp_path):
+    for every in (1, 10):
+        with RunWriter(tmp_path / str(every), {"watch": {"T": 3.0}}) as writer:
+            for step, (track, whole) in enumerate([(50.0, 100.0), (90.0, 900.0), (float("nan"), 50.0)]):
+                writer.log_step(step * every + every - 1, {"cost/track_ms": track, "cost/step_ms": whole})
+    runs = page_content([load_run(tmp_path / name) for name in ("1", "10")])["runs"]
+    # 140 ms beside 860 in two of three, or of thirty steps.
+    assert [run["overhead"] for run in runs] == pytest.approx([140 / 860 * 2 / 3, 140 / 860 * 2 / 30], rel=1e-3)
+    assert [run["T"] for run in runs] == [3.0, 3.0]
 
 
 @pytest.mark.parametrize("steps", [0, 1])

@@ -77,6 +77,12 @@ def test_figures_of_all_ranks_are_those_of_one_process_on_the_union_batch(runs, 
     assert not [note for note in first[name][1] if note[1] not in ("watch", "cost", "budget")]
 
 
+def test_an_adapter_measures_the_batches_of_all_ranks(runs):
+    _, (first, second) = runs
+    assert first["adapter"][0] and not second["adapter"][0]
+    compare(first["adapter"][0], alone(), ("act/", "logits/", "weight/", "grad/", "align/", "window/"))
+
+
 def test_rank_0_alone_measures_its_own_batch(runs):
     _, (first, second) = runs
     records, notes = first["rank 0"]

@@ -317,3 +317,36 @@ def test_memory_does_not_grow():
                 sizes.append(size())
     # 25 steps that kept one tensor each would be 25 objects more; a figure of each layer, some kB.
     assert sizes[1][0] - sizes[0][0] < 20 and sizes[1][1] - sizes[0][1] < 2000
+
+
+def test_what_no_figure_covers_is_said_by_name():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.rnn, self.head = nn.Embedding(9, 4), nn.LSTM(4, 6, batch_first=True), nn.Linear(6, 3)
+            self.spare, self.frozen = nn.Linear(6, 6), nn.Embedding(3, 3).requires_grad_(False)
+
+        def forward(self, x):
+            return self.head(self.rnn(self.embed(x))[0][:, -1])
+
+    model, records = Net(), Records()
+    with fastrank.watch(model, log=records) as w:
+        for _ in range(2):
+            model(torch.randint(9, (5, 3))).sum().backward()
+            w.step()
+    (weights,) = (text for _, key, text in records.notes if key == "weight")
+    for name in ("embed.weight (9, 4)", "rnn.weight_ih_l0 (24, 4)", "rnn.weight_hh_l0 (24, 6)"):
+        assert name in weights
+    assert not any(name in weights for name in ("head", "spare", "frozen", "bias"))
+    (layers,) = (text for _, key, text in records.notes if key == "layers")
+    assert layers.endswith(": spare")
+
+
+def test_a_model_left_in_evaluation_mode_is_said():
+    model, records = nn.Sequential(nn.Linear(4, 3), nn.ReLU()).eval(), Records()
+    with fastrank.watch(model, metrics="light", log=records) as w:
+        model(torch.randn(5, 4))
+        w.step()
+    assert ("act", "no forward of the watched model in training mode") in [
+        (key, text) for _, key, text in records.notes
+    ]

@@ -16,12 +16,20 @@ from fastrank.train.presets import PRESETS, preset_fields
         ("lr", 0.0), ("lr", math.nan), ("momentum", 1.0), ("weight_decay", -1e-4), ("epochs", 0), ("batch_size", 0),
         ("every", 0), ("seed", -1), ("image_size", 0), ("samples_per_class", 0), ("optimizer", "lion"),
         ("schedule", "linear"), ("augment", "mixup"), ("track", "all"), ("warmup_epochs", 11.0),
-        ("milestones", (5, 3)), ("gamma", 0.0),
+        ("milestones", (5, 3)), ("gamma", 0.0), ("every", "logs"), ("every", [2]), ("budget", "2"),
     ],
 )  # fmt: skip
 def test_values_out_of_range_are_named(field, value):
     with pytest.raises(InputError, match=f"^{field}: expected"):
         TrainConfig(**{field: value})
+
+
+def test_schedules_are_those_of_watch_in_one_form():
+    assert [TrainConfig(every=e).every for e in (3, "3", "log", "log,epoch:4")] == [3, 3, "log:10", "log:10, epoch:4"]
+    assert TrainConfig(every="4").difference({**vars(TrainConfig()), "every": 4}) is None
+    assert TrainConfig(budget="2%").budget == "2%"
+    with pytest.raises(InputError, match=r"^budget: expected none with --track off"):
+        TrainConfig(budget="2%", track="off")
 
 
 def test_names_are_readable_and_safe():

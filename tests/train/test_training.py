@@ -112,6 +112,17 @@ def test_tracking_does_not_change_the_training(whole, tmp_path):
     assert untracked.evaluation["overhead"] is None
 
 
+@pytest.mark.parametrize("track", ["light", "off"])
+def test_the_schedule_of_a_run_is_that_of_watch(tmp_path, track):
+    found = run(tmp_path, replace(CONFIG, track=track, every="log:1,epoch:4"))
+    assert load_run(found.path).steps.tolist() == [0, 1, 3, 7]
+
+
+def test_a_budget_reaches_the_watcher(tmp_path):
+    found = load_run(run(tmp_path, replace(CONFIG, track="light", budget="50%")).path)
+    assert found.steps.tolist()[:3] == [0, 1, 2] and found.series("budget/interval")[1][0] >= 1
+
+
 @pytest.mark.parametrize(
     ("number", "steps"), [(signal.SIGINT, 3), (signal.SIGINT, 4), (signal.SIGINT, 6), (signal.SIGTERM, 3)]
 )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import time
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,18 +10,16 @@ import torch
 from torch import Tensor
 
 from fastrank.errors import InputError
+from fastrank.recipes.ufm.checkpoint import Checkpoint
 from fastrank.recipes.ufm.measure import measure
 from fastrank.recipes.ufm.model import Chain, DeepUFM, check_weights, join, split
 from fastrank.recipes.ufm.trajectory import Trajectory, log_steps
-from fastrank.record.export import replacing
 
 #: Bytes of weights and buffers that runs worked on together may have on a CPU: half of a core's second-level cache, so
 #: that a step reads nothing from memory. On a GPU all runs go together.
 GROUP_BYTES = 1 << 20
 #: A run has diverged where its loss exceeds this many times the larger of its first loss and log C.
 DIVERGED = 10.0
-#: Seconds between checkpoints, at most one per record.
-SAVE_EVERY = 30.0
 
 
 def descend(
@@ -60,24 +57,14 @@ def descend(
     if not record or record != sorted(set(record)) or record[0] < 0 or record[-1] > steps:
         raise InputError("record", f"steps between 0 and {steps}, ascending", record)
     state = join([W.detach() for W in weights])
-    # A call with other arguments would go on from a state that is not its own.
-    key = _fingerprint(model, rates, decay, record, loss_below, collapse, state)
-    at, records, active, stopped = (
-        0,
-        [],
-        torch.ones(runs, dtype=torch.bool, device=device),
-        rates.new_full((runs,), torch.nan),
-    )
-    stopped, saved = stopped.double(), time.monotonic()
-    if checkpoint is not None and checkpoint.is_file():
-        held = torch.load(checkpoint, map_location=device, weights_only=True)
-        if held["key"] != key:
-            raise InputError("checkpoint", "one of a call with these arguments", str(checkpoint), "delete it")
+    kept = Checkpoint(checkpoint, model, rates, decay, record, loss_below, collapse, state)
+    at, records, active = 0, [], torch.ones(runs, dtype=torch.bool, device=device)
+    stopped = rates.new_full((runs,), torch.nan, dtype=torch.float64)
+    if (held := kept.load(device)) is not None:
         at, records, active, stopped, state = (held[k] for k in ("at", "records", "active", "stopped", "state"))
     size = group or (
         runs if device.type != "cpu" else max(1, GROUP_BYTES // (3 * model.parameters * dtype.itemsize // 2))
     )
-    limit = None
     for step in record[len(records) :]:
         if step > at and bool(active.any()):
             for some in active.nonzero().flatten().split(size):
@@ -90,18 +77,21 @@ def descend(
             for name, value in fresh.items():
                 found[name][active] = value
         records.append(found)
-        limit = DIVERGED * records[0]["loss"].clamp_min(torch.tensor(float(model.classes)).log().item())
+        limit = DIVERGED * records[0]["loss"].clamp_min(math.log(model.classes))
         active &= found["loss"] <= limit  # NaN is not
         done = active & (found["loss"] <= loss_below)
         stopped[done] = float(step)
         active &= ~done
-        if checkpoint is not None and (time.monotonic() - saved > SAVE_EVERY or step == record[-1]):
-            with replacing(checkpoint) as partial:
-                torch.save({"key": key, "at": at, "records": records, "active": active, "stopped": stopped,
-                            "state": state}, partial)  # fmt: skip
-            saved = time.monotonic()
+        kept.save(
+            {"at": at, "records": records, "active": active, "stopped": stopped, "state": state},
+            last=step == record[-1],
+        )
     figures = {name: torch.stack([r[name] for r in records]) for name in records[0]}
     diverged = ~(active | stopped.isfinite())
+    if bool(diverged.any()):  # where a step was too large, what came of it is no figure of gradient descent
+        lost = (~(figures["loss"] <= limit)).cummax(0).values & diverged
+        for value in figures.values():
+            value[lost] = torch.nan
     times = torch.tensor(record, dtype=torch.float64)
     return Trajectory(model, times, figures, stopped, diverged, split(state, model))
 
@@ -124,10 +114,3 @@ def _per_run(name: str, value: float | Tensor, like: Tensor, least: float, stric
     if not bool(((value > least) if strict else (value >= least)).all() & value.isfinite().all()):
         raise InputError(name, f"finite and {'above' if strict else 'at least'} {least:g}", value.tolist())
     return value.expand(len(like)).contiguous()
-
-
-def _fingerprint(model: DeepUFM, *arguments) -> str:
-    hashed = hashlib.sha256(repr(model).encode())
-    for value in arguments:
-        hashed.update(value.cpu().numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode())
-    return hashed.hexdigest()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fastrank.errors import InputError
+from fastrank.recipes.ufm.checkpoint import Checkpoint
 from fastrank.recipes.ufm.integrate import Integrator
 from fastrank.recipes.ufm.measure import measure
 from fastrank.recipes.ufm.model import Chain, DeepUFM, check_weights, join, split
@@ -23,32 +25,42 @@ def flow(
     atol: float = 1e-10,
     loss_below: float = 0.0,
     collapse: bool = True,
+    checkpoint: Path | None = None,
 ) -> Trajectory:
     """The flow from `weights`, recorded at `times` (ascending, from 0 on), in float64.
 
     rtol, atol: of the local error of each step, in the weights (root mean square over a run's weights). loss_below as
-    in `descend`. `diverged` marks runs whose step vanished.
+    and checkpoint as in `descend`. `diverged` marks runs whose step vanished, or that take over `integrate.MOST_STEPS`
+    steps from one record to the next.
 
     Raises:
         InputError: shapes that do not fit, times out of order.
     """
     check_weights(weights, model)
     times = torch.as_tensor(times, dtype=torch.float64)
-    if times.ndim != 1 or not len(times) or times[0] < 0 or not bool((times.diff() > 0).all()):
-        raise InputError("times", "a vector of ascending times from 0 on", times.tolist())
+    if times.ndim != 1 or not len(times) or times[0] < 0 or not bool((times.diff() > 0).all() & times.isfinite().all()):
+        raise InputError("times", "a vector of ascending, finite times from 0 on", times.tolist())
     y = join([W.detach().double() for W in weights])
     rate = _Rate(model, y)
     integrator = Integrator(rate, y, rtol, atol)
     active = torch.ones(len(y), dtype=torch.bool, device=y.device)
     stopped, records = y.new_full((len(y),), torch.nan), []
-    for time in times.tolist():
+    kept = Checkpoint(checkpoint, model, times, rtol, atol, loss_below, collapse, y)
+    if (held := kept.load(y.device)) is not None:
+        records, active, stopped = held["records"], held["active"], held["stopped"]
+        integrator.restore(held["integrator"])
+    for time in times.tolist()[len(records) :]:
         integrator.advance(time, active)
         active &= ~integrator.failed
         found = measure(split(integrator.y, model), model, collapse)
+        for value in found.values():
+            value[integrator.failed] = torch.nan
         records.append(found)
         done = active & (found["loss"] <= loss_below)
         stopped[done] = time
         active &= ~done
+        state = {"records": records, "active": active, "stopped": stopped, "integrator": integrator.state()}
+        kept.save(state, last=len(records) == len(times))
     figures = {name: torch.stack([r[name] for r in records]) for name in records[0]}
     return Trajectory(model, times, figures, stopped, integrator.failed, split(integrator.y, model))
 

@@ -15,6 +15,8 @@ from torch import Tensor
 GROW, SHRINK, SAFETY = 10.0, 0.2, 0.9
 #: Steps between two recorded times after which a run is given up.
 MOST_STEPS = 100_000
+#: What the next step depends on, and the count of them.
+STATE = ("y", "t", "slope", "h", "failed", "steps")
 
 
 class Integrator:
@@ -41,6 +43,13 @@ class Integrator:
                 return
             self._step(runs, until)
         self.failed[runs] = True
+
+    def state(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in STATE}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        for name in STATE:
+            setattr(self, name, state[name])
 
     def _step(self, runs: Tensor, until: float) -> None:
         y, t, left = self.y[runs], self.t[runs], until - self.t[runs]

@@ -81,6 +81,8 @@ def check_weights(weights: list[Tensor], model: DeepUFM) -> None:
         raise InputError("weights", f"tensors [runs, m, n] with (m, n) = {model.shapes}, of one dtype", shapes)
     if weights[0].dtype not in (torch.float32, torch.float64):
         raise InputError("weights", "float32 or float64", weights[0].dtype)
+    if not all(bool(w.isfinite().all()) for w in weights):
+        raise InputError("weights", "finite numbers", "others")
 
 
 def features(weights: list[Tensor]) -> Tensor:

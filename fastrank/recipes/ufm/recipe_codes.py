@@ -16,6 +16,8 @@ from fastrank.recipes.figures import colours, line, panels
 from fastrank.recipes.recipe import Column, Job, Recipe, Scale, Study, evaluated
 from fastrank.recipes.ufm.codes import softmax_code
 from fastrank.recipes.ufm.flow import flow
+from fastrank.recipes.ufm.limit import follow
+from fastrank.recipes.ufm.measure import measure
 from fastrank.recipes.ufm.model import DeepUFM, logits
 from fastrank.recipes.ufm.norm_propagation import favoured, margin_at_unit_layers
 from fastrank.recipes.ufm.runs import LOSS, RANK, RTOL, TRAIN_ACCURACY, batches, same_product, write
@@ -27,8 +29,10 @@ if TYPE_CHECKING:
 NEAR = 0.9
 
 
-def _settings(depths: Sequence[int], classes: int, decades: int) -> dict[str, dict[str, Any]]:
-    return {f"L={L}": {"classes": classes, "depth": L, "scale": 0.3, "decades": decades, "starts": 16} for L in depths}
+def _settings(depths: Sequence[int], classes: int, decades: int, margin: float) -> dict[str, dict[str, Any]]:
+    """margin: at which the path ends; the directions are O(1 / margin) from their limit."""
+    common = {"classes": classes, "scale": 0.3, "decades": decades, "starts": 16, "margin": margin}
+    return {f"L={L}": {**common, "depth": L} for L in depths}
 
 
 def learned_margin(classifier: Tensor, rank: int) -> float:
@@ -43,7 +47,7 @@ def learned_margin(classifier: Tensor, rank: int) -> float:
 
 
 def run(jobs: Sequence[Job], device: torch.device) -> None:
-    """Flow in pieces, a decade of time each: what the loss leaves to do takes exponentially long."""
+    """Flow in pieces, a decade of time each; then its path, for what is left to do takes exponentially long."""
     codes: dict[tuple[int, int], float] = {}
     for batch in batches(jobs):
         s = batch[0].settings
@@ -62,18 +66,25 @@ def run(jobs: Sequence[Job], device: torch.device) -> None:
         found.figures = {
             name: torch.stack([pieces[0][name][0], *(piece[name][-1] for piece in pieces)]).cpu() for name in names
         }
-        ranks = [max(1, int(rank)) for rank in found.rank(RTOL)[0][-1]]
+        last, failed = follow(weights, model, s["margin"])
+        Z = logits(last).cpu()
+        limit = last[-1].cpu().where(~failed.cpu()[:, None, None], torch.nan)
+        sigma = torch.linalg.svdvals(Z)
+        # At the end of time small singular values may still be on their way down or up.
+        ranks = [max(1, int(rank)) for rank in (sigma > RTOL * sigma[:, :1]).sum(1)]
         for rank in set(ranks):
             if (C, rank) not in codes:
                 codes[C, rank] = softmax_code(C, rank, s["starts"]).margin
-        margins = [[learned_margin(W[i], rank) for W in held] for i, rank in enumerate(ranks)]
-        unit = margin_at_unit_layers(logits(weights).cpu(), model.labels, model.depth)
+        margins = [[learned_margin(W[i], rank) for W in (*held, limit)] for i, rank in enumerate(ranks)]
+        unit = margin_at_unit_layers(Z, model.labels, model.depth)
+        reached = measure(last, model, collapse=False)["margin"]
 
-        def more(i: int, C=C, ranks=ranks, margins=margins, unit=unit) -> dict[str, Any]:
+        def more(i: int, C=C, ranks=ranks, margins=margins, unit=unit, reached=reached) -> dict[str, Any]:
             best = codes[C, ranks[i]]
             shares = [m / best if best > 0 else float("nan") for m in margins[i]]
             return {"learned_margin": margins[i][-1], "best_margin": best, "share": shares[-1],
-                    "early_share": shares[2], "shares": shares, "unit_margin": float(unit[i])}  # fmt: skip
+                    "early_share": shares[2], "late_share": shares[-2], "shares": shares[:-1], "limit_rank": ranks[i],
+                    "limit_margin": float(reached[i]), "unit_margin": float(unit[i])}  # fmt: skip
 
         write(batch, found, more)
 
@@ -83,9 +94,11 @@ def effects(study: Study) -> list[Effect]:
     for label in study.labels:
         spoiled = study.untrained(label)
         share = study.values(label, "share of best")
-        found.append(of_values(f"{label}: share of the best margin, end minus t = 100", ">",
+        found.append(of_values(f"{label}: share of the best margin, limit minus t = 100", ">",
                                share - study.values(label, "share at t = 100"), spoiled=spoiled))  # fmt: skip
-        found.append(of_values(f"{label}: share of the best margin at the end", ">", share, null=NEAR, spoiled=spoiled))
+        found.append(
+            of_values(f"{label}: share of the best margin in the limit", ">", share, null=NEAR, spoiled=spoiled)
+        )
     return found
 
 
@@ -105,18 +118,22 @@ def draw(study: Study) -> Figure:
     shades = colours(len(study.labels))
     depths = [study.settings(label)["depth"] for label in study.labels]
     for place, (label, colour) in enumerate(zip(study.labels, shades, strict=True)):
-        rank, margin = study.values(label, "rank"), study.values(label, "margin")
+        rank, margin = study.values(label, "rank in the limit"), study.values(label, "margin")
         shift = 0.06 * (place - (len(shades) - 1) / 2)
         axes[0, 0].plot(rank + shift, margin, "o", color=colour, markersize=4, alpha=0.7, label=label)
         times = study.of(label)[0].series("logits/time")[1]
         shares = np.array([run.evaluation["shares"] for run in study.of(label)])
         line(axes[0, 1], times[1:], shares[:, 1:], label, color=colour)
+        limits = np.array([run.evaluation["share"] for run in study.of(label)])
+        axes[0, 1].axhline(np.nanmean(limits), color=colour, linestyle=":", linewidth=1)
     axes[0, 0].set_xticks(list(codes))
     axes[0, 2].set_xticks(list(codes))
     axes[0, 0].set(xlabel="rank", ylabel="one-vs-rest margin", title="learned classifiers and softmax codes")
     axes[0, 0].legend(fontsize=7)
     axes[0, 1].axhline(NEAR, color="grey", linewidth=0.8)
-    axes[0, 1].set(xscale="log", xlabel="time", ylabel="margin / best margin at its rank", ylim=(None, 1.02))
+    axes[0, 1].set(
+        xscale="log", xlabel="time", ylabel="margin / best at its rank (dotted: the limit)", ylim=(None, 1.02)
+    )
     labels = torch.arange(classes)
     for depth, colour in zip(depths, shades, strict=True):
         values = np.array([float(margin_at_unit_layers(code.logits[None], labels, depth)) for code in codes.values()])
@@ -135,11 +152,15 @@ def notes(study: Study) -> list[str]:
     classes = first["classes"]
     codes = {rank: code.logits for rank, code in _codes(classes).items()}
     end = f"1e{first['decades']}"
-    found = [f"The flow ends at time {end}; margins grow with its logarithm, and the claim is about their limit."]
+    margin = f"{first['margin']:g}"
+    found = [f"Margins grow with the logarithm of time. From time {end} on the flow's path is followed without it, to "
+             f"a margin of {margin}, which the flow has at a time of about e^{margin}: the limit, to one part in as "
+             f"many."]  # fmt: skip
     for label in study.labels:
         best = favoured(codes, study.settings(label)["depth"])
+        rank = study.values(label, "rank in the limit").mean()
         found.append(f"{label}: the code of rank {best} has the largest margin at unit layer norms; "
-                     f"the runs ended at rank {study.values(label, 'rank').mean():.2g} on average.")  # fmt: skip
+                     f"the runs tend to rank {rank:.2g} on average.")  # fmt: skip
     return found
 
 
@@ -149,11 +170,11 @@ RECIPE = Recipe(
     "to the largest that unit vectors can have.",
     source="Garrod, Keating & Thrampoulidis 2026 (arXiv 2605.23087), abstract; Jiang et al. 2024 (arXiv 2310.05351)",
     rule="At every depth the learned margin's share of the best one at the final rank (singular values above a tenth "
-    "of the largest) grows from t = 100 to the end of the flow, and is above 0.9 there.",
+    "of the largest) grows from t = 100 to the limit of the flow's path, and is above 0.9 there.",
     scales={
-        "smoke": Scale(_settings((2, 4), 4, 4), 3, "seconds"),
-        "quick": Scale(_settings((2, 3, 4, 6, 8), 6, 12), 10, "under a minute"),
-        "full": Scale(_settings((2, 3, 4, 6, 8, 12), 10, 20), 50, "about three hours on two cores"),
+        "smoke": Scale(_settings((2, 4), 4, 4, 30.0), 3, "seconds"),
+        "quick": Scale(_settings((2, 3, 4, 6, 8), 6, 12, 1000.0), 10, "about a minute"),
+        "full": Scale(_settings((2, 3, 4, 6, 8, 12), 10, 20, 1000.0), 50, "about three hours on two cores"),
     },
     columns=(
         TRAIN_ACCURACY,
@@ -161,7 +182,9 @@ RECIPE = Recipe(
         RANK,
         Column("margin", evaluated("learned_margin")),
         Column("best margin", evaluated("best_margin")),
+        Column("rank in the limit", evaluated("limit_rank")),
         Column("share at t = 100", evaluated("early_share")),
+        Column("share at the end of time", evaluated("late_share")),
         Column("share of best", evaluated("share")),
         Column("margin at unit layers", evaluated("unit_margin")),
     ),
