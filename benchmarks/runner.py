@@ -27,6 +27,7 @@ BENCHMARKS = {
     "rank": "spectra and ranks against torch.linalg and scipy",
     "svd": "top singular triplets, cold and warm, against torch.linalg.svd, svd_lowrank, scipy and scikit-learn",
     "ufm": "many deep linear networks as one batch against a loop over small modules and torch.func",
+    "probes": "linear probes of all layers together against one layer after another",
     "tracking": "what tracking adds to a training step, against torch.linalg in hooks",
 }
 SECONDS, QUICK_SECONDS = 0.6, 0.08

@@ -282,7 +282,8 @@ def bench(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="tempered_ce, tempered_mse, gram, rank, svd, ufm, tracking; all if left out.", show_default=False
+            help="tempered_ce, tempered_mse, gram, rank, svd, ufm, probes, tracking; all if left out.",
+            show_default=False,
         ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer cases, less time for each.")] = False,

@@ -80,16 +80,32 @@ def _settled(A: Tensor, G: Tensor, X: Tensor, product: Spectrum | None, seed: in
         return None
     n, d = A.shape
     V = test_matrix(d, 1 + PROBES, seed, 1 + stream, device=A.device).double()
-    mine, theirs = _times(A, V), (_times(X, V).T @ G.double()).T
+    mine, theirs = _times(A, V), _times_transposed(G, _times(X, V))
     # The first vector is for the multiple alone, so that the others know nothing of the difference they probe.
     multiple = (mine[:, 0] @ theirs[:, 0]) / theirs[:, 0].square().sum()
-    lacking = (mine - multiple * theirs)[:, 1:].norm(dim=0).max()
-    rounding = 4 * d * U64 * multiple.abs() * (G.norm().double() * X.norm().double())
-    outside = FACTOR * math.sqrt(2 / math.pi) * lacking + rounding
+    R_V = (mine - multiple * theirs)[:, 1:]
+    rounding = 4 * max(n, d) * U64 * multiple.abs() * (G.norm().double() * X.norm().double())
+    found = _with_rest(A, product, multiple, _largest(R_V) + rounding)
+    if found is None and bool(multiple.isfinite()):
+        # Rounding has its norm spread over all directions: a product with R shows far more than ||R||_2, of R R^T R the
+        # cube root does not (2048 x 2048: 40 times less).
+        W = _times_transposed(A, R_V) - multiple * _times_transposed(X, _times(G, R_V))
+        W = _times(A, W) - multiple * _times_transposed(G, _times(X, W))
+        found = _with_rest(A, product, multiple, _largest(W) ** (1 / 3) + rounding)
+    return found
+
+
+def _largest(products: Tensor) -> Tensor:
+    """A bound on the 2-norm of a matrix from its products with the probes (lemma 4.1)."""
+    return FACTOR * math.sqrt(2 / math.pi) * products.norm(dim=0).max()
+
+
+def _with_rest(A: Tensor, product: Spectrum, multiple: Tensor, outside: Tensor) -> Spectrum | None:
+    """A is `multiple` times the product, and something of 2-norm `outside` at most."""
     if not bool(outside.isfinite()):
         return None
-    rows = len(product.sigma)
-    beyond = product.sigma.new_zeros(min(n, d) - rows)
+    n, d = A.shape
+    beyond = product.sigma.new_zeros(min(n, d) - len(product.sigma))
     sigma = multiple.abs() * torch.cat([product.sigma, beyond])
     bound = multiple.abs() * torch.cat([product.bound, beyond]) + outside
     found = Spectrum(sigma, bound, outside, n, d, A.dtype, False, "factors")
@@ -104,3 +120,12 @@ def _times(A: Tensor, V: Tensor) -> Tensor:
     for block, rows in zip(A.split(BLOCK), result.split(BLOCK), strict=True):
         torch.mm(wide[: len(block)].copy_(block), V, out=rows)
     return result
+
+
+def _times_transposed(A: Tensor, V: Tensor) -> Tensor:
+    """A^T V, as `_times`."""
+    result = V.new_zeros(V.shape[1], A.shape[1])
+    wide = V.new_empty(min(BLOCK, len(A)), A.shape[1])
+    for block, rows in zip(A.split(BLOCK), V.split(BLOCK), strict=True):
+        result.addmm_(rows.T, wide[: len(block)].copy_(block))
+    return result.T

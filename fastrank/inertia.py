@@ -20,7 +20,8 @@ from fastrank.small_grams import U64, SmallGram
 STEPS = 12
 #: Where the bracket of lambda_1 that Lanczos proves is as narrow, relative to it, no factorisation is asked for one.
 SETTLED = 1e-9
-#: A slack is about this many roundings of the trace where nothing grows (csrc/small_eigh/ldlt.h), twice over.
+#: A slack is at most this many roundings of the traces of G and, twice, of the shift's multiple of the identity, where
+#: nothing grows (csrc/small_eigh/ldlt.h; orders 64 to 1000, flat and decaying spectra). A guess too small counts again.
 ROUNDINGS = 128
 
 
@@ -43,7 +44,10 @@ def _outside(t: float, error: float, side: int) -> float:
 def _counts(grams: list[SmallGram], limits: list[float], sides: list[int], otherwise: list[int]) -> list[int]:
     """#{lambda(G) > limit} or more (side -1), or fewer (side 1); `otherwise` where no count can say."""
     results = list(otherwise)
-    margins = [ROUNDINGS * U64 * float(g.G.diagonal().sum()) for g in grams]
+    margins = [
+        ROUNDINGS * U64 * (float(g.G.diagonal().sum()) + 2 * len(g.G) * limit)
+        for g, limit in zip(grams, limits, strict=True)
+    ]
     left = list(range(len(grams)))
     for attempt in range(2):
         # Below zero there is nothing to count: every eigenvalue of a Gram matrix may lie above.
@@ -158,7 +162,11 @@ def _at_most(G: Tensor, Q: Tensor) -> float:
     norm = float(G.norm())
     off = float((Q @ Q.T - torch.eye(len(Q), dtype=Q.dtype, device=Q.device)).norm())
     error = (8 * off + 32 * len(G) * U64) * norm
-    inside = float(torch.linalg.eigvalsh((T + T.T) / 2)[-1]) + error
-    between = float((W - T @ Q).norm()) + error
+    values, vectors = torch.linalg.eigh((T + T.T) / 2)
+    top = vectors[:, -1]
+    inside = float(values[-1]) + error
+    residual = float((top @ W - values[-1] * (top @ Q)).norm()) + error
     outside = math.sqrt(max((1 + 1e-6) * norm**2 - float(T.norm()) ** 2, 0.0) + 4 * error * norm)
-    return inside + between**2 / (inside - outside) if outside < inside else math.inf
+    other = max(outside, float(values[-2])) if len(values) > 1 else outside
+    rest = other + float((W - T @ Q).norm()) + 2 * error
+    return inside + residual**2 / (inside - rest) if rest < inside else math.inf

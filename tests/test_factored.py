@@ -62,6 +62,18 @@ def test_factors_of_lower_rank():
     assert [int(count) for count in rank_counts(s)] == [19] * 3
 
 
+@pytest.mark.parametrize("above", [-2e-3, 2e-3])
+def test_a_singular_value_next_to_the_tolerance_is_settled(above):
+    """What one product with the rest shows of it would leave the rank open."""
+    g = torch.Generator().manual_seed(3)
+    U, V = (torch.linalg.qr(torch.randn(512, 20, generator=g))[0].T for _ in range(2))
+    U[19] *= 512 * 2**-23 * (1 + above)
+    A = U.T @ V
+    s, sigma = spectrum_of(A, U, V), truth(A)
+    assert ((s.sigma - sigma).abs() <= s.bound).all()
+    assert [int(count) for count in rank_counts(s)] == [int((sigma > 512 * 2**-23 * sigma[0]).sum())] * 3
+
+
 @pytest.mark.parametrize("size", [1.0, 1e-2, 1e-4])
 def test_a_direction_that_the_factors_lack_is_not_hidden(size):
     """Just above the tolerance of 300 * 2^-23 = 3.6e-5, too: momentum, weight decay, another forward."""

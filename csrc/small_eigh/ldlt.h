@@ -2,9 +2,7 @@
 //
 // Pivots are 1 x 1, the largest diagonal number of what is left each time, which is kept up to date as in a pivoted
 // Cholesky factorisation. Worked on are the rows of U = L^T, so every inner loop is contiguous. Growth, which such
-// pivots do not rule out, is not feared but measured: the slack comes from |L| |D| |L^T| as computed. Once what is left
-// is seen to be definite, its signs are known without factorising it: where few eigenvalues exceed the shift, and the
-// others are small beside it, that is after as few pivots (order 1000, rank 9: 5 ms instead of 13).
+// pivots do not rule out, is not feared but measured: the slack comes from |L| |D| |L^T| as computed.
 #pragma once
 
 #include <math.h>
@@ -93,32 +91,6 @@ inline double largest_at(const double* x, int64_t j, int64_t m, int64_t* at) {
   return most;
 }
 
-// 1 or -1 where the upper triangle of a, rows and columns [first, m), is certainly positive or negative definite: its
-// eigenvalues are within ||a - c I||_F of c, the mean of the diagonal. 0: not known. *norm: where it is known, at least the
-// 2-norm of the matrix of its magnitudes.
-inline int definite(const double* a, int64_t ld, int64_t first, int64_t m, double* norm) {
-  double mean = 0;
-  for (int64_t i = first; i < m; ++i) mean += a[i * ld + i];
-  mean /= static_cast<double>(m - first);
-  double squares = 0;
-  for (int64_t i = first; i < m; ++i) squares += (a[i * ld + i] - mean) * (a[i * ld + i] - mean);
-  // 0.9: for the roundings of these sums. Squares that vanish are to be little beside it.
-  const double most = 0.9 * mean * mean;
-  if (!(most > 0x1p-900)) return 0;
-  for (int64_t i = first; i < m && squares < most; ++i) {
-    const double* const row = a + i * ld;
-    const int64_t whole = ceil_div(i + 1, kLanes) * kLanes, edge = whole < m ? whole : m;
-    double s = 0;
-    for (int64_t c = i + 1; c < edge; ++c) s += row[c] * row[c];
-    V some = {};
-    for (int64_t c = whole; c < m; c += kLanes) some += load(row + c) * load(row + c);
-    squares += 2 * (s + sum(some));
-  }
-  if (!(squares < most)) return 0;
-  *norm = 2 * fabs(mean);
-  return mean > 0 ? 1 : -1;
-}
-
 // Of A (the upper triangle of G - shift I in rows of stride ld, destroyed; rows and columns from m to the next multiple
 // of 8 are 0): #{D > 0}, and by how much in the 2-norm P^T L D L^T P may differ from A. Numbers of A are at most 1.
 // scratch: (kMostPanel + 4) ld.
@@ -131,11 +103,10 @@ inline double count_positive(double* a, int64_t ld, int64_t m, int64_t* positive
   for (int64_t i = m; i < rows; ++i) diagonal[i] = 0;
   for (int64_t j = 0; j < panel * ld; ++j) w[j] = 0;
   *positive = 0;
-  double dropped = 0, rest = 0;
+  double dropped = 0;
   int64_t done = 0;
-  int sign = 0;  // of all eigenvalues of what is left, where that is known
   bool noise = false;
-  while (done < m && !noise && !sign) {
+  while (done < m && !noise) {
     const int64_t first = done, end = first + panel < m ? first + panel : m;
     int64_t j = first;
     for (; j < end; ++j) {
@@ -179,11 +150,9 @@ inline double count_positive(double* a, int64_t ld, int64_t m, int64_t* positive
     update(a, ld, a + first * ld, w, done - first, done, rows);
     // Not the running values: their roundings would grow with m.
     for (int64_t i = done; i < m; ++i) diagonal[i] = a[i * ld + i];
-    if (!noise) sign = definite(a, ld, done, m, &rest);
-    if (sign > 0) *positive += m - done;
   }
-  // What was neither factorised nor seen to be definite counts as 0: its row sums bound its norm.
-  if (done < m && !sign) {
+  // What was not factorised counts as 0: its row sums bound its norm.
+  if (done < m) {
     for (int64_t i = done; i < m; ++i) x[i] = 0;
     for (int64_t i = done; i < m; ++i) {
       x[i] += fabs(a[i * ld + i]);
@@ -224,7 +193,7 @@ inline double count_positive(double* a, int64_t ld, int64_t m, int64_t* positive
   }
   // DevNotes.md, "inertia": the roundings of one number of A.
   const double k = static_cast<double>(2 * panel + ceil_div(m, panel) + 10);
-  const double slack = 1.01 * (k * kU * (radius + rest) + dropped + kU) + 0x1p-500;
+  const double slack = 1.01 * (k * kU * radius + dropped + kU) + 0x1p-500;
   return slack == slack ? slack : INFINITY;
 }
 

@@ -10,7 +10,11 @@ The page's scripts draw this and nothing else, so its shape is stated here:
         "lines":    {key: {"steps": [n], "values": [n]}},                        scalars without a layer
         "maps":     {kind: {"layers": [L], "steps": [n], "metrics": {metric: [L][n]}, "uncertain": {metric: share}}},
         "vectors":  {kind: {"layers": [L], "steps": [n], "values": [L][k][n]}},  one-dimensional arrays (sigma)
-        "cosines":  {"layers": [L], "steps": [n], "values": [L][n][k][k]} or null}]}
+        "cosines":  {"layers": [L], "steps": [n], "values": [L][n][k][k]} or null,
+        "evaluated": {                                                           of `fastrank evaluate`, or null
+            "ranks":  {"before" or "after": {"tolerance": [C], "rank": [C], "at", "found"}},
+            "probes": {"adam" or "ridge": {"layers": [L], "accuracies": [L], "kappa"}},
+            "ood":    {name: {"adam" or "ridge": {"layers": [L], "accuracies": [L], "rho"}}}}}]}
 
 A missing or non-finite number is null. A row of a map that holds one number at every step is stored as [number].
 """
@@ -27,6 +31,7 @@ import numpy as np
 import fastrank
 from fastrank.record import Run
 from fastrank.record.schema import jsonable, split_key
+from fastrank.report.evaluated import evaluated_content
 
 # The page must open fast however many runs it compares: each kind of figure has a share of numbers to spend, and the
 # steps shown per series follow from it (6.5, 6.5 and 5 bytes per number at most, 7 MB together).
@@ -77,6 +82,7 @@ def _run_content(run: Run, name: str, map_steps: int, vector_steps: int, cosine_
         "maps": _maps(run, map_steps),
         "vectors": _by_kind(run, vector_steps),
         "cosines": _arrays(run, _cosines(run), cosine_steps, 2) if _cosines(run) else None,
+        "evaluated": evaluated_content(run.evaluation),
     }
 
 

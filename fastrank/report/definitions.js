@@ -5,6 +5,27 @@
 const PAPER = "Masarczyk et al. 2025, arXiv 2506.01562";
 
 const DEFINITIONS = {
+  "evaluated/rank": {
+    label: "solution rank against its tolerance",
+    text:
+      "Singular values of the logits of the whole training set above a tolerance relative to σ₁; dotted after the " +
+      "softmax. The marks are the ranks reported, at their tolerances.",
+    source: `${PAPER}, sec. 2.1`,
+  },
+  "evaluated/probes": {
+    label: "linear probes",
+    text:
+      "Accuracy of a linear probe of each layer, trained by Adam, dotted by ridge regression. The marks are the first " +
+      "layers that reach the share of the last one's accuracy by which kappa is defined.",
+    source: `${PAPER}, sec. 2.1 and Table 5`,
+  },
+  "evaluated/ood": {
+    label: "linear probes on other data",
+    text:
+      "The same of probes trained and measured on an out-of-distribution set. The marks are the best layers; rho is " +
+      "what the last one has lost of their accuracy.",
+    source: `${PAPER}, sec. 2.1`,
+  },
   rank: {
     label: "rank",
     text:

@@ -2,7 +2,7 @@
 "use strict";
 
 function drawSections() {
-  for (const section of [drawLogits, drawMap, drawSigma, drawAlignment, drawCost]) guarded(section);
+  for (const section of [drawLogits, drawMap, drawSigma, drawAlignment, drawEvaluated, drawCost]) guarded(section);
 }
 
 window.addEventListener("error", (event) => fail(event.error || event.message));

@@ -24,6 +24,7 @@ SCRIPTS = (
     "cards.js",
     "header.js",
     "lines.js",
+    "evaluated.js",
     "layers.js",
     "alignment.js",
     "page.js",

@@ -30,6 +30,7 @@ TINY = {
     "rank": [{"shapes": ((20, 30),), "kind": kind} for kind in ("spectrum", "rank", "stream")],
     "svd": [{"shapes": ((20, 30),)}, {"shapes": ((20, 30), (40, 12))}],
     "ufm": [{"classes": 3, "depth": 3, "width": 4, "runs": 2}],
+    "probes": [{"layers": 2, "width": 3, "classes": 3, "rows": 12}],
     "tracking": [{"batch": 4, "every": 2}],
 }
 SPREAD = {"median", "low", "high", "samples"}
@@ -171,7 +172,7 @@ def test_every_benchmark_keeps_the_shape(monkeypatch):
     [
         (
             {"names": ["gramm"]},
-            r"name: expected one of tempered_ce, .*small_eigh, rank, svd, ufm, tracking, got 'gramm'",
+            r"name: expected one of tempered_ce, .*small_eigh, rank, svd, ufm, probes, tracking, got 'gramm'",
         ),
         ({"device": "tpu"}, r"device: expected auto, cpu, cuda or cuda:N, got 'tpu'"),
         ({"threads": 0}, r"threads: expected a whole number >= 1, got 0"),

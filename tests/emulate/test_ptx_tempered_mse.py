@@ -208,7 +208,7 @@ def test_mistakes_are_caught(number, compiled, triton_emulator, launches):
     expected = CALLS[shown_by]("reference")
     driver = EmulatedDriver(triton_emulator, launches.OUTPUTS)
     with (
-        replaced(old, new, compiled / str(number)),
+        replaced("tempered_mse", old, new, compiled / str(number)),
         launches.triton_on_cpu(driver),
         pytest.raises((KernelFailure, AssertionError)),
     ):

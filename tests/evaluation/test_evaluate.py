@@ -181,6 +181,17 @@ def test_a_classifier_of_zeros_says_so():
     assert c.notes == (f"{C} rows of the classifier are zero: its angles, gnc2 and gnc3 are not defined",)
 
 
+def test_held_out_samples_are_no_probes(sets):
+    """Four fifths train, by both methods; nothing that is measured on was trained on."""
+    p = evaluate(network(), loader(sets[0]), protocol=FAST).probes
+    assert p.held_out and p.ridge_trained_on == p.trained_on == 300 - p.measured_on and 30 < p.measured_on < 90
+    # Labels that say nothing are not learnt but by heart: 16 and 9 features of 40 samples.
+    x, _ = sets[0].tensors
+    y = torch.randint(C, (300,), generator=torch.Generator().manual_seed(5))
+    p = evaluate(network(), [(x[:45], y[:45])], probes="ridge", ridge_penalty=1e-6).probes
+    assert p.measured_on < p.ridge_trained_on < 45 and max(p.ridge.values()) < 0.7
+
+
 def test_temperature_of_a_loss(sets):
     a, b = (evaluate(network(), loader(sets[1]), probes=None, T=T) for T in (torch.tensor(4.0), 4.0))
     assert a.to_dict() == b.to_dict()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastrank.errors import InputError
-from fastrank.evaluation.ood import Neco, detection, orthodev
+from fastrank.evaluation.ood import Neco, Scores, detection, orthodev
 from fastrank.evaluation.solution_rank import softmax_gap
 
 pytest.importorskip("sklearn")
@@ -50,7 +50,9 @@ def test_neco_survives_huge_shifts_and_the_mean_itself():
 
 
 def test_orthodev_is_equation_4():
-    means, other = torch.randn(5, 7, dtype=torch.float64), torch.randn(7, dtype=torch.float64)
+    means, other = torch.randn(2, 6, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).unbind()
+    means, other = means[:5], other[5]
+    assert len({bool(m @ other > 0) for m in means}) == 2  # opposite signs do not cancel
     written = np.mean([abs(float(m @ other)) / float(m.norm() * other.norm()) for m in means])
     assert float(orthodev(means, other)) == pytest.approx(written)
     assert float(orthodev(torch.eye(4, 5), torch.eye(5)[4])) == 0
@@ -65,6 +67,20 @@ def test_detection_counts_by_hand():
     assert found.fpr95_id_positive == pytest.approx(1 / 3)
     # All OOD samples are flagged at 3.5 and below; so is one of the ID samples.
     assert found.fpr95_ood_positive == pytest.approx(1 / 4)
+
+
+def test_exactly_95_percent_is_enough():
+    """19 of 20: the one sample beyond the threshold costs nothing."""
+    many, few = np.arange(1.0, 21.0), np.array([1.5])
+    assert detection(many, few).fpr95_id_positive == 0
+    assert detection(-few, -many).fpr95_ood_positive == 0
+
+
+def test_the_softmax_score_is_of_the_tempered_logits():
+    logits = torch.tensor([[100.0, 0.0, 0.0], [60.0, 59.0, -100.0]])
+    scores = Scores(None, 50.0)
+    scores.end(None, logits)
+    np.testing.assert_allclose(scores.arrays()["max_softmax"], torch.softmax(logits.double() / 50, 1).amax(1))
 
 
 def test_detection_ties_and_nan():

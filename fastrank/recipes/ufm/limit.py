@@ -3,7 +3,8 @@
 Margins grow as log t, so that in time the limit is out of reach, and the loss underflows at margins of 745. On the same
 path the gradient, scaled by a positive number of each run, may be followed instead: dW/dtau = -||W|| G / ||G||, G any
 positive multiple of dloss/dW. The probabilities are scaled by the largest of the wrong classes', in logarithms, so that
-nothing underflows; tau is the path's length relative to the weights. The direction has converged to O(1 / margin).
+nothing underflows; tau is the path's length relative to the weights. How fast directions converge in the margin depends
+on the depth (DevNotes.md).
 """
 
 from __future__ import annotations
