@@ -138,8 +138,8 @@ def draw(study: Study) -> Figure:
 
 def notes(study: Study) -> list[str]:
     return [
-        f"Ranks are counted at {RTOL:.1g} of the largest singular value, torch's default for the paper's 50,000 samples, "
-        "the solution rank in the table at that for this training set."
+        f"Ranks over training are counted at {RTOL:.1g} of the largest singular value, torch's default for the paper's "
+        "50,000 samples; the solution rank in the table at that for this training set."
     ]
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from fastrank import GramState, matrix_rank
 from fastrank.recipes.effects import Effect, difference
-from fastrank.recipes.figures import colours, line, panels
+from fastrank.recipes.figures import colours, line, log_ticks, panels
 from fastrank.recipes.recipe import Column, Job, Recipe, Scale, Study
 from fastrank.recipes.temperature_sweep import draw_rank_curve
 from fastrank.recipes.training import (
@@ -105,6 +105,10 @@ def _fixed(run: Run) -> list[float]:
     return [float((sigma > FIXED * sigma[0]).sum()) for sigma in sigmas]
 
 
+def _fixed_share(place: int) -> Column:
+    return Column(f"rank of {SHARES[place]:.3g} of the samples at {FIXED:g} of sigma_1", lambda run: _fixed(run)[place])
+
+
 def _pairs(study: Study) -> list[tuple[str, str]]:
     """(T = 1, high T) by class balance, the balanced first."""
     return list(zip(study.labels[::2], study.labels[1::2], strict=True))
@@ -116,6 +120,9 @@ def effects(study: Study) -> list[Effect]:
     found += [difference(study, rank_at(t), high, low, "<") for t in THRESHOLDS]
     found += [difference(study, rank_at(t), high, low, "<", counts=False) for t in SHOWN]
     found += [difference(study, _of_share(place), high, low, "<") for place in range(len(SHARES) - 1)]
+    # What is left where the threshold does not change with the number of samples.
+    found += [difference(study, rank_at(FIXED), b, a, "<", counts=False) for a, b in _pairs(study)[1:]]
+    found += [difference(study, _fixed_share(place), high, low, "<", counts=False) for place in range(len(SHARES) - 1)]
     return found
 
 
@@ -132,21 +139,34 @@ def draw(study: Study) -> Figure:
         line(axes[0, 1], samples, fixed, f"{label}, {FIXED:g} of $\\sigma_1$", color=colour, marker="s", linestyle="--")
     balances = [study.settings(low)["train"]["class_balance"] for low, _ in pairs]
     for place, colour in enumerate(colours(2)):
-        ranks = np.stack([study.values(pair[place], SOLUTION_RANK.name) for pair in pairs], 1)
-        line(axes[0, 2], balances, ranks, pairs[0][place], color=colour, marker="o")
+        for column, style in ((SOLUTION_RANK, {"marker": "o"}), (rank_at(FIXED), {"marker": "s", "linestyle": "--"})):
+            ranks = np.stack([study.values(pair[place], column) for pair in pairs], 1)
+            line(axes[0, 2], balances, ranks, pairs[0][place] if column is SOLUTION_RANK else "", color=colour, **style)
     axes[0, 0].set(xlim=(1e-6, 0.5))
     axes[0, 1].set(xscale="log", xlabel="samples", ylabel="rank of the logits")
-    axes[0, 2].set(xscale="log", xlabel="smallest class / largest", ylabel="solution rank")
+    axes[0, 2].set(
+        xscale="log",
+        xlabel="smallest class / largest",
+        ylabel="rank of the logits",
+        title=f"dashed: at {FIXED:g} $\\sigma_1$",
+    )
+    for place in axes[0, 1:]:
+        log_ticks(place.xaxis)
     for place in axes[0]:
-        place.set_ylim(bottom=0)
+        place.set_ylim(0, 1.08 * place.get_ylim()[1])
         place.legend(fontsize=7)
     return figure
 
 
 def notes(study: Study) -> list[str]:
+    samples = [found["samples"] for found in study.of(study.labels[0])[0].evaluation["by_samples"]]
+    least, most = (n * np.finfo(np.float32).eps for n in (samples[0], samples[-1]))
     return [
+        f"Torch's default threshold is proportional to the number of samples: {least:.1e} of sigma_1 for {samples[0]}, "
+        f"{most:.1e} for {samples[-1]}. A rank deficit that goes away with fewer samples, or with classes that have "
+        f"fewer, goes with the threshold: compare the effects at {FIXED:g} of sigma_1, which do not count.",
         "Unbalanced classes shrink geometrically and none grows: a training with them has fewer samples, and as many "
-        "more epochs, so that all take as many steps."
+        "more epochs, so that all take as many steps.",
     ]
 
 

@@ -32,6 +32,7 @@ from fastrank.recipes.training import (
     UNTRACKED,
     over_temperatures,
     paper_resnet,
+    rank_at,
     temperatures,
 )
 from fastrank.train.presets import PRESETS
@@ -62,6 +63,8 @@ def effects(study: Study) -> list[Effect]:
         difference(study, KAPPA.name, last, first, "<"),
         difference(study, RHO.name, last, first, ">"),
         difference(study, "test accuracy", last, first, "<", counts=False),
+        # Torch's default threshold is low for few samples; this is about that of the paper's 50,000.
+        difference(study, rank_at(1e-2), last, first, "<", counts=False),
         *on_other_sets(study, "rho", rho, ">"),
     ]
 
