@@ -25,10 +25,11 @@ EXACT_SIDE = 128
 #: Steps of a cold range finder: the first is the sketch, then two power iterations (Halko, Martinsson & Tropp 2011,
 #: section 4.5).
 COLD_PASSES = 3
-#: A cold start that shall be settled takes min(n, d) / SETTLE instead. On a layer's first weights, whose spectrum is
-#: flat, one of the top 15 is 9 % too small after 3 (512 x 4608) and 0.3 % after 32; of 192 x 768,
-#: 8 % after 3 and 1 % after 12. An exact spectrum takes as long as some min(n, d) / 12 of them.
-SETTLE = 16
+#: A cold start that shall be settled takes min(n, d) / SETTLE instead, MOST_PASSES at most. On a layer's first weights,
+#: whose spectrum is flat, one of the top 15 is 9 % too small after 3 (512 x 4608) and 0.3 % after 32; of 192 x 768,
+#: 8 % after 3 and 1 % after 12. An exact spectrum takes as long as some min(n, d) / 12 of them. Eight layers of
+#: 2048 x 2048 took 11 s for 128.
+SETTLE, MOST_PASSES = 16, 32
 #: A warm call repeats itself when something changed, which must be seen in the call in which it happens: when the
 #: largest residual exceeds both that of the last call times JUMP and JUMP_FLOOR * sigma_1; or when A's squared
 #: Frobenius norm outside the block grew, as a share of the whole, by more than both sigma_k^2 and
@@ -106,7 +107,7 @@ def top_svd(A, k: int = 15, state=None, *, seed: int = 0, settled: bool = False)
     Args:
         A: [n, d] floating point. k: capped at min(n, d).
         state: what the last call returned (a list for a list); n may differ from call to call, d may not.
-        settled: a cold start goes on for min(n, d) / 16 iterations, for matrices that are followed for long.
+        settled: a cold start takes min(n, d) / 16 iterations, 32 at most, for matrices that are followed for long.
     Raises:
         InputError: A is not a floating-point matrix, k is not in [1, 116], or `state` belongs to another d.
     """
@@ -135,7 +136,7 @@ class _Job:
         self.step: Step | None = None
         # Steps that are taken whatever comes, and at most.
         self.exact = not self.warm and min(n, d) <= EXACT_SIDE
-        cold = max(COLD_PASSES, min(n, d) // SETTLE) if settled else COLD_PASSES
+        cold = max(COLD_PASSES, min(MOST_PASSES, min(n, d) // SETTLE)) if settled else COLD_PASSES
         self.rounds = 1 if self.warm or self.exact else cold
         self.most = 1 + MAX_REPEATS if self.warm else self.rounds
 
