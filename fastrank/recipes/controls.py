@@ -83,8 +83,8 @@ def notes(study: Study) -> list[str]:
     if len(alone) > 1:
         found.append(
             f"Every seed has the same solution rank at {'; '.join(alone)}: an interval of no width. Torch's default "
-            "threshold is low for so few samples; the curves and the rank at 0.01 of sigma_1, which does not count, tell "
-            "more networks apart."
+            "threshold is low for so few samples; the curves and the rank at 0.01 of sigma_1, which does not count, "
+            "tell more networks apart."
         )
     return found
 
