@@ -62,7 +62,7 @@ def test_factors_of_lower_rank():
     assert [int(count) for count in rank_counts(s)] == [19] * 3
 
 
-@pytest.mark.parametrize("above", [-2e-3, 2e-3])
+@pytest.mark.parametrize("above", [-1.5e-2, 1.5e-2])
 def test_a_singular_value_next_to_the_tolerance_is_settled(above):
     """What one product with the rest shows of it would leave the rank open."""
     g = torch.Generator().manual_seed(3)
