@@ -163,6 +163,7 @@ def test_imagenets_out_of_distribution_sets_from_disk(tmp_path, monkeypatch):
 
 
 def test_a_small_classifier_starts_from_the_logits_that_a_high_temperature_divides(out):
+    reproduce(find_recipe("controls"), "smoke", seeds=2, out=out)  # runs nothing where it has been
     for seed in (0, 1):
         plain, small = (load_run(out / "controls" / "smoke" / f"{label}-s{seed}").evaluation["first_logits_norm"]
                         for label in ("T_1", "T_1__classifier___10"))  # fmt: skip
@@ -170,6 +171,7 @@ def test_a_small_classifier_starts_from_the_logits_that_a_high_temperature_divid
 
 
 def test_ranks_of_samples_against_numpy(out):
+    reproduce(find_recipe("rank-sweeps"), "smoke", seeds=2, out=out)
     run = load_run(out / "rank-sweeps" / "smoke" / "T_1-s0")
     found = run.evaluation["by_samples"]
     assert [one["samples"] for one in found] == [round(share * 200) for share in (1 / 16, 1 / 4, 1)]
