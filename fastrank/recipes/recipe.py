@@ -72,7 +72,7 @@ class Recipe:
     Attributes:
         name: on the command line.
         claim: what the paper says, in one or two sentences. source: where it says so.
-        rule: when the claim counts as held here, in words, fixed before anything is run.
+        rule: when the claim counts as held here, in words.
         scales: "smoke" (seconds, for tests), "quick" (at most 10 minutes on two cores), "full" (the paper's), and
             "imagenet" (the paper's on ImageNet-1k) where it has one.
         columns: the table's, one figure of a run each.
