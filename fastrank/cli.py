@@ -15,7 +15,7 @@ except ImportError:
     sys.exit("fastrank: the command line needs typer and rich; pip install 'fastrank[train,report]'")
 
 #: Options that take several values at once.
-SEVERAL = ("--temperature", "--set", "--milestones", "--layers", "--model-kwarg", "--ood", "--probes")
+SEVERAL = ("--temperature", "--set", "--milestones", "--layers", "--model-kwarg", "--ood", "--probes", "--figures")
 
 app = typer.Typer(
     name="fastrank", add_completion=False, pretty_exceptions_enable=False,
@@ -248,6 +248,28 @@ def report(
     from fastrank.report import write_report
 
     typer.echo(write_report(runs, out))
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Two run directories or more.")],
+    step: Annotated[int | None, typer.Option(help="At which step; the last that all runs have if left out.")] = None,
+    figures: Annotated[
+        list[str] | None, typer.Option(help="Globs over figures of the network (train/* logits/* ...).")
+    ] = None,
+    layers: Annotated[list[str] | None, typer.Option(help="Globs over figures of layers (act/*/rank).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the page of `fastrank report` there.")] = None,
+) -> None:
+    """Print runs side by side: settings that differ, figures at one step, ranks of all layers.
+
+    Example: `fastrank compare runs/demo/* --layers "weight/*/stable_rank" "act/*/rank"`
+    """
+    from fastrank.report import compare_runs, print_comparison, write_report
+    from fastrank.report.compare import FIGURES, LAYERS
+
+    print_comparison(compare_runs(runs, step, figures or FIGURES, layers or LAYERS))
+    if out is not None:
+        typer.echo(write_report(runs, out))
 
 
 @app.command()

@@ -78,7 +78,7 @@ def test_doctor(fastrank):
 
 
 def test_help_shows_an_example_that_is_valid(fastrank):
-    for command in ("train", "report", "export", "doctor", "bench"):
+    for command in ("train", "report", "compare", "export", "doctor", "bench"):
         code, text, _ = fastrank(command, "--help")
         flat = " ".join(text.replace("│", " ").split())
         assert code == 0 and f"Example: fastrank {command}" in flat
@@ -133,7 +133,7 @@ def test_options_go_before_the_preset(fastrank, monkeypatch):
         ("report", r"Missing argument"),
         (
             "bench gramm",
-            r"name: expected one of tempered_ce, tempered_mse, gram, small_eigh, rank, svd, ufm, tracking, got 'gramm'",
+            r"name: expected one of tempered_ce, tempered_mse, gram, small_eigh, rank, svd, ufm, probes, tracking, got 'gramm'",
         ),
         ("bench gram --gpu-check", r"names: expected none with --gpu-check, which runs them all, got gram"),
         ("report /no/such/run", r"path: expected a run directory, got /no/such/run"),

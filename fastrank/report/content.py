@@ -58,7 +58,7 @@ def page_content(runs: list[Run]) -> dict[str, Any]:
     return {
         "generated": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
         "version": fastrank.__version__,
-        "runs": [_run_content(run, name, *limits) for run, name in zip(runs, _names(runs), strict=True)],
+        "runs": [_run_content(run, name, *limits) for run, name in zip(runs, run_names(runs), strict=True)],
     }
 
 
@@ -122,7 +122,7 @@ def _number(value: float, digits: int) -> int | float | None:
     return int(rounded) if rounded == int(rounded) and abs(rounded) < 1e15 else rounded
 
 
-def _names(runs: Iterable[Run]) -> list[str]:
+def run_names(runs: Iterable[Run]) -> list[str]:
     """Directory names, with the parent's where two runs share one."""
     names = [run.name for run in runs]
     return [
