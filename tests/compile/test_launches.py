@@ -88,7 +88,7 @@ def test_launches_of_millions_of_rows():
 def test_a_read_of_the_device_is_seen(monkeypatch):
     from fastrank.kernels.tempered_ce import triton as kernels
 
-    real = kernels._alignment
-    monkeypatch.setattr(kernels, "_alignment", lambda *views: real(*views) + 0 * int(views[0][0, 0, 0]))
+    real = kernels.alignment
+    monkeypatch.setattr(kernels, "alignment", lambda *views: real(*views) + 0 * int(views[0][0, 0, 0]))
     with pytest.raises(AssertionError, match="waits for the device"):
         step("index", "mean", False, (64, 1000))
