@@ -1,18 +1,24 @@
 // What sections are made of: a card of lines with all runs in it, one card per run side by side, a chooser.
 "use strict";
 
-function lineCard(container, key, series, options) {
+// The figure `key` with its definition; returns where its plot goes. more: what follows its name.
+function plotCard(container, key, more = "") {
   const { label, text, source } = define(key);
   const node = element("div", { className: "plot" });
   container.append(
     element(
       "figure",
       { className: "card" },
-      element("figcaption", { title: source }, label),
+      element("figcaption", { title: source }, label + more),
       element("p", { className: "caption", title: source }, text),
       node,
     ),
   );
+  return node;
+}
+
+function lineCard(container, key, series, options) {
+  const node = plotCard(container, key);
   if (series().length) picture(node, () => drawLines(node, series(), { x: stepRange(), ...options() }));
   else node.append(element("div", { className: "empty" }, "not recorded"));
 }

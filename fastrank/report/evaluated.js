@@ -56,17 +56,7 @@ function drawEvaluated() {
 
 // series: [{name, color, x, y, texts, dash, mark}]: texts say what each point is, mark [x, y] is drawn as a diamond.
 function curveCard(container, key, more, series, options) {
-  const { label, text, source } = define(key);
-  const node = element("div", { className: "plot" });
-  container.append(
-    element(
-      "figure",
-      { className: "card" },
-      element("figcaption", { title: source }, label + more),
-      element("p", { className: "caption", title: source }, text),
-      node,
-    ),
-  );
+  const node = plotCard(container, key, more);
   if (series.length) picture(node, () => drawCurves(node, series, options));
   else node.append(element("div", { className: "empty" }, "not recorded"));
 }
