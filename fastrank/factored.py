@@ -111,7 +111,7 @@ def _with_rest(A: Tensor, product: Spectrum, multiple: Tensor, outside: Tensor) 
 
 
 def _times(A: Tensor, V: Tensor) -> Tensor:
-    """A V in float64, of A in whatever precision it is stored (2048 x 2048: four times as fast as by copies of 256 rows)."""
+    """A V in float64, of A in whatever precision (2048 x 2048: four times as fast as by copies of 256 rows)."""
     result = V.new_empty(len(A), V.shape[1])
     wide = V.new_empty(min(BLOCK, len(A)), A.shape[1])
     for block, rows in zip(A.split(BLOCK), result.split(BLOCK), strict=True):

@@ -133,7 +133,8 @@ def test_options_go_before_the_preset(fastrank, monkeypatch):
         ("report", r"Missing argument"),
         (
             "bench gramm",
-            r"name: expected one of tempered_ce, tempered_mse, gram, small_eigh, rank, svd, ufm, probes, tracking, got 'gramm'",
+            r"name: expected one of tempered_ce, tempered_mse, gram, small_eigh, rank, svd, ufm, probes, tracking, "
+            r"got 'gramm'",
         ),
         ("bench gram --gpu-check", r"names: expected none with --gpu-check, which runs them all, got gram"),
         ("report /no/such/run", r"path: expected a run directory, got /no/such/run"),
