@@ -60,7 +60,7 @@ class GramState:
     Args:
         d: number of features.
         mode: "exact" (float64 sums of exact products) or "fast" (float32 inside blocks of 128 rows, for data within
-            about 1e19 of its mean).
+            about 1e19 of its mean; with AMX exact products of numbers rounded to 24 bits).
         device: where the state lives and the data must be; None is the CPU.
         classes: number of classes C, to keep per-class sums and counts as well; `update` then needs `y`.
 
@@ -80,6 +80,10 @@ class GramState:
       trace; the excess is carried along and added to t.
 
     The roundings made in forming these are counted into c.
+
+    In mode "fast" a processor with AMX's integer tiles rounds the numbers themselves instead (`fastrank.kernels.gram`):
+    the state is then, to a c as small as that of "exact", that of a matrix which differs from X by at most `rounding`
+    in Frobenius norm, some 3e-7 of ||Y||_F, and so do its singular values from those of X.
     """
 
     @_plainly
@@ -104,6 +108,7 @@ class GramState:
         zeros = torch.zeros(d, d, dtype=torch.float64, device="cpu" if device is None else device)
         self._gram, self._total, self._shift = zeros, zeros.new_zeros(d), zeros.new_zeros(d)
         self._excess = zeros.new_zeros(())  # see "Error" above
+        self._rounded = zeros.new_zeros(1)  # the square of `rounding`
         # A last, extra class collects labels out of range, so that a GPU need not be waited for to refuse them.
         self._class_sums = None if classes is None else zeros.new_zeros(classes + 1, d)
         self._class_counts = None if classes is None else zeros.new_zeros(classes + 1, dtype=torch.int64)
@@ -196,8 +201,9 @@ class GramState:
             return
         if self.n == 0:
             self._shift, self._equal_shifts = _round_shift(X), 1
-        gram_accumulate_(self._gram, self._total, X, self._shift, self.mode)
-        self._took(rows, X.dtype, depth(rows, self.d, X.dtype, self.mode, X.device.type))
+        rounded = self._rounded if self.mode == "fast" else None
+        gram_accumulate_(self._gram, self._total, X, self._shift, self.mode, rounded=rounded)
+        self._took(rows, X.dtype, depth(rows, self.d, X.dtype, self.mode, X.device.type, rounded=rounded is not None))
 
     def _took(self, rows: int, dtype: torch.dtype, roundings: Depth) -> None:
         self._depth = self._depth.then(roundings)
@@ -273,6 +279,7 @@ class GramState:
             self._gram.copy_(other._gram)
             self._total.copy_(other._total)
             self._excess.copy_(other._excess)
+            self._rounded.copy_(other._rounded)
             self._shift, self._equal_shifts = other._shift.clone(), other._equal_shifts
             self._depth, self.dtype, self.n = other._depth, other.dtype, other.n
             return self
@@ -280,6 +287,7 @@ class GramState:
         self._gram += gram
         self._total += total
         self._excess += excess
+        self._rounded += other._rounded
         self._depth = self._depth.merged(other._depth, _MOVE_ROUNDINGS)
         self.dtype = min(self.dtype, other.dtype, key=_DTYPES.index)
         self.n += other.n
@@ -367,8 +375,22 @@ class GramState:
         G += cross + cross.T + self.n * torch.outer(self._shift, self._shift)
         return G
 
+    @property
+    def rounding(self) -> Tensor:
+        """0-d float64: how far in Frobenius norm the rows were rounded, at most; 0 in mode "exact"."""
+        return self._rounded[0].sqrt()
+
     def gram_error(self, centered: bool = False) -> Tensor:
         """0-d float64: bound on the 2-norm of the error of `gram(centered)`; derived in the class's docstring."""
+        error, moved = self._error(centered), self.rounding
+        if centered:
+            norm = self._gram.diagonal().sum() + self._excess
+        else:
+            norm = (self._gram.diagonal().sum().sqrt() + math.sqrt(self.n) * self._shift.norm()).square()
+        return error + moved * (2 * norm.sqrt() + moved)
+
+    def _error(self, centered: bool) -> Tensor:
+        """That of the rounded rows."""
         c = self._depth.factor(extra=_MOVE_ROUNDINGS)
         if not math.isfinite(c):
             return self._total.new_full((), math.inf)
@@ -384,7 +406,8 @@ class GramState:
         """sigma / sigma_1 below which the uncentred state cannot tell a singular value from zero.
 
         `sqrt(gram_error / lambda)` with `lambda = ||G||_F^2 / trace(G) <= sigma_1^2`, which needs no eigenvalues: about
-        `sqrt(c * trace / lambda)`, c being 3e-14 (exact) or 8e-6 (fast), so never below 1e-7 and 3e-3. The bound holds
+        `sqrt(c * trace / lambda)`, c being 3e-14 (exact) or 8e-6 (fast; 2e-15 and 3e-7 beside the root where it rounds
+        the numbers), so never below 1e-7 and 3e-3. The bound holds
         in the worst case; rounding errors mostly cancel and leave a tenth of it. Infinite for a state without rows, 0
         where all rows are zero. A centred spectrum has a floor of its own, `spectrum(centered=True).floor`.
         """
@@ -393,8 +416,8 @@ class GramState:
         G = self.gram()
         trace = G.diagonal().sum()
         # Of G / trace, whose squares neither overflow nor vanish.
-        squared = self.gram_error() / trace / (G / trace).square().sum()
-        return float(torch.where(trace == 0, 0.0, squared.sqrt()))
+        relative = (self._error(False).sqrt() + self.rounding) / trace.sqrt() / (G / trace).square().sum().sqrt()
+        return float(torch.where(trace == 0, 0.0, relative))
 
     def spectrum(self, centered: bool = False) -> Spectrum:
         """Singular values of all rows seen, or of those rows minus their mean, with their bounds.
@@ -418,7 +441,7 @@ class GramState:
             # No more roundings than gram() makes: s t^T + t s^T + n s s^T = s (t + n s)^T + t s^T.
             G = torch.addr(self._gram, self._shift, self._total + self.n * self._shift)
             G.addr_(self._total, self._shift)
-        return SmallGram(G, self.n, self.d, self.dtype, centered, self.gram_error(centered))
+        return SmallGram(G, self.n, self.d, self.dtype, centered, self._error(centered), self.rounding)
 
     def _require_rows(self, what: str) -> None:
         if self.n == 0:
@@ -490,7 +513,7 @@ class GramState:
         self._equal_shifts = state["equal_shifts"]
 
     def _tensor_names(self) -> tuple[str, ...]:
-        names = ("gram", "total", "shift", "excess")
+        names = ("gram", "total", "shift", "excess", "rounded")
         return names if self.classes is None else (*names, "class_sums", "class_counts")
 
 

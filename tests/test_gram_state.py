@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from fastrank.kernels.gram import MODES
+from fastrank.kernels.gram import MODES, digits
 
 from fastrank import GramState, InputError, matrix_rank
 
@@ -174,7 +174,8 @@ def test_floor_says_what_can_be_resolved():
     assert GramState(3).update(torch.zeros(5, 3)).floor == 0
     X = normal(2000, 12)
     exact, fast = (GramState(12, mode).update(X) for mode in MODES)
-    assert 1e-8 < exact.floor < 1e-6 < 1e-3 < fast.floor < 3e-2
+    assert 1e-8 < exact.floor < 1e-6
+    assert (3e-7 < fast.floor < 3e-6) if digits() else (1e-3 < fast.floor < 3e-2)
     # A direction below the floor is not told from zero, one above is.
     for factor, seen in ((0.01, False), (100.0, True)):
         Y = X.double()
