@@ -58,7 +58,8 @@ def evaluate(
 
     Args:
         model: gives logits [n, C] (or an object with `.logits`).
-        loader: the training set, batches (inputs, labels) with labels in 0 .. C-1.
+        loader: the training set, batches (inputs, labels) with labels in 0 .. C-1; or mappings with "pixel_values" and
+            "labels" (`fastrank.evaluation.one_pass.INPUTS` and `LABELS` have the names that are known).
         test: held-out data of the same classes, for probes, NC4 and detection. None: one training sample in five is
             kept from the probes to measure them, and detection compares with a sample of the training set.
         ood: an out-of-distribution set, or {name: set}: a loader, or a tuple (train, test) of loaders, whose probes are
@@ -282,12 +283,16 @@ def _accuracies(
 def _neco(features: FeatureStates, dim: int | float) -> tuple[Neco | None, str]:
     if features.d is None:
         return None, "no NECO: the logits are not the output of a linear module that was found"
-    covariance = features.gram.gram(centered=True) / features.gram.n
-    if not bool(covariance.isfinite().all()):
+    scatter, few = features.scatter, features.scatter.rows()
+    data = scatter.matrix() / scatter.n if few is None else few.centred
+    if not bool(data.isfinite().all()):
         return None, "no NECO: non-finite training features"
-    if not bool(covariance.diagonal().any()):
+    if not bool((data.diagonal() if few is None else data).any()):
         return None, "no NECO: the training features do not vary"
-    return Neco.fit(features.gram.mean, covariance, dim), ""
+    found = (Neco.fit if few is None else Neco.of_rows)(scatter.mean, data, dim)
+    if isinstance(dim, int) and found.dim < dim:
+        return found, f"NECO: the training features vary in {found.dim} directions, not in {dim}"
+    return found, ""
 
 
 def _out_of_distribution(

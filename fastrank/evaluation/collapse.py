@@ -22,17 +22,20 @@ def centered(means: Tensor) -> Tensor:
     return means - means.mean(-2, keepdim=True)
 
 
-def nc1_pinv(means: Tensor, within: Tensor, rtol: float | None = None) -> Tensor:
+def nc1_pinv(
+    means: Tensor, within: Tensor | None = None, rtol: float | None = None, *, rows: Tensor | None = None
+) -> Tensor:
     """[...]: Tr(S_W pinv(S_B)) / C, the within-class spread in units of the one between classes (2020, eq. 6).
 
-    within: S_W [..., d, d]. Eigenvalues of S_B up to `rtol` times the largest count as zero; by default
-    max(C, d) * eps, about that of `torch.linalg.pinv`. The inverse is taken through the singular values of the class
-    means, which keeps the half of their digits that forming S_B would lose. Where the means have collapsed to fewer
-    than C - 1 directions the value hangs on `rtol`: `between_rank` says how many were kept.
+    within: S_W [..., d, d]; or rows: R [..., n, d] with S_W = R^T R, which need no d x d matrix. Eigenvalues of S_B up
+    to `rtol` times the largest count as zero; by default max(C, d) * eps, about that of `torch.linalg.pinv`. The
+    inverse is taken through the singular values of the class means, which keeps the half of their digits that forming
+    S_B would lose. Where the means have collapsed to fewer than C - 1 directions the value hangs on `rtol`:
+    `between_rank` says how many were kept.
     """
     C = means.shape[-2]
     _, sigma, Vh = torch.linalg.svd(centered(means), full_matrices=False)
-    spread = ((Vh @ within) * Vh).sum(-1)
+    spread = ((Vh @ within) * Vh).sum(-1) if rows is None else (rows @ Vh.mT).square().sum(-2)
     kept = _kept(sigma, means, rtol)
     value = (spread / (sigma.square() / C).where(kept, 1)).where(kept, 0).sum(-1) / C
     return value.where(kept.any(-1), math.nan)

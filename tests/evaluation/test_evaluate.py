@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import UserDict
 
 import numpy as np
 import pytest
@@ -181,6 +182,15 @@ def test_a_classifier_of_zeros_says_so():
     assert c.notes == (f"{C} rows of the classifier are zero: its angles, gnc2 and gnc3 are not defined",)
 
 
+def test_logits_of_zeros_have_rank_0():
+    model = network()
+    nn.init.zeros_(model[5].weight)
+    nn.init.zeros_(model[5].bias)
+    rank = evaluate(model, loader(data(60, 0)), probes=None).solution_rank
+    assert (rank.rank, rank.lo, rank.hi, rank.norm) == (0, 0, 0, 0)
+    assert (rank.after.lo, rank.after.hi) == (1, 1)  # equal rows
+
+
 def test_held_out_samples_are_no_probes(sets):
     """Four fifths train, by both methods; nothing that is measured on was trained on."""
     p = evaluate(network(), loader(sets[0]), protocol=FAST).probes
@@ -190,6 +200,20 @@ def test_held_out_samples_are_no_probes(sets):
     y = torch.randint(C, (300,), generator=torch.Generator().manual_seed(5))
     p = evaluate(network(), [(x[:45], y[:45])], probes="ridge", ridge_penalty=1e-6).probes
     assert p.measured_on < p.ridge_trained_on < 45 and max(p.ridge.values()) < 0.7
+
+
+def test_batches_that_are_mappings(sets):
+    """As Hugging Face's: `pixel_values`, `labels` and what else there is, in a dict or another mapping."""
+    x, y = sets[1].tensors
+    found = [
+        evaluate(network(), batches, ood=other, probes=None).to_dict()
+        for batches, other in (
+            ([(x, y)], [x + 1]),
+            ([{"id": y, "labels": y, "pixel_values": x}], [{"pixel_values": x + 1}]),
+            ([UserDict(image=x, label=y.numpy())], [UserDict(image=x + 1, label=None)]),
+        )
+    ]
+    assert found[0] == found[1] == found[2]
 
 
 def test_temperature_of_a_loss(sets):
@@ -257,9 +281,12 @@ def test_mistakes_are_named(sets):
         (lambda: evaluate(model, [(x, y + 3)]), "labels: expected whole numbers 0 .. 4, got 7"),
         (lambda: evaluate(model, [(x, y - 1)]), "labels: expected whole numbers 0 .. 4, got -1"),
         (lambda: evaluate(model, [(x, y.float())]), "loader: expected 300 whole numbers as labels"),
-        (lambda: evaluate(model, [{"x": x}]), "loader: expected batches (inputs, labels) of tensors, got dict"),
+        (lambda: evaluate(model, [{"x": x}]), "loader: expected batches (inputs, labels), got inputs alone"),
+        (lambda: evaluate(model, [{"a": x, 3: y}]), "in a batch that is a mapping, got a, 3; give tuples"),
+        (lambda: evaluate(model, [{"x": x, "image": x}]), "loader: expected one of the names pixel_values, inputs"),
+        (lambda: evaluate(model, [{"x": x, "y": y, "label": y}]), "loader: expected at most one of the names labels"),
+        (lambda: evaluate(model, [{"x": x.numpy(), "y": y}]), "of tensors, got dict of ndarray"),
         (lambda: evaluate(model, [(x.numpy(), y)]), "of tensors, got tuple of ndarray"),
-        (lambda: evaluate(model, [{"x": x}]), "((b['inputs'], b['labels']) for b in loader)"),
         (lambda: evaluate(model, train, limit=1), "labels: expected at least one labelled sample to train probes on"),
         (lambda: evaluate(model, train, T=torch.ones(2)), "T: expected a finite number > 0"),
         (lambda: evaluate(model, train, T=0), "T: expected a finite number > 0"),
