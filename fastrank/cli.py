@@ -46,7 +46,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Directory that the run directories go to.")] = Path("runs"),
     preset: Annotated[
         str | None,
-        typer.Option(help="Named hyperparameters: demo, paper-resnet, paper-vgg, paper-mlp, paper-imagenet."),
+        typer.Option(help="Named hyperparameters: demo, or paper-resnet, -vgg, -mlp, -vit, -imagenet."),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data (10).")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, data order and sampling (0).")] = None,
@@ -62,7 +62,7 @@ def train(
         typer.Option(help="Epochs at which the schedule `steps` lowers the rate: --milestones 80 120."),
     ] = None,
     gamma: Annotated[float | None, typer.Option(help="Factor at each milestone.")] = None,
-    augment: Annotated[str | None, typer.Option(help="none, cifar or imagenet (none).")] = None,
+    augment: Annotated[str | None, typer.Option(help="none, cifar, imagenet or vit (none).")] = None,
     image_size: Annotated[int | None, typer.Option(help="Pixels; the data set's own if left out.")] = None,
     samples_per_class: Annotated[int | None, typer.Option(help="Limits the training split.")] = None,
     class_balance: Annotated[float | None, typer.Option(help="Smallest class over largest, in training (1).")] = None,

@@ -109,7 +109,7 @@ def test_wrong_arguments_are_named(tmp_path):
     recipe, _ = made_up()
     with pytest.raises(InputError, match="scale: expected one of quick for made-up, got 'full'"):
         reproduce(recipe, "full", out=tmp_path)
-    for seeds in (0, -1, [], [-1], [0.5], ['a'], 3.0):
+    for seeds in (0, -1, [], [-1], [0.5], ["a"], 3.0):
         with pytest.raises(InputError, match="seeds: expected at least one"):
             reproduce(recipe, seeds=seeds, out=tmp_path)
     with pytest.raises(InputError, match="did you mean softmax-rank"):
