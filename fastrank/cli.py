@@ -116,7 +116,9 @@ def evaluate(
     probes: Annotated[list[str] | None, typer.Option(help="adam, ridge, both (default), or none.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Of the probes of adam (the paper's 50).")] = None,
     probe_batch: Annotated[int | None, typer.Option(help="Samples a step of these (the paper's 4096).")] = None,
-    probe_steps: Annotated[int, typer.Option(help="Steps of these at least: more epochs where the set is small.")] = 0,
+    probe_steps: Annotated[
+        int | None, typer.Option(help="Steps of these at least (0 with --epochs, else 650 where affordable).")
+    ] = None,
     probe_memory: Annotated[float, typer.Option(help="Bytes for the samples that probes are trained on.")] = 2e9,
     layers: Annotated[list[str] | None, typer.Option(help="Globs over module names, one or more.")] = None,
     limit: Annotated[int | None, typer.Option(help="Samples of each set at most; all if left out.")] = None,

@@ -123,6 +123,11 @@ class Representations(Observer):
         self._kept = []
         return int(sum_of(len(self._labels_fit))) if distributed else len(self._labels_fit)
 
+    @property
+    def weights(self) -> int:
+        """Of the probes of all layers."""
+        return self.classes * sum(self._widths.values())
+
     def adam_probes(self, protocol: ProbeProtocol, distributed: bool = False) -> dict[str, Probe]:
         """layer -> probe. Uses up the samples that `split` left: they are standardised in place."""
         found = train_probes(self._groups_fit, self._labels_fit, self.classes, protocol, distributed)

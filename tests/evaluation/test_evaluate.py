@@ -303,6 +303,15 @@ def test_mistakes_are_named(sets):
         assert message in str(error.value)
 
 
+def test_probes_are_finished_unless_a_protocol_says_otherwise(sets):
+    """Two layers and 300 samples: affordable. The paper's to the letter is one batch an epoch."""
+    by_default, letter = (evaluate(network(), loader(sets[0]), probes="adam", protocol=p, seed=2).probes
+                          for p in (None, ProbeProtocol(seed=2)))  # fmt: skip
+    assert (by_default.steps, letter.steps) == (650, 50) and by_default.protocol["seed"] == 2
+    assert not by_default.notes and "50 steps in all" in letter.notes[0]
+    assert min(by_default.adam.values()) > max(letter.adam.values())
+
+
 def test_one_pass_over_each_set(sets):
     class Counting:
         def __init__(self, dataset):
