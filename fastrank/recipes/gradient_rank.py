@@ -1,9 +1,9 @@
 """gradient-rank: the rank of a layer's input bounds that of its weight's gradient, and both collapse at high T.
 
-Masarczyk et al. 2025, eq. 3 and Fig. 4. Ranks are those of the whole training set: of all inputs of a layer, and of the
-gradient of the mean loss. Thresholds are torch's defaults for the paper's matrices, 50,000 x 2,048 and 2,048 x 2,048: a
-default is proportional to the larger side, and under that of small matrices little collapses. The bound is that of eq. 3,
-between the input and the gradient of the same batch.
+Masarczyk et al. 2025, eq. 3 and Fig. 4. Ranks are those of the whole training set: of all inputs of a layer, and of
+the gradient of the mean loss. Thresholds are torch's defaults for the paper's matrices, 50,000 x 2,048 and 2,048 x
+2,048: a default is proportional to the larger side, and under that of small matrices little collapses. The bound is
+that of eq. 3, between the input and the gradient of the same batch.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def run(jobs: Sequence[Job], device: torch.device) -> None:
 def ranks_of_the_set(model: nn.Module, data: Data, T: float, job: Job) -> dict[str, float]:
     """Ranks of every linear layer's inputs and of its gradient, over the whole training set, in evaluation mode.
 
-    "set_input_rank_i", "set_gradient_rank_i" at the paper's thresholds, "own_..." at the matrices' own defaults, layer i
-    counted from 0.
+    "set_input_rank_i", "set_gradient_rank_i" at the paper's thresholds, "own_..." at the matrices' own defaults; layers
+    i are counted from 0.
     """
     config = config_of(job)
     loss = {"ce": TemperedCE, "mse": TemperedMSE}[config.loss](T=T, label_smoothing=config.label_smoothing)
@@ -168,10 +168,10 @@ def draw(study: Study) -> Figure:
 
 def notes(study: Study) -> list[str]:
     return [
-        f"Inputs are counted at {INPUT_RTOL:.1g} of their largest singular value, gradients at {GRADIENT_RTOL:.1g}: torch's "
-        "defaults for the paper's 50,000 samples and 2,048 features. At the defaults of these smaller matrices, and of "
-        "batches, which have no more rows than their rank can be, less collapses: shown, not judged. The effective rank "
-        "has no threshold."
+        f"Inputs are counted at {INPUT_RTOL:.1g} of their largest singular value, gradients at {GRADIENT_RTOL:.1g}: "
+        "torch's defaults for the paper's 50,000 samples and 2,048 features. What is left at the defaults of these "
+        "smaller matrices, and of batches, whose rank is at most their size, is shown and not judged. The effective "
+        "rank has no threshold."
     ]
 
 
@@ -183,10 +183,10 @@ RECIPE = Recipe(
     "the deep layers.",
     source="Masarczyk et al. 2025, eq. 3, Fig. 4",
     rule="Over the whole training set, averaged over training and the second half of the hidden layers, the ranks of "
-    "gradients and of inputs are both lower at the highest temperature than at T = 1; the bound is certainly exceeded by "
-    "the batches at fewer than 5 % of all layers and steps.",
-    revised="The rule was that of batches of 128 at first, and not held: the inputs had rank 128, the most they can, at "
-    "either temperature. Whole set and thresholds were then chosen as in logits-norm, before anything was run with them.",
+    "gradients and of inputs are both lower at the highest temperature than at T = 1; the bound is certainly exceeded "
+    "by the batches at fewer than 5 % of all layers and steps.",
+    revised="The rule was of batches of 128 at first, and not held: the inputs had rank 128, the most they can, at "
+    "either temperature. Whole set and thresholds were then chosen as in logits-norm, before any run with them.",
     scales=mlp_scales("act,bound", 3, 5, every=390),
     columns=(
         TRAIN_ACCURACY,

@@ -181,8 +181,8 @@ RECIPE = Recipe(
     rule="The first norm of random ResNets exceeds that of random VGG-19s at least tenfold; trained at a low "
     "temperature VGG-19 needs more of its layers (kappa) than at T = 1. Where it does not train, nothing is judged.",
     revised="The rule compared solution ranks at first, which ten classes leave full; it was changed to kappa after "
-    "trial trainings, before the first run of this scale. In that run kappa was at its floor, and the collapse by layer "
-    "was added, which does not count.",
+    "trial trainings, before the first run at the quick scale. In that run kappa was at its floor, and the collapse by "
+    "layer was added, which does not count.",
     scales={
         "smoke": Scale(_settings(NARROW, SMOKE, (1, 0.3), ["ridge"]), 2, "seconds"),
         "quick": Scale(_settings(SMALLEST, QUICK, (1, 0.1), ["ridge"], **NORMALISED), 3, "about 4 minutes"),
