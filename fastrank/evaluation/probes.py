@@ -150,7 +150,8 @@ def gradient_(X: Tensor, onehot: Tensor, W: Tensor, b: Tensor, batch: Tensor | N
         error = torch.baddbmm(b[:, None], x, W.mT).softmax(-1).sub_(target).div_(len(target))
         W.grad, b.grad = torch.bmm(error.mT, x), error.sum(1)
         return
-    W.grad, b.grad = torch.zeros_like(W), torch.zeros_like(b)
+    if W.grad is None:  # written over at every step: fresh memory would take as long as the products of few rows
+        W.grad, b.grad = torch.empty_like(W), torch.empty_like(b)
     rows = len(onehot) if batch is None else len(batch)
     for start in range(0, rows, CPU_ROWS):
         block = slice(start, start + CPU_ROWS)
@@ -159,8 +160,8 @@ def gradient_(X: Tensor, onehot: Tensor, W: Tensor, b: Tensor, batch: Tensor | N
         for i in range(len(W)):
             x = X[i, block] if index is None else X[i].index_select(0, index)
             error = torch.addmm(b[i], x, W[i].T).softmax(1).sub_(target)
-            W.grad[i].addmm_(error.T, x, alpha=1 / rows)
-            b.grad[i].add_(error.sum(0), alpha=1 / rows)
+            W.grad[i].addmm_(error.T, x, beta=float(start > 0), alpha=1 / rows)
+            b.grad[i].copy_(error.sum(0) / rows) if start == 0 else b.grad[i].add_(error.sum(0), alpha=1 / rows)
 
 
 def _excess(X: Tensor, onehot: Tensor, W: Tensor, b: Tensor, decay: float, world: int) -> list[float]:
