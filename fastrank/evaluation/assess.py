@@ -333,6 +333,9 @@ def _out_of_distribution(
             notes += (f"{how}: no layer's probe was ever right",)
     means = mean.means()
     deviations = {name: float(orthodev(reference.means[name], means[name])) for name in reference.means}
+    common = math.nan
+    if "" in reference.means:
+        common = float(orthodev(reference.means[""].mean(0, keepdim=True), means[""]))
     if nowhere := [name or "the classifier's input" for name, value in deviations.items() if math.isnan(value)]:
         notes += (f"orthodev of {', '.join(nowhere)}: a mean that is zero or not finite has no direction",)
     found = scores.arrays(options.distributed)
@@ -341,7 +344,7 @@ def _out_of_distribution(
     notes += (reference.neco_note,) if reference.neco_note else ()
     notes += () if fitted or not options.methods else ("no probes: the set has no labels",)
     return OutOfDistribution(
-        deviations.pop("", math.nan), deviations, detections, reference.neco.dim if reference.neco else 0,
+        deviations.pop("", math.nan), deviations, common, detections, reference.neco.dim if reference.neco else 0,
         adam, rho([*adam.values()]), ridge, rho([*ridge.values()]), mean.n, notes,
     )  # fmt: skip
 

@@ -35,6 +35,8 @@ class Neco:
 
     mean, std: [d] float64 of the training features (a constant one has std 1); components [d, dim] orthonormal columns.
 
+    These are scikit-learn's `StandardScaler` and `PCA` (which centres again, by nothing), as in Ammar et al.'s own code.
+
     Directions in which nothing varies are not determined by the data (with n <= d rows there are d - n + 1 of them, and
     any choice of them changes the score of other data), so no more than vary are kept, whatever was asked for.
     """
@@ -129,7 +131,10 @@ class Detection:
 def detection(id_scores: np.ndarray, ood_scores: np.ndarray) -> Detection:
     """The Detection of two sets of scores, higher meaning more in-distribution; by scikit-learn.
 
-    The threshold is the strictest at which at least 95 % of the positives pass; nothing is interpolated.
+    The threshold is the strictest at which at least 95 % of the positives pass; nothing is interpolated. Other figures
+    of one name: pytorch-ood's `OODMetrics` takes outlier scores (ours, negated) and has OOD as its positives, so its
+    FPR95TPR is `fpr95_ood_positive`; its AUROC is ours. A curve thinned to its corners (scikit-learn's default,
+    `drop_intermediate`) can leave out the first point at 95 %: then a later, larger rate is read.
     """
     metrics = require("sklearn.metrics", "AUROC and FPR95")
     sizes = {"id_samples": len(id_scores), "ood_samples": len(ood_scores)}
@@ -207,6 +212,9 @@ class OutOfDistribution:
 
     Attributes:
         orthodev: of the classifier's input ([U] eq. 4); orthodev_layers: layer -> the same of its representation.
+        common_cosine: |cos| of the OOD mean with the mean of the class means. Eq. 4 does not centre, so what all have
+            in common (after a ReLU no feature is negative) counts: where this and `Collapse.mean_share` are large,
+            they are most of `orthodev`.
         scores: score -> Detection; `neco` multiplies by nothing, `neco_max_logit` by the largest logit (the variant for
             transformers in Ammar et al.), `max_logit` and `max_softmax` (of logits / T) are baselines.
         neco_dim: directions of the principal subspace.
@@ -217,6 +225,7 @@ class OutOfDistribution:
 
     orthodev: float = math.nan
     orthodev_layers: dict[str, float] = field(default_factory=dict)
+    common_cosine: float = math.nan
     scores: dict[str, Detection] = field(default_factory=dict)
     neco_dim: int = 0
     probes: dict[str, float] = field(default_factory=dict)

@@ -128,7 +128,8 @@ def collapse_of(
         nc2_equinorm_weight=float(nc.nc2_equinorm(W)), nc2_equiangular_weight=float(nc.nc2_equiangular(W)),
         nc3_duality=float(nc.nc3_duality(W, means)), nc3_etf=float(nc.etf_error(W, M)),
         nc4=disagree, nc4_samples=judged_on, gnc2=margin[0], gnc2_lo=margin[1],
-        gnc3=float(gnc3(W, means)), gnc3_centered=float(gnc3(W, means, center=True)), notes=tuple(notes),
+        gnc3=float(gnc3(W, means)), gnc3_centered=float(gnc3(W, means, center=True)),
+        mean_share=float(nc.mean_share(means)), notes=tuple(notes),
     )  # fmt: skip
 
 

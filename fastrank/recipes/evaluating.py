@@ -97,6 +97,7 @@ COLLAPSE = (
     Column("NC3", lambda run: collapse_figure(run, "nc3_duality")),
     Column("NC4", lambda run: 100 * collapse_figure(run, "nc4"), form=".2f"),
 )
+MEAN_SHARE = Column("common mean's share of class means", lambda run: collapse_figure(run, "mean_share"))
 ORTHODEV = Column("OrthoDev", lambda run: orthodev(run))
 AUROC = Column("NECO AUROC", lambda run: 100 * detection(run, "auroc"), form=".1f")
 FPR95 = Column("NECO FPR95", lambda run: 100 * detection(run, "fpr95_id_positive"), form=".1f")

@@ -80,6 +80,11 @@ def test_figures_are_those_of_plain_torch(sets, found):
     one = found.ood["pair"]
     cosines = nn.functional.cosine_similarity(mu, h_other.mean(0)[None])
     assert one.orthodev == pytest.approx(float(cosines.abs().mean()), rel=1e-6)
+    common = abs(float(nn.functional.cosine_similarity(mu.mean(0), h_other.mean(0), dim=0)))
+    assert one.common_cosine == pytest.approx(common, rel=1e-6)
+    assert found.collapse.mean_share == pytest.approx(
+        float(mu.mean(0) @ mu.mean(0) / mu.square().sum(1).mean()), rel=1e-6
+    )
     assert one.orthodev_layers["4"] == pytest.approx(one.orthodev) and one.samples == 60
     assert found.layers["4"]["nc1_trace"] == pytest.approx(found.collapse.nc1_trace, rel=1e-6)
 
