@@ -35,7 +35,7 @@ class Neco:
 
     mean, std: [d] float64 of the training features (a constant one has std 1); components [d, dim] orthonormal columns.
 
-    These are scikit-learn's `StandardScaler` and `PCA` (which centres again, by nothing), as in Ammar et al.'s own code.
+    These are scikit-learn's `StandardScaler` and `PCA` (which centres again, by nothing), as in Ammar et al.'s code.
 
     Directions in which nothing varies are not determined by the data (with n <= d rows there are d - n + 1 of them, and
     any choice of them changes the score of other data), so no more than vary are kept, whatever was asked for.
