@@ -176,9 +176,9 @@ def draw(study: Study) -> Figure:
 def notes(study: Study) -> list[str]:
     shares = ", ".join(f"{np.mean([above(run) for run in study.of(label)]):.0%} at {label}" for label in study.labels)
     return [
-        f"At these thresholds the set's gradient has a higher rank than the layer's inputs at {shares} of layers and "
-        "steps. Eq. 3 is of exact ranks, and its proof knows no threshold: the gradient's is 24 times lower. Of a batch, "
-        "where both ranks are known with their intervals, the effects say how often the bound is exceeded.",
+        "At these thresholds the set's gradient has a higher rank than the layer's inputs in a share of layers and "
+        f"steps: {shares}. Eq. 3 is of exact ranks, and knows no thresholds; the gradient's is 24 times lower. Of "
+        "batches, at their own, the effects say how often the bound is certainly exceeded.",
         f"Inputs are counted at {INPUT_RTOL:.1g} of their largest singular value, gradients at {GRADIENT_RTOL:.1g}: "
         "torch's defaults for the paper's 50,000 samples and 2,048 features. What is left at the defaults of these "
         "smaller matrices, and of batches, whose rank is at most their size, is shown and not judged. The effective "

@@ -144,8 +144,8 @@ def notes(study: Study) -> list[str]:
     vgg, other, *_ = (study.values(label, FIRST_NORM.name).mean() for label in _random(study))
     found = [f"T = {vgg / other:.2g} gives VGG-19 the first norm that {_random(study)[1].split(',')[0]} has at T = 1."]
     found += [
-        f"{effect.name}: a factor of {10**effect.value:.3g} [{10**effect.lo:.3g}, {10**effect.hi:.3g}], which the rule's "
-        f"{10**DECADES:g} lies within."
+        f"{effect.name}: a factor of {10**effect.value:.3g} [{10**effect.lo:.3g}, {10**effect.hi:.3g}], about the "
+        f"rule's {10**DECADES:g}."
         for effect in effects(study)
         if effect.null == DECADES and effect.lo < DECADES < effect.hi
     ]
