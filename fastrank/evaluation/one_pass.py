@@ -123,11 +123,13 @@ class Forwards:
                 if limit is not None and seen + len(x) > limit:
                     x, y = x[: limit - seen], None if y is None else y[: limit - seen]
                 if not len(x):
-                    break
+                    continue
                 x = x.to(self.device, non_blocking=True)
                 y = None if y is None else y.to(self.device, non_blocking=True)
                 self._forward(x, Batch(y, len(x), seen), observers)
                 seen += len(x)
+                if seen == limit:
+                    break
         if not seen:
             raise InputError("loader", "at least one sample", "none")
         return seen
@@ -216,7 +218,10 @@ def batches(loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor | None]]:
             raise InputError("loader", "batches (inputs, labels) of tensors", got)
         x, y = parts[0], parts[1] if len(parts) > 1 else None
         if y is not None:
-            y = torch.as_tensor(y)
+            try:
+                y = torch.as_tensor(y)
+            except (TypeError, ValueError, RuntimeError):
+                raise InputError("loader", f"{len(x)} whole numbers as labels", repr(y)[:60]) from None
             if y.shape != (len(x),) or y.dtype.is_floating_point:
                 raise InputError("loader", f"{len(x)} whole numbers as labels", f"{y.dtype} {tuple(y.shape)}")
             y = y.long()
@@ -242,11 +247,11 @@ def peek(loader: Iterable[Any]) -> tuple[Tensor, Iterable[Any]]:
     if not isinstance(loader, Iterable):
         raise InputError("loader", "batches (inputs, labels)", type(loader).__name__)
     iterator = iter(loader)
-    first = next(iterator, None)
-    if first is None:
-        raise InputError("loader", "at least one sample", "none")
-    x, _ = next(batches([first]))
-    return x[:2], chain([first], iterator)
+    for first in iterator:
+        x, _ = next(batches([first]))
+        if len(x):
+            return x[:2], chain([first], iterator)
+    raise InputError("loader", "at least one sample", "none")
 
 
 def labelled(loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -207,6 +207,14 @@ def test_held_out_samples_are_no_probes(sets):
     assert p.measured_on < p.ridge_trained_on < 45 and max(p.ridge.values()) < 0.7
 
 
+def test_empty_batches_are_passed_over(sets):
+    x, y = sets[1].tensors
+    parts = [(x[:0], y[:0]), (x[:50], y[:50]), (x[:0], y[:0]), (x[50:], y[50:]), (x[:0], y[:0])]
+    for limit in (None, 50, 60):
+        a, b = (evaluate(network(), one, probes=None, limit=limit).to_dict() for one in (parts, [parts[1], parts[3]]))
+        assert a == b and a["solution_rank"]["samples"] == (limit or 120)
+
+
 def test_batches_that_are_mappings(sets):
     """As Hugging Face's: `pixel_values`, `labels` and what else there is, in a dict or another mapping."""
     x, y = sets[1].tensors
@@ -291,6 +299,8 @@ def test_mistakes_are_named(sets):
         (lambda: evaluate(model, [{"x": x, "image": x}]), "loader: expected one of the names pixel_values, inputs"),
         (lambda: evaluate(model, [{"x": x, "y": y, "label": y}]), "loader: expected at most one of the names labels"),
         (lambda: evaluate(model, [{"x": x.numpy(), "y": y}]), "of tensors, got dict of ndarray"),
+        (lambda: evaluate(model, [(x, ["a"] * 300)]), "loader: expected 300 whole numbers as labels, got ['a', 'a'"),
+        (lambda: evaluate(model, [(x[:0], y[:0])]), "loader: expected at least one sample"),
         (lambda: evaluate(model, [(x.numpy(), y)]), "of tensors, got tuple of ndarray"),
         (lambda: evaluate(model, train, limit=1), "labels: expected at least one labelled sample to train probes on"),
         (lambda: evaluate(model, train, T=torch.ones(2)), "T: expected a finite number > 0"),
