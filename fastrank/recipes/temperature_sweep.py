@@ -22,6 +22,7 @@ from fastrank.recipes.evaluating import (
     probe_accuracies,
     probe_notes,
     rho,
+    set_notes,
 )
 from fastrank.recipes.figures import colours, line, panels
 from fastrank.recipes.recipe import Recipe, Scale, Study
@@ -74,7 +75,11 @@ def notes(study: Study) -> list[str]:
     accuracies = {label: study.values(label, "train accuracy").mean() for label in study.labels}
     short = [f"{label} ({accuracy:.1f} %)" for label, accuracy in accuracies.items() if accuracy < INTERPOLATES]
     found = f"Train accuracy is below {INTERPOLATES:g} % at {', '.join(short)}: NC1 .. NC4 there are not the limits at "
-    return [*probe_notes(study), *([found + "zero training error of which neural collapse speaks."] if short else [])]
+    return [
+        *set_notes(study),
+        *probe_notes(study),
+        *([found + "zero training error of which neural collapse speaks."] if short else []),
+    ]
 
 
 def draw(study: Study) -> Figure:

@@ -354,6 +354,19 @@ def test_an_observer_sees_every_layer_of_every_batch(sets):
     assert seen == [("1", (100, 10)), ("4", (100, 9)), ("1", (20, 10)), ("4", (20, 9))]
 
 
+#: Fewer samples than the 16 features of the first layer; than the 9 of the last, and not.
+FEW = (8, 10)
+
+
+def _few(n, part, **options):
+    x, y = data(n, 0).tensors
+    x_test, y_test = data(20, 1).tensors
+    test = [(x_test[part], y_test[part])]
+    return evaluate(
+        network(), [(x[part], y[part])], test=test, ood=[x_test[part] + 1], probes="ridge", neco_dim=3, **options
+    ).to_dict()  # fmt: skip
+
+
 def _rank(rank, path):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{path}/store", rank=rank, world_size=2)
@@ -364,15 +377,21 @@ def _rank(rank, path):
     # The first process sees classes of the OOD set that the second does not.
     mine[2] = [(x, y if rank == 0 else y.clamp_max(3)) for x, y in mine[2]]
     found = evaluate(network(), mine[0], test=mine[1], ood=(mine[2], mine[3]), distributed=True, protocol=FAST, T=4.0)
-    (path / f"{rank}.json").write_text(json.dumps(found.to_dict()))
+    few = [_few(n, slice(rank, None, 2), distributed=True) for n in FEW]
+    (path / f"{rank}.json").write_text(json.dumps([found.to_dict(), *few]))
     dist.destroy_process_group()
 
 
 def test_two_processes_are_one(found, tmp_path):
     # Forked: a fresh process would take seconds to import everything again.
     torch.multiprocessing.start_processes(_rank, args=(tmp_path,), nprocs=2, start_method="fork")
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
-    assert json.dumps(first) == json.dumps(second)
+    (first, *few), second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert json.dumps([first, *few]) == json.dumps(second)
+    for n, shared in zip(FEW, few, strict=True):
+        flat, expected = flatten(shared), flatten(_few(n, slice(None)))
+        for key, value in expected.items():
+            if isinstance(value, float) and math.isfinite(value):
+                assert flat[key] == pytest.approx(value, rel=1e-5, abs=1e-9), (n, key)
     whole = found.to_dict()
     np.testing.assert_allclose(first["solution_rank"]["sigma"], whole["solution_rank"]["sigma"], rtol=1e-6)
     assert first["solution_rank"]["samples"] == 300 and first["test_samples"] == 120
