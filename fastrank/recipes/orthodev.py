@@ -98,8 +98,8 @@ RECIPE = Recipe(
     "orthogonal to the class means.",
     source="Masarczyk et al. 2025, eq. 4, Fig. 7, 22",
     rule="OrthoDev of the classifier's inputs at the highest temperature is below that at T = 1, and falls per decade.",
-    revised="Three seeds had not held either, and five are now run (see temperature-sweep). The common mean's share was "
-    "added to explain that, and does not count.",
+    revised="Three seeds had not held either, and five are now run (see temperature-sweep). The common mean's share "
+    "was added to explain that, and does not count.",
     scales=temperature_sweep.RECIPE.scales,
     columns=(TRAIN_ACCURACY, SOLUTION_RANK, ORTHODEV, DEEP, MEAN_SHARE, COMMON, NC1),
     run=evaluate_jobs,
