@@ -23,9 +23,9 @@ from fastrank.evaluation.one_pass import Batch, Observer
 CPU_ROWS = 1024
 #: Steps that [U]'s protocol takes on the 50,000 samples of CIFAR: 50 epochs of 13 batches.
 STEPS = 650
-#: Products that `continued` may spend, about a minute of one core. A step takes 2 a sample and weight; Adam's reading
-#: and writing of a weight takes as long as some 45.
-WORK, ADAM = 1e12, 45
+#: Products that `continued` may spend, about half a minute of one core (1e10 a second, measured on a small ResNet). A
+#: step takes 2 a sample and weight; Adam's reading and writing of a weight takes as long as some 45.
+WORK, ADAM = 3e11, 45
 
 
 @dataclass(frozen=True)

@@ -170,9 +170,9 @@ def test_small_sets_take_as_many_steps_as_the_papers():
     assert continued(1437, 8 * 256 * 10, 0).steps(1437) == 650
     for samples in (50_000, 1_281_167):  # nothing is added
         assert continued(samples, 10**6, 0).steps(samples) == ProbeProtocol().steps(samples)
-    few = continued(40, 10**8, 3)  # 10,000 features of ten layers and 1000 classes: what a minute pays for
-    assert few.seed == 3 and 50 <= few.steps(40) < 100
-    assert continued(4000, 10**8, 0).steps(4000) == 50
+    few = continued(40, 10**7, 3)  # 10,000 features of ten layers and 100 classes: what the work pays for
+    assert few.seed == 3 and 50 < few.steps(40) < 650
+    assert continued(40, 10**8, 0).steps(40) == continued(4000, 10**7, 0).steps(4000) == 50
 
 
 def test_least_steps_are_whole_epochs():
