@@ -463,6 +463,7 @@ class GramState:
         """
         if not isinstance(state, dict):
             raise InputError("state", "a dictionary from state_dict()", type(state).__name__)
+        state = {"float64": True, **state}  # states of older versions do not say, and theirs may have been
         wanted = {"d", "mode", "classes", "n", "dtype", "depth", "float64", "equal_shifts", *self._tensor_names()}
         for name in ("d", "mode", "classes"):
             if name in state and state[name] != getattr(self, name):

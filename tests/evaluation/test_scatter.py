@@ -54,8 +54,7 @@ def always_the_large_side(monkeypatch):
     return force
 
 
-@pytest.mark.parametrize("n", [12, D - 1, D, D + 1])
-@pytest.mark.parametrize("dim", [0.9, 5])
+@pytest.mark.parametrize(("n", "dim"), [(12, 0.9), (12, 5), (D - 1, 0.9), (D, 0.9), (D + 1, 5)])
 def test_figures_of_both_sides_are_one(n, dim, always_the_large_side, monkeypatch):
     sizes, eigh = [], torch.linalg.eigh
     monkeypatch.setattr(torch.linalg, "eigh", lambda A: sizes.append(len(A)) or eigh(A))
