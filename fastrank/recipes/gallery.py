@@ -34,7 +34,7 @@ def _summary(folder: Path, result: dict[str, Any]) -> str:
     counting = [effect["verdict"] for effect in result["effects"] if effect["counts"]]
     return (
         f'<tr><td><a href="#{escape(anchor)}">{escape(result["recipe"])}</a></td><td>{escape(result["scale"])}</td>'
-        f"<td>{len(result['seeds'])}</td><td>{_badge(result['verdict'])}{changed}</td>"
+        f"<td>{len(result['seeds'])}</td><td class=mark>{_badge(result['verdict'])}{changed}</td>"
         f"<td>{counting.count('held')} of {len(counting)}</td><td>{escape(result['claim'])}</td></tr>"
     )
 
