@@ -79,7 +79,7 @@ class Watcher:
         all_ranks: under torch.distributed, measure the batches of all processes as one; `watch` and its `step` are then
             called on every process. Left out, the batch of rank 0 is measured, and the other processes' watchers rest.
             Either way rank 0 alone writes. What FSDP2 shards is measured with all_ranks=True only.
-        mode: activations as "flatten" [B, features] (at most 10,000, a seeded subset), "channels" or "pool".
+        mode: activations as "flatten" [B, features] (at most 10,000, seeded runs of 16), "channels" or "pool".
         config: stored with a run that `log` opens.
 
     Raises:
