@@ -22,6 +22,7 @@ from fastrank.recipes.evaluating import (
     first_ood,
     on_other_sets,
     ood_figures,
+    ood_names,
     ood_probe_accuracies,
     set_notes,
 )
@@ -79,7 +80,9 @@ def effects(study: Study) -> list[Effect]:
 
 def notes(study: Study) -> list[str]:
     found = set_notes(study)
-    for first, last in ends(study) if found else ():
+    if any(study.settings(label)["train"]["model"].startswith("vit") for label in study.labels):
+        found.append("NECO of a vision transformer is multiplied by the largest logit, as its authors do.")
+    for first, last in ends(study) if "digits" in ood_names(study) else ():
         sizes = [study.values(label, DIRECTIONS).mean() for label in (first, last)]
         found.append(
             f"NECO's subspace, 90 % of the variance, has {sizes[0]:.0f} directions at {first} and {sizes[1]:.0f} at "

@@ -163,6 +163,10 @@ def test_other_training_has_runs_of_its_own(tmp_path):
     assert (config.weight_decay, config.optimizer) == (0.1, "sgd")
     assert job.path.parent.parent.name == "logits-norm+optimizer=sgd,weight_decay=0.1"
     assert find_recipe(recipe.name).name == recipe.name
+    nested = find_recipe("logits-norm+model_kwargs={'depth': 2, 'width': 8},milestones=[2, 3],lr=0.1")
+    config = config_of(plan_jobs(nested, "smoke", 1, tmp_path)[0])
+    assert (config.model_kwargs, config.milestones, config.lr) == ({"depth": 2, "width": 8}, (2, 3), 0.1)
+    assert find_recipe(nested.name).name == nested.name
     with pytest.raises(InputError, match="model_kwargs: expected key=value"):
         find_recipe("logits-norm+weight_decay")
     with pytest.raises(InputError, match="set: expected fields of a training"):
