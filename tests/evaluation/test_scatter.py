@@ -9,6 +9,7 @@ from torch import nn
 from fastrank import InputError, evaluate
 from fastrank.evaluation import ProbeProtocol
 from fastrank.evaluation.ood import Neco
+from fastrank.evaluation.ridge import ridge_probe, ridge_probe_of_rows
 from fastrank.evaluation.scatter import Scatter
 from fastrank.report.content import flatten
 
@@ -83,6 +84,21 @@ def test_directions_without_variance_are_not_made_up():
     assert found.neco_dim == 11 and "NECO: the training features vary in 11 directions, not in 30" in found.notes
     with pytest.raises(InputError, match="neco_dim: expected"):
         Neco.of_rows(X.mean(0), centred, 41)
+
+
+def test_ridge_weights_of_both_sides_are_one():
+    x, y = samples(12)
+    x, y = x.double()[y < 3], y[y < 3]  # the last class has no sample
+    mean = x.mean(0)
+    sums = x.new_zeros(C, D).index_add_(0, y, x)
+    large = ridge_probe((x - mean).T @ (x - mean), sums, y.bincount(minlength=C).double(), 0.1)
+    small = ridge_probe_of_rows(x - mean, mean, y, C, 0.1)
+    for name in ("weight", "bias", "mean", "std"):
+        torch.testing.assert_close(getattr(small, name), getattr(large, name), rtol=1e-5, atol=1e-7)
+    x[0, 0] = math.nan
+    assert ridge_probe_of_rows(x - mean, mean, y, C).reason == "non-finite features"
+    with pytest.raises(InputError, match="penalty: expected a number > 0"):
+        ridge_probe_of_rows(x - mean, mean, y, C, 0.0)
 
 
 def test_the_state_is_bounded_by_its_matrix():
