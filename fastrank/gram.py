@@ -103,6 +103,7 @@ class GramState:
         #: Coarsest storage dtype seen; None before the first row.
         self.dtype: torch.dtype | None = None
         self._depth = Depth()
+        self._float64 = False  # whether any row was of float64, whose products can underflow
         # The shift is the same for so many features from each multiple of it on: for all taps of a channel.
         self._equal_shifts = 1
         zeros = torch.zeros(d, d, dtype=torch.float64, device="cpu" if device is None else device)
@@ -208,6 +209,7 @@ class GramState:
     def _took(self, rows: int, dtype: torch.dtype, roundings: Depth) -> None:
         self._depth = self._depth.then(roundings)
         self.dtype = dtype if self.dtype is None else min(self.dtype, dtype, key=_DTYPES.index)
+        self._float64 |= dtype == torch.float64
         self.n += rows
 
     def _checked(self, name: str, x: Any, ndim: int, features: int | None = None, at_least: bool = False) -> Tensor:
@@ -275,6 +277,7 @@ class GramState:
             self._class_counts += other._class_counts
         if other.n == 0:
             return self
+        self._float64 |= other._float64
         if self.n == 0:
             self._gram.copy_(other._gram)
             self._total.copy_(other._total)
@@ -306,7 +309,8 @@ class GramState:
         if not (dist.is_available() and dist.is_initialized()):
             raise InputError("group", "an initialised torch.distributed", "none", "call init_process_group first")
         facts = torch.tensor(
-            [self.n, -1 if self.dtype is None else _DTYPES.index(self.dtype), self._equal_shifts, *_parts(self._depth)],
+            [self.n, -1 if self.dtype is None else _DTYPES.index(self.dtype), self._equal_shifts, self._float64,
+             *_parts(self._depth)],
             dtype=torch.int64, device=self.device,
         )  # fmt: skip
         size = dist.get_world_size(group)
@@ -326,7 +330,8 @@ class GramState:
                 dist.all_reduce(getattr(self, "_" + name), group=group)
         self.n = sum(values[0] for _, values in ranks)
         self.dtype = _DTYPES[min(values[1] for _, values in ranks)]
-        parts = [max(column) for column in zip(*(values[3:] for _, values in ranks), strict=True)]
+        self._float64 = any(values[3] for _, values in ranks)
+        parts = [max(column) for column in zip(*(values[4:] for _, values in ranks), strict=True)]
         self._depth = Depth(parts[0], parts[1], parts[2] + _MOVE_ROUNDINGS + size)
         return self
 
@@ -394,7 +399,9 @@ class GramState:
         c = self._depth.factor(extra=_MOVE_ROUNDINGS)
         if not math.isfinite(c):
             return self._total.new_full((), math.inf)
-        underflow = self._depth.tiny * self.n * self.d
+        # Numbers of 32 bits and less, and their mean, differ by 0 or by more than 2^-215: no product underflows
+        # in float64, so that a state of zeros is known to be one.
+        underflow = self._depth.tiny * self.n * self.d if self._float64 or self._depth.fp32 else 0.0
         # The computed trace may be below the true one, by c of it.
         trace = (self._gram.diagonal().sum() + self._excess + underflow) / max(1 - c, torch.finfo(torch.float64).tiny)
         if centered:
@@ -465,6 +472,7 @@ class GramState:
             "n": self.n,
             "dtype": None if self.dtype is None else _name(self.dtype),
             "depth": _parts(self._depth),
+            "float64": self._float64,
             "equal_shifts": self._equal_shifts,
             **{name: tensor.clone() for name, tensor in tensors.items()},
         }
@@ -478,7 +486,8 @@ class GramState:
         """
         if not isinstance(state, dict):
             raise InputError("state", "a dictionary from state_dict()", type(state).__name__)
-        wanted = {"d", "mode", "classes", "n", "dtype", "depth", "equal_shifts", *self._tensor_names()}
+        state = {"float64": True, **state}  # states of older versions do not say, and theirs may have been
+        wanted = {"d", "mode", "classes", "n", "dtype", "depth", "float64", "equal_shifts", *self._tensor_names()}
         for name in ("d", "mode", "classes"):
             if name in state and state[name] != getattr(self, name):
                 raise InputError(f"state[{name!r}]", repr(getattr(self, name)), repr(state[name]))
@@ -501,6 +510,7 @@ class GramState:
                 isinstance(parts, list) and len(parts) == 3 and all(_whole(p, 0) for p in parts),
                 "three integers",
             ),
+            ("float64", isinstance(state["float64"], bool), "True or False"),
             ("equal_shifts", _whole(equal, 1), "an integer >= 1"),
         ):
             if not fits:
@@ -510,6 +520,7 @@ class GramState:
         self.n = state["n"]
         self.dtype = None if state["dtype"] is None else getattr(torch, state["dtype"])
         self._depth = Depth(*state["depth"])
+        self._float64 = state["float64"]
         self._equal_shifts = state["equal_shifts"]
 
     def _tensor_names(self) -> tuple[str, ...]:
