@@ -6,28 +6,33 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
 from fastrank.kernels import rsvd
 
+#: The modules of a subspace step, behind what they import.
+STEP = [
+    f"{rsvd.__name__}.{name}_triton" for name in ("blocks", "products", "orthonormal", "rotations", "residuals", "step")
+]
+
 
 @contextmanager
-def replaced(real: ModuleType, old: str, new: str, folder: Path) -> Iterator[ModuleType]:
-    """In the place of the real one; `orthonormal_triton`, which takes names from `step_triton`, is loaded anew too."""
-    from fastrank.kernels.rsvd import orthonormal_triton, step_triton
-
+def replaced(real: ModuleType, old: str, new: str, folder: Path) -> Iterator[None]:
+    """In the place of the real one; all that takes names from it is loaded anew too."""
     text = Path(real.__file__).read_text()
     assert text.count(old) == 1, f"the table is stale: {text.count(old)} times {old!r}"
     path = folder / Path(real.__file__).name
     path.write_text(text.replace(old, new))
-    users = [real, *([orthonormal_triton] if real is step_triton else [])]
+    behind = STEP[STEP.index(real.__name__) + 1 :] if real.__name__ in STEP else []
+    users = [real, *map(import_module, behind)]
     try:
         for user in users:
             spec = importlib.util.spec_from_file_location(user.__name__, path if user is real else user.__file__)
             _put(module := importlib.util.module_from_spec(spec))
             spec.loader.exec_module(module)
-        yield sys.modules[real.__name__]
+        yield
     finally:
         for user in users:
             _put(user)

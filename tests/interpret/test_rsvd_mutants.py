@@ -11,7 +11,16 @@ pytest.importorskip("triton")
 
 import torch
 from fastrank.kernels import rsvd
-from fastrank.kernels.rsvd import cosines_many, cosines_triton, orthonormal_many, orthonormal_triton, step_triton
+from fastrank.kernels.rsvd import (
+    cosines_many,
+    cosines_triton,
+    orthonormal_many,
+    orthonormal_triton,
+    products_triton,
+    residuals_triton,
+    rotations_triton,
+    step_triton,
+)
 from rsvd_mutants import replaced
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -49,18 +58,18 @@ def cosines():
 
 #: (name, module, its text, the replacement, the call that shows it).
 MUTANTS = [
-    ("spans on top of each other", step_triton, "tl.load(t + _PART) + span * n, i, j, Q)\n    if FIRST:",
-     "tl.load(t + _PART), i, j, Q)\n    if FIRST:", step),
-    ("S in Z's units", step_triton, "s = tl.sqrt(s2) / tl.load(facts_ptr + 2 * b)", "s = tl.sqrt(s2)", step),
-    ("entering in Z's units", step_triton, "x_ptr + there, j, ROWS, Q) / power - change",
+    ("spans on top of each other", products_triton, "tl.load(t + fields.PART) + span * n, i, j, Q)\n    if FIRST:",
+     "tl.load(t + fields.PART), i, j, Q)\n    if FIRST:", step),
+    ("S in Z's units", rotations_triton, "s = tl.sqrt(s2) / tl.load(facts_ptr + 2 * b)", "s = tl.sqrt(s2)", step),
+    ("entering in Z's units", rotations_triton, "x_ptr + there, j, ROWS, Q) / power - change",
      "x_ptr + there, j, ROWS, Q) - change", step),
-    ("the smallest first", step_triton, "values_ptr + b * Q + q - 1 - j", "values_ptr + b * Q + j", step),
-    ("Y transformed by the transpose", step_triton, "M = _times(t_ptr + there, Q, 1,",
-     "M = _times(t_ptr + there, 1, Q,", step),
-    ("residuals with the wrong sign", step_triton, "av - u * tl.load", "av + u * tl.load", step),
-    ("columns filled in their own place", step_triton, "tl.sum(kept, 0) + tl.cumsum(late, 0) - late",
+    ("the smallest first", rotations_triton, "values_ptr + b * Q + q - 1 - j", "values_ptr + b * Q + j", step),
+    ("Y transformed by the transpose", rotations_triton, "M = times(t_ptr + there, Q, 1,",
+     "M = times(t_ptr + there, 1, Q,", step),
+    ("residuals with the wrong sign", residuals_triton, "av - u * tl.load", "av + u * tl.load", step),
+    ("columns filled in their own place", orthonormal_triton, "tl.sum(kept, 0) + tl.cumsum(late, 0) - late",
      "tl.cumsum(kept, 0) + tl.cumsum(late, 0) - late", orthonormal),
-    ("nothing filled", step_triton, "& 1) != 0) & (j < q)", "& 1) != 0) & (j < 0)", orthonormal),
+    ("nothing filled", orthonormal_triton, "& 1) != 0) & (j < q)", "& 1) != 0) & (j < 0)", orthonormal),
     ("what is not finite kept as zeros", orthonormal_triton, "tl.float64), mask=broken)",
      "tl.float64), mask=broken & (j < 0))", orthonormal),
     ("cosines above 1", cosines_triton, "tl.where(found > 1.0, 1.0, found)", "found", cosines),
@@ -76,7 +85,8 @@ def test_without_a_mutant_all_is_well(call, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "module", "old", "new", "call"), MUTANTS, ids=[m[0] for m in MUTANTS])
-def test_mistakes_are_caught(name, module, old, new, call, tmp_path):
-    with replaced(module, old, new, tmp_path) as mutant, pytest.raises(AssertionError):
-        mutant.SKETCH_ROWS = 16
-        call()
+def test_mistakes_are_caught(name, module, old, new, call, tmp_path, monkeypatch):
+    with replaced(module, old, new, tmp_path):
+        monkeypatch.setattr(rsvd.step_triton, "SKETCH_ROWS", 16)  # the one that is in its place now
+        with pytest.raises(AssertionError):
+            call()
