@@ -148,7 +148,7 @@ def check(call: Callable[[str], tuple], expected: tuple) -> None:
 
 #: Mutants of the PTX that change nothing: (kernel, kind and change, text of the source's line, why).
 EXPLAINED = [
-    ("forward.*", "compare lt becomes le", "tl.where.*T > 0|forward_triton.py:0.*setp.lt.s32",
+    ("forward.*", "compare lt becomes le", "tl.where.*T > 0|triton.py:0.*setp.lt.s32",
      "T = 0 has no sign: it is neither subnormal nor normal"),
     ("backward", "compare lt becomes le", "tl.where.*T > 0", "the forward pass made these rows NaN, or as above"),
     ("forward.*", "compare lt becomes le", "for start in range", "one more tile, all of it masked"),
