@@ -33,8 +33,8 @@ from harness import Benchmark, Case, Contender, Problem, run_alone
 from torch import Tensor
 
 U = 2.0**-53
-#: A number is rounded by 2^-23 of the largest in its column at most, DIGITS_BLOCK rows at a time, of which all others may
-#: be far smaller: 2 sqrt(512) 2^-23 of a product of two columns.
+#: A number is rounded by 2^-23 of the largest in its column at most, DIGITS_BLOCK rows at a time, of which all others
+#: may be far smaller: 2 sqrt(512) 2^-23 of a product of two columns.
 ROUNDED = 2 * math.sqrt(DIGITS_BLOCK) * 2.0**-23
 #: Mean of the data of a shifted case, in units of its spread.
 OFFSET = 1000.0
@@ -285,7 +285,7 @@ def ours(
     case: Product, X: Tensor, mode: str, shift: Tensor | None, rounded: Tensor | None = None
 ) -> Callable[[], Tensor | tuple[Tensor, Tensor]]:
     if case.kind == "dual":
-        return lambda: gram_dual_many([X], mode, rounded=rounded)[0]
+        return lambda: gram_dual(X, mode) if rounded is None else gram_dual_many([X], mode, rounded=rounded)[0]
     return accumulating(case.d, X.device, lambda G, total: gram_accumulate_(G, total, X, shift, mode, rounded=rounded))
 
 
