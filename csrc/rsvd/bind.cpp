@@ -7,6 +7,7 @@
 #include "common/philox.h"
 #include "common/simd.h"
 #include "rsvd/distance.h"
+#include "rsvd/products.h"
 #include "rsvd/step.h"
 
 namespace py = pybind11;
@@ -96,6 +97,20 @@ void distances(py::list items, int threads) {
   rsvd::distances(pairs, threads);
 }
 
+// Each of `items`: data, dtype, rows, columns, stride, x, q, y.
+void products(py::list items, bool transposed, int threads) {
+  std::vector<rsvd::Product> all;
+  for (py::handle each : items) {
+    const auto item = py::cast<py::tuple>(each);
+    const auto integer = [&](size_t i) { return item[i].cast<int64_t>(); };
+    const auto numbers = [&](size_t i) { return reinterpret_cast<double*>(item[i].cast<uintptr_t>()); };
+    all.push_back({matrix(item[0].cast<uintptr_t>(), item[1].cast<int>(), integer(2), integer(3), integer(4)),
+                   transposed, numbers(5), integer(6), numbers(7)});
+  }
+  const py::gil_scoped_release released;
+  rsvd::products(kernels_of(true), all, threads);
+}
+
 }  // namespace
 
 void bind_rsvd(py::module_& m) {
@@ -110,6 +125,7 @@ void bind_rsvd(py::module_& m) {
   m.def("subspace_step_many_cpu", &steps, "one warm step for each of a list of its arguments; see rsvd.h");
   m.def("orthonormal_many_cpu", &orthonormal_many, "an orthonormal basis for each of a list of blocks and test matrices");
   m.def("distances_cpu", &distances, "||x - y|| and ||x||, Frobenius norms, for each of a list of its arguments");
+  m.def("products_cpu", &products, "A X, or A^T X, in double for each of a list of its arguments; X and Y contiguous");
   m.attr("rsvd_max_columns") = rsvd::kMaxColumns;
   m.attr("rsvd_fill_seed") = rsvd::kFillSeed;
   m.def(

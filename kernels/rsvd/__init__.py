@@ -19,6 +19,7 @@ from fastrank.kernels.rsvd.validate import (
     check_cosines,
     check_distances,
     check_orthonormal,
+    check_products,
     check_sketch,
     check_steps,
     check_test_matrix,
@@ -34,6 +35,7 @@ __all__ = [
     "cosines_many",
     "distances_many",
     "orthonormal_many",
+    "products_many",
     "sketch",
     "subspace_step_many",
     "test_matrix",
@@ -163,6 +165,21 @@ def cosines_many(W: list[Tensor], A: list[Tensor], impl: str | None = None) -> l
     W, A = [w.detach() for w in W], [a.detach() for a in A]
     run = register.cosines_many if unobserved((*W, *A)) else torch.ops.fastrank.cosines_many
     return run(W, A, impl)
+
+
+def products_many(A: list[Tensor], X: list[Tensor], transposed: bool = False, impl: str | None = None) -> list[Tensor]:
+    """A X in float64 of each A [n, d], of any floating dtype, and X [d, q] float64, q <= 128; or A^T X, of X [n, q].
+
+    Not differentiated.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit.
+        RuntimeError: an impl that cannot run here.
+    """
+    check_products(A, X, transposed)
+    A, X = [a.detach() for a in A], [x.detach() for x in X]
+    run = register.products_many if unobserved((*A, *X)) else torch.ops.fastrank.products_many
+    return run(A, X, transposed, impl)
 
 
 def distances_many(X: list[Tensor], Y: list[Tensor], impl: str | None = None) -> Tensor:

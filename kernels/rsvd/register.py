@@ -23,6 +23,7 @@ _library.define(
 )
 _library.define("orthonormal_many(Tensor[] X, str? impl=None, int fresh=0, int[] draws=[]) -> Tensor[]")
 _library.define("cosines_many(Tensor[] W, Tensor[] A, str? impl=None) -> Tensor[]")
+_library.define("products_many(Tensor[] A, Tensor[] X, bool transposed=False, str? impl=None) -> Tensor[]")
 _library.define("distances_many(Tensor[] X, Tensor[] Y, str? impl=None) -> Tensor")
 
 _MASK = 0xFFFFFFFFFFFFFFFF
@@ -147,6 +148,18 @@ def distances_many(X: list[Tensor], Y: list[Tensor], impl: str | None = None) ->
     return found
 
 
+def products_many(A: list[Tensor], X: list[Tensor], transposed: bool = False, impl: str | None = None) -> list[Tensor]:
+    if not A or backend.chosen("products_many", A[0].device.type, impl) != "native":
+        return [reference.product(a, x, transposed) for a, x in zip(A, X, strict=True)]
+    A, X = [_by_rows(a) for a in A], [x.contiguous() for x in X]
+    found = [x.new_empty(a.shape[1 if transposed else 0], x.shape[1]) for a, x in zip(A, X, strict=True)]
+    items = [
+        (*_matrix(a), x.data_ptr(), x.shape[1], y.data_ptr()) for a, x, y in zip(A, X, found, strict=True) if y.numel()
+    ]
+    backend.core().products_cpu(items, transposed, backend.threads())
+    return found
+
+
 def _triton_steps(A: list[Tensor], V: list[Tensor], k: int) -> Steps:
     """Grouped; blocks that are too wide for the kernels, and A without numbers, one by one through the reference."""
     from fastrank.kernels.rsvd import step_triton
@@ -202,6 +215,7 @@ for _key in ("CPU", "CUDA", "CompositeExplicitAutograd"):  # the last: every oth
     _library.impl("orthonormal_many", orthonormal_many, _key)
     _library.impl("cosines_many", cosines_many, _key)
     _library.impl("distances_many", distances_many, _key)
+    _library.impl("products_many", products_many, _key)
 _library.impl("test_matrix", test_matrix, "CompositeExplicitAutograd")  # no tensor to choose by
 
 
@@ -223,6 +237,11 @@ def _(A, V, k, impl=None, entering=True):
 @torch.library.register_fake("fastrank::orthonormal_many", lib=_library)
 def _(X, impl=None, fresh=0, draws=()):
     return [x.new_empty(x.shape[0], x.shape[1] + fresh) for x in X]
+
+
+@torch.library.register_fake("fastrank::products_many", lib=_library)
+def _(A, X, transposed=False, impl=None):
+    return [x.new_empty(a.shape[1 if transposed else 0], x.shape[1]) for a, x in zip(A, X, strict=True)]
 
 
 @torch.library.register_fake("fastrank::distances_many", lib=_library)

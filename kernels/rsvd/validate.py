@@ -80,6 +80,27 @@ def check_cosines(W: list[Tensor], A: list[Tensor]) -> None:
                 raise ValueError(f"{name}: expected tensors on one device, {W[0].device}, got {x.device} at {index}")
 
 
+def check_products(A: list[Tensor], X: list[Tensor], transposed: bool) -> None:
+    for name, items in (("A", A), ("X", X)):
+        if not isinstance(items, (list, tuple)):
+            raise TypeError(f"{name}: expected a list of tensors, got {type(items).__name__}")
+    if len(X) != len(A):
+        raise ValueError(f"X: expected {len(A)} blocks, as many as A, got {len(X)}")
+    for index, (a, x) in enumerate(zip(A, X, strict=True)):
+        check_matrix("A", a, f" at {index}")
+        check_matrix("X", x, f" at {index}")
+        if x.dtype != torch.float64:
+            raise TypeError(f"X: expected float64, got {x.dtype} at {index}")
+        side = a.shape[0 if transposed else 1]
+        if len(x) != side or x.shape[1] > MAX_COLUMNS:
+            raise ValueError(
+                f"X: expected [{side}, q] to fit A, q <= {MAX_COLUMNS}, got shape {tuple(x.shape)} at {index}"
+            )
+        for name, m in (("A", a), ("X", x)):
+            if m.device != A[0].device:
+                raise ValueError(f"{name}: expected tensors on one device, {A[0].device}, got {m.device} at {index}")
+
+
 def check_distances(X: list[Tensor], Y: list[Tensor]) -> None:
     for name, items in (("X", X), ("Y", Y)):
         if not isinstance(items, (list, tuple)):

@@ -14,6 +14,7 @@ from fastrank.kernels.rsvd import (
     cosines_many,
     distances_many,
     orthonormal_many,
+    products_many,
     reference,
     sketch,
     subspace_step_many,
@@ -428,6 +429,7 @@ def test_operators_are_registered_as_they_behave():
     opcheck(torch.ops.fastrank.orthonormal_many, ([V],), test_utils=tests)
     opcheck(torch.ops.fastrank.cosines_many, ([A], [A[:2]]), test_utils=tests)
     opcheck(torch.ops.fastrank.distances_many, ([A], [A + 1]), test_utils=tests)
+    opcheck(torch.ops.fastrank.products_many, ([A], [A.T.double()[:, :2]]), test_utils=tests)
     opcheck(torch.ops.fastrank.sketch, (A, 3, 0, 0, "gaussian"), test_utils=tests)
     arguments = (5, 3, 0, 0, "gaussian", torch.float32, torch.device("cpu"))
     opcheck(torch.ops.fastrank.test_matrix, arguments, test_utils=tests)
@@ -456,6 +458,30 @@ def test_distances(impl):
     assert distances_many([], []).shape == (0, 2)
     nan = torch.full((2, 2), torch.nan)
     assert distances_many([nan], [nan]).isnan().all()
+
+
+@pytest.mark.parametrize("impl", [None, "reference"])
+def test_products_in_float64(impl):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, 1, 1), (33, 70, 13), (2000, 300, 13), (300, 2000, 8), (64, 5, 27), (0, 5, 3), (5, 0, 3)]
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        A = [torch.randn(n, d, generator=generator).to(dtype) for n, d, _ in shapes]
+        A[1], A[2] = A[1].T.contiguous().T, torch.cat([A[2], A[2]], 1)[:, :300]
+        for transposed in (False, True):
+            X = [
+                torch.randn((n if transposed else d), q, generator=generator, dtype=torch.float64) for n, d, q in shapes
+            ]
+            found = products_many(A, X, transposed, impl)
+            for a, x, y in zip(A, X, found, strict=True):
+                a = a.double().T if transposed else a.double()
+                assert y.shape == (len(a), x.shape[1])
+                assert ((y - a @ x).abs() <= 2 * len(x) * 2.0**-53 * (a.abs() @ x.abs())).all()
+            if impl is None:
+                torch.set_num_threads(2)
+                alone = [products_many([a], [x], transposed)[0] for a, x in zip(A, X, strict=True)]
+                torch.set_num_threads(1)
+                assert all(torch.equal(y, one) for y, one in zip(found, alone, strict=True))
+    assert products_many([], []) == []
 
 
 def test_cosines():
@@ -495,6 +521,9 @@ def test_cosines():
         (ValueError, "Y", lambda: distances_many([torch.ones(3, 4)], [torch.ones(4, 3)])),
         (ValueError, "Y", lambda: distances_many([torch.ones(3, 4)], [torch.ones(3, 4).double()])),
         (ValueError, "Y", lambda: distances_many([torch.ones(3, 4)], [])),
+        (ValueError, "X", lambda: products_many([torch.ones(3, 4)], [torch.ones(3, 2).double()])),
+        (TypeError, "X", lambda: products_many([torch.ones(3, 4)], [torch.ones(4, 2)])),
+        (ValueError, "X", lambda: products_many([torch.ones(3, 4)], [])),
     ],
 )
 def test_bad_arguments_are_named(error, argument, call):
