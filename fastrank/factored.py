@@ -10,12 +10,13 @@ bounded with random vectors (Halko, Martinsson & Tropp 2011, lemma 4.1), so noth
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fastrank.carried import SMALLEST_SIDE
-from fastrank.kernels.rsvd import test_matrix
+from fastrank.kernels.rsvd import products_many, test_matrix
 from fastrank.precision import one_thread
 from fastrank.ranks import rank_counts
 from fastrank.small_grams import U64, SmallGram, small_grams
@@ -25,8 +26,6 @@ from fastrank.spectra import Spectrum, of_grams
 #: FACTOR ** -PROBES, one in 10^10.
 PROBES = 12
 FACTOR = 10 ** (10 / PROBES)
-#: Rows of a matrix that are float64 at a time: 1 MiB of 2048 columns, which stays in a core's cache.
-BLOCK = 64
 
 
 def pays(rows: int, n: int, d: int) -> bool:
@@ -40,14 +39,26 @@ def factored_spectra(jobs: list[tuple[Tensor, Tensor, Tensor]], seed: int, strea
     None where that does not settle the default rank: float64, what is not finite, or what G and X do not explain.
     Bounds hold with probability 1 - 1e-10 over the draws (seed, stream), which must not depend on the matrices.
     """
-    fits = [torch.float64 not in (A.dtype, G.dtype, X.dtype) for A, G, X in jobs]
-    grams = small_grams([Y for job, fit in zip(jobs, fits, strict=True) if fit for Y in job[1:]])
-    products = [_of_product(g, x) for g, x in zip(grams[::2], grams[1::2], strict=True)]
-    sound = [p for p in products if p is not None]
-    spectra = dict(zip(map(id, sound), of_grams(sound), strict=True))
-    found = iter([spectra.get(id(p)) for p in products])
+    found: list[Spectrum | None] = [None] * len(jobs)
+    fits = [i for i, job in enumerate(jobs) if torch.float64 not in {matrix.dtype for matrix in job}]
+    grams = small_grams([Y for i in fits for Y in jobs[i][1:]])
     with one_thread():
-        return [_settled(*job, next(found) if fit else None, seed, stream) for job, fit in zip(jobs, fits, strict=True)]
+        products = {i: _of_product(g, x) for i, g, x in zip(fits, grams[::2], grams[1::2], strict=True)}
+    sound = {i: product for i, product in products.items() if product is not None}
+    spectra = dict(zip(sound, of_grams(list(sound.values())), strict=True))
+    rests = _rests([jobs[i] for i in spectra], seed, stream)
+    open_ = {}
+    for (i, product), rest in zip(spectra.items(), rests, strict=True):
+        found[i] = _with_rest(jobs[i][0], product, rest.multiple, _largest(rest.products) + rest.rounding)
+        if found[i] is None and not product.reason and bool(rest.multiple.isfinite()):
+            open_[i] = rest
+    # Rounding has its norm spread over all directions: a product with R shows far more than ||R||_2, of R R^T R the
+    # cube root does not (512 x 512: 19 times less).
+    again = _applied([jobs[i] for i in open_], list(open_.values()), [rest.products for rest in open_.values()], True)
+    again = _applied([jobs[i] for i in open_], list(open_.values()), again, False)
+    for (i, rest), W in zip(open_.items(), again, strict=True):
+        found[i] = _with_rest(jobs[i][0], spectra[i], rest.multiple, _largest(W) ** (1 / 3) + rest.rounding)
+    return found
 
 
 def _of_product(g: SmallGram, x: SmallGram) -> SmallGram | None:
@@ -72,24 +83,40 @@ def _of_product(g: SmallGram, x: SmallGram) -> SmallGram | None:
     return SmallGram(S, g.d, x.d, torch.float32, False, error)
 
 
-def _settled(A: Tensor, G: Tensor, X: Tensor, product: Spectrum | None, seed: int, stream: int) -> Spectrum | None:
-    if product is None or product.reason:
-        return None
-    n, d = A.shape
-    V = test_matrix(d, 1 + PROBES, seed, 1 + stream, device=A.device).double()
-    mine, theirs = _times(A, V), _times_transposed(G, _times(X, V))
-    # The first vector is for the multiple alone, so that the others know nothing of the difference they probe.
-    multiple = (mine[:, 0] @ theirs[:, 0]) / theirs[:, 0].square().sum()
-    R_V = (mine - multiple * theirs)[:, 1:]
-    rounding = 4 * max(n, d) * U64 * multiple.abs() * (G.norm().double() * X.norm().double())
-    found = _with_rest(A, product, multiple, _largest(R_V) + rounding)
-    if found is None and bool(multiple.isfinite()):
-        # Rounding has its norm spread over all directions: a product with R shows far more than ||R||_2, of R R^T R the
-        # cube root does not (512 x 512: 19 times less).
-        W = _times_transposed(A, R_V) - multiple * _times_transposed(X, _times(G, R_V))
-        W = _times(A, W) - multiple * _times_transposed(G, _times(X, W))
-        found = _with_rest(A, product, multiple, _largest(W) ** (1 / 3) + rounding)
-    return found
+@dataclass(frozen=True)
+class _Rest:
+    """R = A - multiple G^T X: its products with the probes, and how much those round."""
+
+    multiple: Tensor
+    products: Tensor
+    rounding: Tensor
+
+
+def _rests(jobs: list[tuple[Tensor, Tensor, Tensor]], seed: int, stream: int) -> list[_Rest]:
+    A, G, X = ([job[i] for job in jobs] for i in range(3))
+    V = [test_matrix(a.shape[1], 1 + PROBES, seed, 1 + stream, device=a.device).double() for a in A]
+    rests = []
+    for a, g, x, mine, theirs in zip(A, G, X, products_many(A, V), _explained(G, X, V), strict=True):
+        # The first vector is for the multiple alone, so that the others know nothing of the difference they probe.
+        multiple = (mine[:, 0] @ theirs[:, 0]) / theirs[:, 0].square().sum()
+        rounding = 4 * max(a.shape) * U64 * multiple.abs() * (g.norm().double() * x.norm().double())
+        rests.append(_Rest(multiple, (mine - multiple * theirs)[:, 1:], rounding))
+    return rests
+
+
+def _applied(
+    jobs: list[tuple[Tensor, Tensor, Tensor]], rests: list[_Rest], V: list[Tensor], transposed: bool
+) -> list[Tensor]:
+    """R V, or R^T V."""
+    A, G, X = ([job[i] for job in jobs] for i in range(3))
+    mine = products_many(A, V, transposed)
+    theirs = _explained(X, G, V) if transposed else _explained(G, X, V)
+    return [m - rest.multiple * t for m, t, rest in zip(mine, theirs, rests, strict=True)]
+
+
+def _explained(G: list[Tensor], X: list[Tensor], V: list[Tensor]) -> list[Tensor]:
+    """G^T X V."""
+    return products_many(G, products_many(X, V), transposed=True)
 
 
 def _largest(products: Tensor) -> Tensor:
@@ -99,7 +126,7 @@ def _largest(products: Tensor) -> Tensor:
 
 def _with_rest(A: Tensor, product: Spectrum, multiple: Tensor, outside: Tensor) -> Spectrum | None:
     """A is `multiple` times the product, and something of 2-norm `outside` at most."""
-    if not bool(outside.isfinite()):
+    if product.reason or not bool(outside.isfinite()):
         return None
     n, d = A.shape
     beyond = product.sigma.new_zeros(min(n, d) - len(product.sigma))
@@ -108,21 +135,3 @@ def _with_rest(A: Tensor, product: Spectrum, multiple: Tensor, outside: Tensor) 
     found = Spectrum(sigma, bound, outside, n, d, A.dtype, False, "factors")
     _, lo, hi = rank_counts(found)
     return found if bool(lo == hi) else None
-
-
-def _times(A: Tensor, V: Tensor) -> Tensor:
-    """A V in float64, of A in whatever precision (2048 x 2048: four times as fast as by copies of 256 rows)."""
-    result = V.new_empty(len(A), V.shape[1])
-    wide = V.new_empty(min(BLOCK, len(A)), A.shape[1])
-    for block, rows in zip(A.split(BLOCK), result.split(BLOCK), strict=True):
-        torch.mm(wide[: len(block)].copy_(block), V, out=rows)
-    return result
-
-
-def _times_transposed(A: Tensor, V: Tensor) -> Tensor:
-    """A^T V, as `_times`."""
-    result = V.new_zeros(V.shape[1], A.shape[1])
-    wide = V.new_empty(min(BLOCK, len(A)), A.shape[1])
-    for block, rows in zip(A.split(BLOCK), V.split(BLOCK), strict=True):
-        result.addmm_(rows.T, wide[: len(block)].copy_(block))
-    return result.T

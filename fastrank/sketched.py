@@ -14,7 +14,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from fastrank.kernels.rsvd import test_matrix
+from fastrank.kernels.rsvd import products_many, test_matrix
 from fastrank.precision import full_precision, one_thread
 from fastrank.ranks import rank_counts
 from fastrank.spectra import Spectrum, spectrum
@@ -51,7 +51,7 @@ def sketched_spectrum(A: Tensor, width: int, seed: int, stream: int) -> Spectrum
     n, d = A.shape
     if A.dtype == torch.float64:  # the rounding of a sketch reaches the tolerance
         return None
-    X = (A if n <= d else A.T).float()
+    X = (A if n <= d else A.T).float().contiguous()
     with full_precision(X.device):
         Y = X @ _sketching(X.shape[1], width, seed, X.device)
         if not bool(Y.isfinite().all()):
@@ -59,12 +59,10 @@ def sketched_spectrum(A: Tensor, width: int, seed: int, stream: int) -> Spectrum
         with one_thread():
             Q = torch.linalg.qr(Y)[0]
         B = Q.T @ X
-        X64, Q64, B64 = X.double(), Q.double(), B.double()
-        W = test_matrix(PROBES, X.shape[1], seed, 1 + stream, device=X.device).double()
-        # Rows times a matrix stored by rows, or columns: never a walk across its rows.
-        W = X64 @ W.T - Q64 @ (B64 @ W.T)
-        W = (W.T @ X64 - (W.T @ Q64) @ B64).T
-        W = X64 @ W - Q64 @ (B64 @ W)
+        W = test_matrix(PROBES, X.shape[1], seed, 1 + stream, device=X.device).double().T
+        for transposed in (False, True, False):
+            W = _rest_times(X, Q, B, W, transposed)
+        Q64 = Q.double()
         uneven = torch.linalg.matrix_norm(Q64.T @ Q64 - torch.eye(width, dtype=Q64.dtype, device=Q.device))
     s = spectrum(B)
     # R as it is applied differs from R by the rounding of float64 products.
@@ -77,6 +75,13 @@ def sketched_spectrum(A: Tensor, width: int, seed: int, stream: int) -> Spectrum
     found = Spectrum(sigma, bound, outside, n, d, A.dtype, False, "sketch")
     _, lo, hi = rank_counts(found)
     return found if bool(lo == hi) and bool(hi < width) else None
+
+
+def _rest_times(X: Tensor, Q: Tensor, B: Tensor, V: Tensor, transposed: bool) -> Tensor:
+    """R V, or R^T V, in float64, of R = X - Q B."""
+    of_X, inner = products_many([X, B if not transposed else Q], [V, V], transposed)
+    (outer,) = products_many([Q if not transposed else B], [inner], transposed)
+    return of_X - outer
 
 
 @lru_cache(maxsize=16)

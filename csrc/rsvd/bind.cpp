@@ -6,6 +6,8 @@
 
 #include "common/philox.h"
 #include "common/simd.h"
+#include "rsvd/distance.h"
+#include "rsvd/products.h"
 #include "rsvd/step.h"
 
 namespace py = pybind11;
@@ -67,17 +69,46 @@ void steps(py::list items, int threads) {
   rsvd::Steps(std::move(problems), threads).run();
 }
 
-// Each of `items`: x, is_double, d, q, out.
+// Each of `items`: x, is_double, stride, d, q, out, fresh, seed, stream.
 void orthonormal_many(py::list items, int threads) {
   std::vector<rsvd::Block> blocks;
   for (py::handle each : items) {
     const auto item = py::cast<py::tuple>(each);
     blocks.push_back({&kernels_of(item[1].cast<bool>()), reinterpret_cast<const void*>(item[0].cast<uintptr_t>()),
-                      item[2].cast<int64_t>(), item[3].cast<int64_t>(),
-                      reinterpret_cast<void*>(item[4].cast<uintptr_t>())});
+                      item[2].cast<int64_t>(), item[3].cast<int64_t>(), item[4].cast<int64_t>(),
+                      reinterpret_cast<void*>(item[5].cast<uintptr_t>()), item[6].cast<int64_t>(),
+                      item[7].cast<uint64_t>(), item[8].cast<uint32_t>()});
   }
   const py::gil_scoped_release released;
   rsvd::orthonormal_many(blocks, threads);
+}
+
+// Each of `items`: x, y, is_double, rows, columns, strides of their rows, found.
+void distances(py::list items, int threads) {
+  std::vector<rsvd::Pair> pairs;
+  for (py::handle each : items) {
+    const auto item = py::cast<py::tuple>(each);
+    const auto integer = [&](size_t i) { return item[i].cast<int64_t>(); };
+    const auto address = [&](size_t i) { return reinterpret_cast<void*>(item[i].cast<uintptr_t>()); };
+    pairs.push_back({&kernels_of(item[2].cast<bool>()), address(0), address(1), integer(3), integer(4), integer(5),
+                     integer(6), static_cast<double*>(address(7))});
+  }
+  const py::gil_scoped_release released;
+  rsvd::distances(pairs, threads);
+}
+
+// Each of `items`: data, dtype, rows, columns, stride, x, q, y.
+void products(py::list items, bool transposed, int threads) {
+  std::vector<rsvd::Product> all;
+  for (py::handle each : items) {
+    const auto item = py::cast<py::tuple>(each);
+    const auto integer = [&](size_t i) { return item[i].cast<int64_t>(); };
+    const auto numbers = [&](size_t i) { return reinterpret_cast<double*>(item[i].cast<uintptr_t>()); };
+    all.push_back({matrix(item[0].cast<uintptr_t>(), item[1].cast<int>(), integer(2), integer(3), integer(4)),
+                   transposed, numbers(5), integer(6), numbers(7)});
+  }
+  const py::gil_scoped_release released;
+  rsvd::products(kernels_of(true), all, threads);
 }
 
 }  // namespace
@@ -92,7 +123,9 @@ void bind_rsvd(py::module_& m) {
         "rows [first, first + rows) of a test matrix, to contiguous float or double memory");
   m.def("sketch_cpu", &sketch, release, "y = A times a test matrix [columns, q]; y contiguous");
   m.def("subspace_step_many_cpu", &steps, "one warm step for each of a list of its arguments; see rsvd.h");
-  m.def("orthonormal_many_cpu", &orthonormal_many, "an orthonormal basis for each of a list of blocks");
+  m.def("orthonormal_many_cpu", &orthonormal_many, "an orthonormal basis for each of a list of blocks and test matrices");
+  m.def("distances_cpu", &distances, "||x - y|| and ||x||, Frobenius norms, for each of a list of its arguments");
+  m.def("products_cpu", &products, "A X, or A^T X, in double for each of a list of its arguments; X and Y contiguous");
   m.attr("rsvd_max_columns") = rsvd::kMaxColumns;
   m.attr("rsvd_fill_seed") = rsvd::kFillSeed;
   m.def(

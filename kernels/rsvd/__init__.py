@@ -9,6 +9,7 @@ number of threads nor on what else is in the call.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,9 @@ from fastrank.kernels.rsvd import register
 from fastrank.kernels.rsvd.config import KINDS, MAX_COLUMNS, ZETA
 from fastrank.kernels.rsvd.validate import (
     check_cosines,
+    check_distances,
     check_orthonormal,
+    check_products,
     check_sketch,
     check_steps,
     check_test_matrix,
@@ -30,7 +33,9 @@ __all__ = [
     "ZETA",
     "Step",
     "cosines_many",
+    "distances_many",
     "orthonormal_many",
+    "products_many",
     "sketch",
     "subspace_step_many",
     "test_matrix",
@@ -120,15 +125,31 @@ def subspace_step_many(
     return [Step(*members) for members in zip(*run(A, V, k, impl, entering), strict=True)]
 
 
-def orthonormal_many(X: list[Tensor], impl: str | None = None) -> list[Tensor]:
-    """For each X [d, q] an orthonormal basis [d, q], whose first j columns span those of X.
+def orthonormal_many(
+    X: list[Tensor],
+    impl: str | None = None,
+    *,
+    fresh: int = 0,
+    seeds: Sequence[int] = (),
+    streams: Sequence[int] = (),
+) -> list[Tensor]:
+    """For each X [d, p] an orthonormal basis [d, q] of it and, behind it, `fresh` Gaussian columns; q = p + fresh.
 
-    Columns that depend on those before them, or are not finite, are replaced by random directions, which come last.
-    X is float32 or float64, q <= min(d, 128).
+    Its first j columns span the first j of those. Columns that depend on others before them, or are not finite, are
+    replaced by random directions, which come last. X is float32 or float64, q <= min(d, 128).
+
+    Args:
+        fresh: columns of `test_matrix(d, fresh, seed, stream)`, from the seed and stream of each X.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit.
+        RuntimeError: an impl that cannot run here.
     """
-    check_orthonormal(X)
+    check_orthonormal(X, fresh, seeds, streams)
     X = [x.detach() for x in X]
-    return (register.orthonormal_many if unobserved(tuple(X)) else torch.ops.fastrank.orthonormal_many)(X, impl)
+    draws = [number for seed, stream in zip(seeds, streams, strict=True) for number in (_signed(seed), stream)]
+    run = register.orthonormal_many if unobserved(tuple(X)) else torch.ops.fastrank.orthonormal_many
+    return run(X, impl, fresh, draws)
 
 
 def cosines_many(W: list[Tensor], A: list[Tensor], impl: str | None = None) -> list[Tensor]:
@@ -144,6 +165,37 @@ def cosines_many(W: list[Tensor], A: list[Tensor], impl: str | None = None) -> l
     W, A = [w.detach() for w in W], [a.detach() for a in A]
     run = register.cosines_many if unobserved((*W, *A)) else torch.ops.fastrank.cosines_many
     return run(W, A, impl)
+
+
+def products_many(A: list[Tensor], X: list[Tensor], transposed: bool = False, impl: str | None = None) -> list[Tensor]:
+    """A X in float64 of each A [n, d], of any floating dtype, and X [d, q] float64, q <= 128; or A^T X, of X [n, q].
+
+    Not differentiated.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit.
+        RuntimeError: an impl that cannot run here.
+    """
+    check_products(A, X, transposed)
+    A, X = [a.detach() for a in A], [x.detach() for x in X]
+    run = register.products_many if unobserved((*A, *X)) else torch.ops.fastrank.products_many
+    return run(A, X, transposed, impl)
+
+
+def distances_many(X: list[Tensor], Y: list[Tensor], impl: str | None = None) -> Tensor:
+    """[number of pairs, 2] float64: `||X - Y||_F` and `||X||_F` of each pair of X and Y [n, d], of one dtype.
+
+    One read of both. Each errs by at most 4 u of itself, u the unit roundoff of the data's dtype (2^-24 for 16-bit
+    data), and by sqrt(n d tiny) where squares leave its range below; above, it is infinite. Not differentiated.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit.
+        RuntimeError: an impl that cannot run here.
+    """
+    check_distances(X, Y)
+    X, Y = [x.detach() for x in X], [y.detach() for y in Y]
+    run = register.distances_many if unobserved((*X, *Y)) else torch.ops.fastrank.distances_many
+    return run(X, Y, impl)
 
 
 def _signed(seed: int) -> int:

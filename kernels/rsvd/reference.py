@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from fastrank.kernels.rsvd.config import COS, LN2_HIGH, LN2_LOW, LOG, SIN, SKETCH_ROWS, ZETA
+from fastrank.kernels.rsvd.config import COS, LN2_HIGH, LN2_LOW, LOG, SIN, SKETCH_ROWS, WIDE_ROWS, ZETA
 from torch import Tensor
 
 _LOW = 0xFFFFFFFF
@@ -102,6 +102,25 @@ def sketch(A: Tensor, q: int, seed: int, stream: int = 0, kind: str = "gaussian"
 def cosines(W: Tensor, A: Tensor) -> Tensor:
     """|W A^T|, at most 1."""
     return (W @ A.T).abs_().clamp_max_(1.0)
+
+
+def distance(X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
+    """||X - Y||_F and ||X||_F in float64, a few rows of which are in memory at a time."""
+    squares = X.new_zeros(2, dtype=torch.float64)
+    for x, y in zip(X.split(WIDE_ROWS), Y.split(WIDE_ROWS), strict=True):
+        x = x.double()
+        squares += torch.stack([(x - y).square().sum(), x.square().sum()])
+    return tuple(squares.sqrt())
+
+
+def product(A: Tensor, X: Tensor, transposed: bool) -> Tensor:
+    """A X, or A^T X, in float64; X is float64."""
+    if not transposed:
+        return torch.cat([rows.double() @ X for rows in A.split(WIDE_ROWS)]) if len(A) else X.new_zeros(0, X.shape[1])
+    found = X.new_zeros(A.shape[1], X.shape[1])
+    for rows, x in zip(A.split(WIDE_ROWS), X.split(WIDE_ROWS), strict=True):
+        found += rows.double().T @ x
+    return found
 
 
 def _sparse_sign(first: int, rows: int, columns: int, seed: int, stream: int, device) -> Tensor:

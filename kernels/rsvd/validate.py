@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from fastrank.kernels.rsvd.config import KINDS, MAX_COLUMNS
 from torch import Tensor
@@ -41,11 +43,17 @@ def check_steps(A: list[Tensor], V: list[Tensor], k: int) -> None:
                 raise ValueError(f"{name}: expected tensors on one device, {A[0].device}, got {x.device} at {index}")
 
 
-def check_orthonormal(X: list[Tensor]) -> None:
+def check_orthonormal(X: list[Tensor], fresh: int = 0, seeds: Sequence[int] = (), streams: Sequence[int] = ()) -> None:
     if not isinstance(X, (list, tuple)):
         raise TypeError(f"X: expected a list of tensors, got {type(X).__name__}")
+    check_whole("fresh", fresh, 0, MAX_COLUMNS)
+    for name, numbers in (("seeds", seeds), ("streams", streams)):
+        if len(numbers) != (len(X) if fresh else 0):
+            raise ValueError(f"{name}: expected {len(X) if fresh else 0}, one of each X, got {len(numbers)}")
+    for seed, stream in zip(seeds, streams, strict=True):
+        _check_draw(seed, stream, "gaussian")
     for index, x in enumerate(X):
-        check_block("X", x, None, f" at {index}")
+        check_block("X", x, None, f" at {index}", fresh)
         if x.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"X: expected float32 or float64, got {x.dtype} at {index}")
         if x.device != X[0].device:
@@ -72,6 +80,45 @@ def check_cosines(W: list[Tensor], A: list[Tensor]) -> None:
                 raise ValueError(f"{name}: expected tensors on one device, {W[0].device}, got {x.device} at {index}")
 
 
+def check_products(A: list[Tensor], X: list[Tensor], transposed: bool) -> None:
+    for name, items in (("A", A), ("X", X)):
+        if not isinstance(items, (list, tuple)):
+            raise TypeError(f"{name}: expected a list of tensors, got {type(items).__name__}")
+    if len(X) != len(A):
+        raise ValueError(f"X: expected {len(A)} blocks, as many as A, got {len(X)}")
+    for index, (a, x) in enumerate(zip(A, X, strict=True)):
+        check_matrix("A", a, f" at {index}")
+        check_matrix("X", x, f" at {index}")
+        if x.dtype != torch.float64:
+            raise TypeError(f"X: expected float64, got {x.dtype} at {index}")
+        side = a.shape[0 if transposed else 1]
+        if len(x) != side or x.shape[1] > MAX_COLUMNS:
+            raise ValueError(
+                f"X: expected [{side}, q] to fit A, q <= {MAX_COLUMNS}, got shape {tuple(x.shape)} at {index}"
+            )
+        for name, m in (("A", a), ("X", x)):
+            if m.device != A[0].device:
+                raise ValueError(f"{name}: expected tensors on one device, {A[0].device}, got {m.device} at {index}")
+
+
+def check_distances(X: list[Tensor], Y: list[Tensor]) -> None:
+    for name, items in (("X", X), ("Y", Y)):
+        if not isinstance(items, (list, tuple)):
+            raise TypeError(f"{name}: expected a list of tensors, got {type(items).__name__}")
+    if len(Y) != len(X):
+        raise ValueError(f"Y: expected {len(X)} matrices, as many as X, got {len(Y)}")
+    for index, (x, y) in enumerate(zip(X, Y, strict=True)):
+        check_matrix("X", x, f" at {index}")
+        check_matrix("Y", y, f" at {index}")
+        if y.shape != x.shape or y.dtype != x.dtype:
+            raise ValueError(
+                f"Y: expected {x.dtype} {tuple(x.shape)}, as X is, got {y.dtype} {tuple(y.shape)} at {index}"
+            )
+        for name, m in (("X", x), ("Y", y)):
+            if m.device != X[0].device:
+                raise ValueError(f"{name}: expected tensors on one device, {X[0].device}, got {m.device} at {index}")
+
+
 def check_matrix(name: str, A: Tensor, where: str = "") -> None:
     if not isinstance(A, Tensor):
         raise TypeError(f"{name}: expected a torch tensor, got {type(A).__name__}{where}")
@@ -83,12 +130,12 @@ def check_matrix(name: str, A: Tensor, where: str = "") -> None:
         raise ValueError(f"{name}: expected a matrix [n, d], got shape {tuple(A.shape)}{where}")
 
 
-def check_block(name: str, V: Tensor, d: int | None, where: str) -> None:
+def check_block(name: str, V: Tensor, d: int | None, where: str, fresh: int = 0) -> None:
     check_matrix(name, V, where)
     if d is not None and len(V) != d:
         raise ValueError(f"{name}: expected [{d}, q] to fit A, got shape {tuple(V.shape)}{where}")
-    if V.shape[1] > min(len(V), MAX_COLUMNS):
-        most = min(len(V), MAX_COLUMNS)
+    if V.shape[1] + fresh > min(len(V), MAX_COLUMNS):
+        most = min(len(V), MAX_COLUMNS) - fresh
         raise ValueError(f"{name}: expected at most {most} columns, got {V.shape[1]}{where}")
 
 

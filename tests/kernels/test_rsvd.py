@@ -12,7 +12,9 @@ from fastrank.kernels.rsvd import (
     ZETA,
     config,
     cosines_many,
+    distances_many,
     orthonormal_many,
+    products_many,
     reference,
     sketch,
     subspace_step_many,
@@ -352,6 +354,27 @@ def test_layouts_and_the_number_of_pairs(impl):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_bases_with_fresh_columns(dtype):
+    """The bits of a test matrix put behind the block by hand; of a block in whatever memory it lies."""
+    wide = [torch.linalg.qr(torch.randn(d, 27, dtype=dtype))[0] for d in (40, 300, 3000)]
+    X, seeds, streams = [x[:, :23] for x in wide], [3, -5, 2**63], [1, 7, 2**32 - 1]
+    found = orthonormal_many(X, fresh=4, seeds=seeds, streams=streams)
+    by_hand = [
+        torch.cat([x, test_matrix(len(x), 4, seed, stream, dtype=dtype)], 1)
+        for x, seed, stream in zip(X, seeds, streams, strict=True)
+    ]
+    for one, other in zip(found, orthonormal_many(by_hand), strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(orthonormal_many(X, "reference", fresh=4, seeds=seeds, streams=streams), found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+    assert orthonormal_many([], fresh=4) == []
+    with pytest.raises(ValueError, match="streams: expected 3, one of each X, got 1"):
+        orthonormal_many(X, fresh=4, seeds=seeds, streams=[1])
+    with pytest.raises(ValueError, match="X: expected at most 17 columns, got 23 at 0"):
+        orthonormal_many(X, fresh=23, seeds=seeds, streams=streams)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("impl", IMPLS)
 def test_orthonormal_bases(impl, dtype):
     X = test_matrix(50, 10, 1, dtype=dtype)
@@ -405,9 +428,60 @@ def test_operators_are_registered_as_they_behave():
     opcheck(torch.ops.fastrank.subspace_step_many, ([A, A], [V, V], 3), test_utils=tests)
     opcheck(torch.ops.fastrank.orthonormal_many, ([V],), test_utils=tests)
     opcheck(torch.ops.fastrank.cosines_many, ([A], [A[:2]]), test_utils=tests)
+    opcheck(torch.ops.fastrank.distances_many, ([A], [A + 1]), test_utils=tests)
+    opcheck(torch.ops.fastrank.products_many, ([A], [A.T.double()[:, :2]]), test_utils=tests)
     opcheck(torch.ops.fastrank.sketch, (A, 3, 0, 0, "gaussian"), test_utils=tests)
     arguments = (5, 3, 0, 0, "gaussian", torch.float32, torch.device("cpu"))
     opcheck(torch.ops.fastrank.test_matrix, arguments, test_utils=tests)
+
+
+@pytest.mark.parametrize("impl", [None, "reference"])
+def test_distances(impl):
+    """Against float64, over the edges of vectors and of ranges, of any strides and types."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, 1), (3, 127), (3, 128), (3, 129), (70, 300), (1500, 400), (5, 0), (0, 5)]
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        X = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+        Y = [x + (1e-2 * torch.randn(x.shape, generator=generator)).to(dtype) for x in X]
+        X[4], Y[4] = X[4].T, torch.cat([Y[4], Y[4]], 1)[:, :300].T
+        for x, y, (apart, norm) in zip(X, Y, distances_many(X, Y, impl), strict=True):
+            u = max(torch.finfo(torch.promote_types(dtype, torch.float32)).eps / 2, 1e-14)  # the truth is float64 too
+            # torch's norm adds up one by one, its sum in a tree.
+            exact = [z.square().sum().sqrt() for z in (x.double() - y.double(), x.double())]
+            assert abs(apart - exact[0]) <= 4 * u * exact[0] and abs(norm - exact[1]) <= 4 * u * exact[1]
+        if impl is None:
+            together = distances_many(X, Y)
+            torch.set_num_threads(2)
+            alone = torch.cat([distances_many([x], [y]) for x, y in zip(X, Y, strict=True)])
+            torch.set_num_threads(1)
+            assert torch.equal(alone, together)
+    assert distances_many([], []).shape == (0, 2)
+    nan = torch.full((2, 2), torch.nan)
+    assert distances_many([nan], [nan]).isnan().all()
+
+
+@pytest.mark.parametrize("impl", [None, "reference"])
+def test_products_in_float64(impl):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, 1, 1), (33, 70, 13), (2000, 300, 13), (300, 2000, 8), (64, 5, 27), (0, 5, 3), (5, 0, 3)]
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        A = [torch.randn(n, d, generator=generator).to(dtype) for n, d, _ in shapes]
+        A[1], A[2] = A[1].T.contiguous().T, torch.cat([A[2], A[2]], 1)[:, :300]
+        for transposed in (False, True):
+            X = [
+                torch.randn((n if transposed else d), q, generator=generator, dtype=torch.float64) for n, d, q in shapes
+            ]
+            found = products_many(A, X, transposed, impl)
+            for a, x, y in zip(A, X, found, strict=True):
+                a = a.double().T if transposed else a.double()
+                assert y.shape == (len(a), x.shape[1])
+                assert ((y - a @ x).abs() <= 2 * len(x) * 2.0**-53 * (a.abs() @ x.abs())).all()
+            if impl is None:
+                torch.set_num_threads(2)
+                alone = [products_many([a], [x], transposed)[0] for a, x in zip(A, X, strict=True)]
+                torch.set_num_threads(1)
+                assert all(torch.equal(y, one) for y, one in zip(found, alone, strict=True))
+    assert products_many([], []) == []
 
 
 def test_cosines():
@@ -444,6 +518,12 @@ def test_cosines():
         (TypeError, "A", lambda: cosines_many([torch.ones(3, 4)], [torch.ones(3, 4).double()])),
         (ValueError, "A", lambda: cosines_many([torch.ones(3, 4)], [torch.ones(4, 3)])),
         (ValueError, "A", lambda: cosines_many([torch.ones(3, 4)], [])),
+        (ValueError, "Y", lambda: distances_many([torch.ones(3, 4)], [torch.ones(4, 3)])),
+        (ValueError, "Y", lambda: distances_many([torch.ones(3, 4)], [torch.ones(3, 4).double()])),
+        (ValueError, "Y", lambda: distances_many([torch.ones(3, 4)], [])),
+        (ValueError, "X", lambda: products_many([torch.ones(3, 4)], [torch.ones(3, 2).double()])),
+        (TypeError, "X", lambda: products_many([torch.ones(3, 4)], [torch.ones(4, 2)])),
+        (ValueError, "X", lambda: products_many([torch.ones(3, 4)], [])),
     ],
 )
 def test_bad_arguments_are_named(error, argument, call):
