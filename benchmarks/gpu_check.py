@@ -66,7 +66,7 @@ def stages(device: str, scratch: Path) -> list[Stage]:
     python, gpu = sys.executable, device != "cpu"
     test = (python, "-m", "pytest", "-rs", "-p", "no:cacheprovider")
     where = {"FASTRANK_TEST_DEVICE": device}
-    kinds = ("tempered_ce", "gram", "tracking")
+    kinds = ("tempered_ce", "both_losses", "gram", "tracking")
     conformity = [f"tests/device/test_{kind}.py" for kind in kinds]
     skip_gpu = "" if gpu else NO_GPU
     return [
