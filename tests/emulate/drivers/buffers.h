@@ -3,6 +3,7 @@
 
 #include <sys/mman.h>
 
+#include <array>
 #include <cstdio>
 #include <cstring>
 #include <memory>
@@ -77,6 +78,40 @@ inline std::vector<unsigned char> read(FILE* file, size_t size) {
 
 inline void write(FILE* file, const void* bytes, size_t size) {
   if (size && std::fwrite(bytes, 1, size, file) != size) throw std::runtime_error("cannot write results");
+}
+
+// main(CASES, RESULTS, SCHEDULE...): `run` is called on each case (`Header`, X, shift, C, total) under each schedule
+// and returns what is wrong; its length and text are written, then `kPlan` numbers that `run` leaves, C and total.
+template <class Header, size_t kPlan, class Run>
+int run_cases(int argc, char** argv, Run run) {
+  FILE* const cases = std::fopen(argv[1], "rb");
+  FILE* const results = std::fopen(argv[2], "wb");
+  if (!cases || !results) return 2;
+  Header h;
+  while (std::fread(&h, sizeof h, 1, cases) == 1) {
+    const auto data = read(cases, h.data_bytes), shift = read(cases, h.shift_bytes), c = read(cases, h.c_bytes),
+               total = read(cases, h.total_bytes);
+    for (int i = 3; i < argc; ++i) {
+      emulate::current_schedule() = emulate::Schedule::parse(argv[i]);
+      Guarded my_data(data.data(), data.size(), "X"), my_shift(shift.data(), shift.size(), "shift"),
+          my_c(c.data(), c.size(), "C"), my_total(total.data(), total.size(), "total");
+      std::array<int64_t, kPlan> plan = {};
+      std::string message = run(h, my_data, my_shift, my_c, my_total, plan);
+      for (const Guarded* g : {&my_data, &my_shift, &my_c, &my_total})
+        if (message.empty()) message = g->damage();
+      if (message.empty() && (std::memcmp(my_data.data(), data.data(), data.size()) ||
+                              (shift.size() && std::memcmp(my_shift.data(), shift.data(), shift.size()))))
+        message = "wrote to an input";
+      const int64_t length = static_cast<int64_t>(message.size());
+      write(results, &length, sizeof length);
+      write(results, message.data(), message.size());
+      write(results, plan.data(), sizeof(int64_t) * kPlan);
+      write(results, my_c.data(), my_c.size());
+      write(results, my_total.data(), my_total.size());
+      std::fflush(results);  // what is done stays if the next one crashes
+    }
+  }
+  return std::fclose(results) ? 2 : 0;
 }
 
 }  // namespace drivers

@@ -126,31 +126,8 @@ std::string run_far(const Header& h, Guarded& data, Guarded& shift, Guarded& c, 
 }  // namespace
 
 int main(int argc, char** argv) {
-  FILE* const cases = std::fopen(argv[1], "rb");
-  FILE* const results = std::fopen(argv[2], "wb");
-  if (!cases || !results) return 2;
-  Header h;
-  while (std::fread(&h, sizeof h, 1, cases) == 1) {
-    const auto data = read(cases, h.data_bytes), shift = read(cases, h.shift_bytes), c = read(cases, h.c_bytes),
-               total = read(cases, h.total_bytes);
-    for (int i = 3; i < argc; ++i) {
-      emulate::current_schedule() = emulate::Schedule::parse(argv[i]);
-      Guarded my_data(data.data(), data.size(), "X"), my_shift(shift.data(), shift.size(), "shift"),
-          my_c(c.data(), c.size(), "C"), my_total(total.data(), total.size(), "total");
-      std::string message = h.far ? run_far(h, my_data, my_shift, my_c, my_total)
-                                  : run(h, my_data.data(), my_shift, my_c.doubles(), my_total);
-      for (const Guarded* g : {&my_data, &my_shift, &my_c, &my_total})
-        if (message.empty()) message = g->damage();
-      if (message.empty() && (std::memcmp(my_data.data(), data.data(), data.size()) ||
-                              (shift.size() && std::memcmp(my_shift.data(), shift.data(), shift.size()))))
-        message = "wrote to an input";
-      const int64_t length = static_cast<int64_t>(message.size());
-      write(results, &length, sizeof length);
-      write(results, message.data(), message.size());
-      write(results, my_c.data(), my_c.size());
-      write(results, my_total.data(), my_total.size());
-      std::fflush(results);  // what is done stays if the next one crashes
-    }
-  }
-  return std::fclose(results) ? 2 : 0;
+  return run_cases<Header, 0>(argc, argv, [](const Header& h, Guarded& data, Guarded& shift, Guarded& c, Guarded& total,
+                                             std::array<int64_t, 0>&) {
+    return h.far ? run_far(h, data, shift, c, total) : run(h, data.data(), shift, c.doubles(), total);
+  });
 }

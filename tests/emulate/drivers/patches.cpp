@@ -15,7 +15,9 @@ struct Header {
   int64_t data_bytes, shift_bytes, c_bytes, ldc, total_bytes;
 };
 
-std::string run(const Header& h, unsigned char* data, Guarded& shift, double* c, Guarded& total, int64_t (&plan)[3]) {
+using Plan = std::array<int64_t, 3>;  // workspace, depths
+
+std::string run(const Header& h, unsigned char* data, Guarded& shift, double* c, Guarded& total, Plan& plan) {
   try {
     const Patches p = {data + h.start, static_cast<DType>(h.dtype), h.images, h.groups, h.channels, h.stride_image,
                        h.stride_channel, {h.stride[0], h.stride[1]}, {h.size[0], h.size[1]},
@@ -34,7 +36,7 @@ std::string run(const Header& h, unsigned char* data, Guarded& shift, double* c,
 }
 
 // `data` is x [images, groups * channels, rows, columns] and `c` is C without gaps; the kernels see them with strides.
-std::string run_far(const Header& h, Guarded& data, Guarded& shift, Guarded& c, Guarded& total, int64_t (&plan)[3]) {
+std::string run_far(const Header& h, Guarded& data, Guarded& shift, Guarded& c, Guarded& total, Plan& plan) {
   const int64_t shape[] = {h.images, h.groups * h.channels, h.size[0], h.size[1]};
   const int64_t strides[] = {h.stride_image, h.stride_channel, h.stride[0], h.stride[1]};
   const int64_t count = shape[0] * shape[1] * shape[2] * shape[3], size = data.size() / count;
@@ -63,33 +65,8 @@ std::string run_far(const Header& h, Guarded& data, Guarded& shift, Guarded& c, 
 }  // namespace
 
 int main(int argc, char** argv) {
-  FILE* const cases = std::fopen(argv[1], "rb");
-  FILE* const results = std::fopen(argv[2], "wb");
-  if (!cases || !results) return 2;
-  Header h;
-  while (std::fread(&h, sizeof h, 1, cases) == 1) {
-    const auto data = read(cases, h.data_bytes), shift = read(cases, h.shift_bytes), c = read(cases, h.c_bytes),
-               total = read(cases, h.total_bytes);
-    for (int i = 3; i < argc; ++i) {
-      emulate::current_schedule() = emulate::Schedule::parse(argv[i]);
-      Guarded my_data(data.data(), data.size(), "X"), my_shift(shift.data(), shift.size(), "shift"),
-          my_c(c.data(), c.size(), "C"), my_total(total.data(), total.size(), "total");
-      int64_t plan[3] = {};
-      std::string message = h.far ? run_far(h, my_data, my_shift, my_c, my_total, plan)
-                                  : run(h, my_data.data(), my_shift, my_c.doubles(), my_total, plan);
-      for (const Guarded* g : {&my_data, &my_shift, &my_c, &my_total})
-        if (message.empty()) message = g->damage();
-      if (message.empty() && (std::memcmp(my_data.data(), data.data(), data.size()) ||
-                              std::memcmp(my_shift.data(), shift.data(), shift.size())))
-        message = "wrote to an input";
-      const int64_t length = static_cast<int64_t>(message.size());
-      write(results, &length, sizeof length);
-      write(results, message.data(), message.size());
-      write(results, plan, sizeof plan);
-      write(results, my_c.data(), my_c.size());
-      write(results, my_total.data(), my_total.size());
-      std::fflush(results);  // what is done stays if the next one crashes
-    }
-  }
-  return std::fclose(results) ? 2 : 0;
+  return run_cases<Header, 3>(argc, argv, [](const Header& h, Guarded& data, Guarded& shift, Guarded& c, Guarded& total,
+                                             Plan& plan) {
+    return h.far ? run_far(h, data, shift, c, total, plan) : run(h, data.data(), shift, c.doubles(), total, plan);
+  });
 }
