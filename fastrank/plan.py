@@ -24,11 +24,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastrank.capture import Capture, select_layers, trained_weight, weight_matrix
+from fastrank.capture import Capture
 from fastrank.errors import InputError
 from fastrank.hooks import find_logits
 from fastrank.kernels import cost
 from fastrank.kernels.cost import Device
+from fastrank.layers import select_layers
 from fastrank.tracking.presets import PRESETS, parse_metrics
 from fastrank.tracking.step_arguments import class_rows
 from fastrank.tracking_cost import Matrix, Operations, Work, measured_together, rates, work_on
@@ -227,13 +228,15 @@ def matrices(
     finally:
         model.train(training)
         capture.detach()
-    if "grad" in kinds:
-        for layer in selected:
-            weight = trained_weight(layer.module) if layer.weight else None
-            if weight is not None and weight.requires_grad:
-                found.append(
-                    Matrix("grad", layer.name, "grad", *weight_matrix(weight, layer.module).shape, weight.dtype)
-                )
+    for layer in selected:
+        weight = layer.trained() if layer.has_matrix else None
+        if weight is None:
+            continue
+        shape = layer.matrix(weight).shape
+        if layer.parameter and "weight" in kinds:
+            found.append(Matrix("weight", layer.name, "weight", *shape, weight.dtype))
+        if "grad" in kinds and weight.requires_grad:
+            found.append(Matrix("grad", layer.name, "grad", *shape, weight.dtype))
     # The watcher measures logits whatever the kinds are.
     logits, _ = class_rows(find_logits(logits), None)
     if logits is not None:

@@ -21,12 +21,10 @@ from fastrank.capture import (
     WINDOW_FEATURES,
     WINDOW_ROWS,
     Capture,
-    select_layers,
-    trained_weight,
-    unmeasured,
 )
 from fastrank.errors import InputError
 from fastrank.hooks import is_compiled
+from fastrank.layers import select_layers, unmeasured
 from fastrank.sinks import open_log
 from fastrank.spectra import Spectrum
 from fastrank.tracking.all_ranks import Ranks, is_sharded
@@ -56,7 +54,7 @@ class Watcher:
 
     Args:
         model: any torch.nn.Module; the hooks are removed when the context ends.
-        layers: shell globs over `named_modules()` names (wrappers' prefixes stripped); see `capture.select_layers`.
+        layers: shell globs over `named_modules()` names (wrappers' prefixes stripped); see `layers.select_layers`.
         every: the steps to measure, counted from 0: every k-th, "log" or "log:n" (n steps per decade, 10 by default),
             "epoch:n" (the last of every n), a function of the step's number, or a list of these. On the others no
             layer has a hook.
@@ -152,7 +150,7 @@ class Watcher:
         if {"weight", "grad"} & self._kinds and layers == "*" and (left := unmeasured(model, self._layers)):
             more = f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
             self._explain(
-                "weight", f"in no linear or convolutional layer, not measured: {', '.join(left[:NAMED])}{more}"
+                "weight", f"a part of a weight that is computed, not measured: {', '.join(left[:NAMED])}{more}"
             )
         self._costs = Costs(next((p.device for p in model.parameters()), torch.device("cpu")))
         self._measurements = Measurements(
@@ -340,7 +338,7 @@ class Watcher:
     def _look_for_graphs(self) -> None:
         """After the first measured step: a graph compiled before the hooks were there does not run them."""
         self._looked = True
-        seen, layers = self._capture.seen, {layer.name for layer in self._layers}
+        seen, layers = self._capture.seen, self._capture.hooked
         compiled = is_compiled(self._model)
         if seen and not compiled and (never := sorted(layers - seen)):
             more = f" and {len(never) - NAMED} more" if len(never) > NAMED else ""
@@ -362,7 +360,7 @@ class Watcher:
         if not due or self._ranks.together or any(map(callable, (*args[1:], *kwargs.values()))):
             return
         moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        weights = (trained_weight(layer.module) for layer in self._layers if layer.weight)
+        weights = (layer.trained() for layer in self._layers if layer.has_matrix)
         if any(id(weight) in moved for weight in weights):
             with torch.no_grad():
                 self._measurements.gradients()

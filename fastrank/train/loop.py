@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from fastrank import RunWriter, TemperatureSchedule, TemperedCE, TemperedMSE, load_run, logits_norm, watch
-from fastrank.capture import select_layers
 from fastrank.errors import InputError
+from fastrank.layers import select_layers
 from fastrank.record.schema import DATABASE
 from fastrank.temperature import Curve, constant, cosine, linear
 from fastrank.tracking.schedule import parse_schedule
