@@ -179,6 +179,11 @@ class Watcher:
         """Whether the step under way is measured."""
         return self._capture.switch.armed
 
+    @property
+    def meeting(self) -> bool:
+        """Whether `step` will be a collective call: all processes measure together, and this step."""
+        return self._ranks.together and (self.tracking or self._closes())
+
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         self.close(finished=kind is None)
 
@@ -215,7 +220,7 @@ class Watcher:
         """
         step = self._step
         measured = self._capture.switch.armed
-        closes = self._ranks.measures and self._window is not None and not self._paused and self._window.ends(step)
+        closes = self._closes()
         if not (measured or closes):
             self._step = step + 1
             if self._budget is not None and not self._paused:
@@ -300,6 +305,11 @@ class Watcher:
             self._resize()
         self._measurements.load_state_dict(state)
         self._begin()
+
+    def _closes(self) -> bool:
+        """Whether a window closes with the step under way."""
+        open = self._ranks.measures and self._window is not None and not self._paused
+        return bool(open and self._window.ends(self._step))
 
     def _due(self) -> bool:
         scheduled = self._ranks.measures and not self._paused and self._scheduled(self._step)

@@ -191,8 +191,3 @@ def test_the_layers_of_gpt2_are_measured():
     # Of its two embeddings one is the classifier's weight.
     parameters = {layer.name for layer in select_layers(model) if layer.parameter}
     assert parameters == {"transformer.wpe.weight"} and "weight/transformer.wpe.weight/rank" in w.latest
-
-
-def test_all_ranks_is_refused_before_training_begins():
-    with pytest.raises(fastrank.InputError, match=r"^all_ranks: expected False: this adapter .*watch_task$"):
-        WatchCallback(all_ranks=True)

@@ -1,4 +1,4 @@
-"""Trained matrices that belong to no linear or convolutional layer: embeddings, recurrent and fused attention weights."""
+"""Trained matrices in no linear or convolutional layer: embeddings, recurrent and fused attention weights."""
 
 import pytest
 import torch
@@ -32,7 +32,8 @@ class Sequences(nn.Module):
 
 
 SHAPES = {
-    "places": (7, 24), "embedding.weight": (40, 24), "attention.in_proj_weight": (72, 24), "attention.out_proj": (24, 24),
+    "places": (7, 24), "embedding.weight": (40, 24),
+    "attention.in_proj_weight": (72, 24), "attention.out_proj": (24, 24),
     "rnn.weight_ih_l0": (48, 24), "rnn.weight_hh_l0": (48, 16),
 }  # fmt: skip
 
