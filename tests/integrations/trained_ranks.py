@@ -53,7 +53,8 @@ def by_lightning(folder, log, steps=STEPS, resume=None, **options):
     halves = [[x.chunk(2)[rank()] for x in batch] for batch in batches]
     trainer = lightning.Trainer(
         max_epochs=steps // 2, strategy="ddp", devices=2, accelerator="cpu", use_distributed_sampler=False,
-        logger=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder, enable_checkpointing=False,
+        logger=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=folder, enable_checkpointing=False,
         callbacks=[in_lightning.WatchCallback(log=log, **OPTIONS, **options)],
     )  # fmt: skip
     trainer.fit(Module(), torch.utils.data.DataLoader(halves, batch_size=None), ckpt_path=resume)
