@@ -5,7 +5,7 @@ The page's scripts draw this and nothing else, so its shape is stated here:
     {"generated", "version", "runs": [{
         "name", "path", "status", "T", "steps": count, "last": last step, "started",
         "evaluation", "config", "environment", "git": {dotted key: value},
-        "overhead": tracking share or null,
+        "overhead": tracking share or null, "setup": seconds of the first measured step or null,
         "notes": [{"key", "text", "count", "first", "last"}],
         "lines":    {key: {"steps": [n], "values": [n]}},                        scalars without a layer
         "maps":     {kind: {"layers": [L], "steps": [n], "metrics": {metric: [L][n]}, "uncertain": {metric: share}}},
@@ -77,6 +77,7 @@ def _run_content(run: Run, name: str, map_steps: int, vector_steps: int, cosine_
         "environment": flatten(run.environment),
         "git": flatten(run.git or {}),
         "overhead": _number(run.overhead, 4) if run.overhead is not None else None,
+        "setup": _number(run.setup_seconds, 3) if run.setup_seconds is not None else None,
         "notes": _notes(run),
         "lines": {key: _line(run, key) for key in run.keys if not split_key(key)[1]},
         "maps": _maps(run, map_steps),

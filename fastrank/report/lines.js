@@ -32,7 +32,7 @@ function drawLogits() {
     "train/accuracy",
   ];
   for (const key of keys) lineCard(container, key, () => runLines([key]), options[key]);
-  const elsewhere = /^(cost\/(track_ms|step_ms|share)|align\/mean_max|train\/epoch)$|_(lo|hi)$/;
+  const elsewhere = /^(cost\/(track_ms|step_ms|share|setup_ms)|align\/mean_max|train\/epoch)$|_(lo|hi)$/;
   const others = union(RUNS.map((run) => Object.keys(run.lines))).filter(
     (key) => !keys.includes(key) && !elsewhere.test(key),
   );

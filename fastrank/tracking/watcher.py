@@ -268,12 +268,13 @@ class Watcher:
         self._measurements.finish(logits, target, self._T)
 
     def cost(self, by: str = "kind") -> dict[str, Any]:
-        """What measured steps cost on average; on a GPU the device's time.
+        """What measured steps cost on average; on a GPU the device's time. The first is the set-up: it computes every
+        spectrum, and enters no average once there is a second.
 
         Args:
-            by: "kind": {kind of work: ms, "total": ms, "share": of the rest of the step}. "source": {source, such as
-                "act/layer3.1": {"ms", "share", "MB"}}, a call for many layers counting to each by its flops; MB is
-                what the watcher holds of the source during a step and between steps.
+            by: "kind": {kind of work: ms, "total": ms, "share": of the rest of the step, "setup": ms of the first}.
+                "source": {source, such as "act/layer3.1": {"ms", "share", "MB"}}, a call for many layers counting to
+                each by its flops; MB is what the watcher holds of the source during a step and between steps.
         """
         if by == "kind":
             return self._costs.by_kind()
@@ -390,11 +391,11 @@ class Watcher:
             values, arrays = self._measurements.figures.to_host()
         tracked, elapsed = self._costs.end()
         rest = elapsed - tracked
-        values |= {
-            "cost/track_ms": 1e3 * tracked,
-            "cost/step_ms": 1e3 * elapsed,
-            "cost/share": tracked / rest if rest > 0 else math.nan,
-        }
+        values["cost/step_ms"] = 1e3 * elapsed
+        if self._costs.steps == 1:
+            values["cost/setup_ms"] = 1e3 * tracked
+        else:
+            values |= {"cost/track_ms": 1e3 * tracked, "cost/share": tracked / rest if rest > 0 else math.nan}
         if self._budget is not None:
             decided = self._budget.took(step, tracked, rest, self._costs.seconds)
             if decided is not None:

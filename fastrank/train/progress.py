@@ -71,6 +71,8 @@ class Progress:
             shown.append(f"norm {figures['logits/norm']:.2g}")
         if "cost/share" in self._means:
             shown.append(f"tracking +{_percent(self._means['cost/share'], 0)}")
+        elif "cost/setup_ms" in figures:
+            shown.append(f"tracking set up in {figures['cost/setup_ms'] / 1e3:.2g} s")
         return " ".join(shown)
 
 
@@ -79,7 +81,7 @@ def print_summary(results: Sequence[Result]) -> None:
     console = require("rich.console", "the summary").Console()
     table = require("rich.table", "the summary").Table(
         box=require("rich.box", "the summary").SIMPLE_HEAD,
-        caption="accuracy and rank over whole splits; tracking: time added to a training step",
+        caption="accuracy and rank over whole splits; tracking: time added to a training step, and once at the start",
     )
     for column in ("T", "train", "test", "solution rank", "logits norm", "norm / T", "tracking"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -92,11 +94,17 @@ def print_summary(results: Sequence[Result]) -> None:
             "{rank} [{lo}, {hi}]".format(**found["solution_rank"]),
             f"{found['logits_norm']:.4g}",
             f"{found['logits_norm_over_T']:.4g}",
-            "off" if found["overhead"] is None else f"+{_percent(found['overhead'])}",
+            _tracking(found["overhead"], found.get("tracking_setup")),
         )
     console.print(table)
     for result in results:  # below the table, where a long path can be copied whole
         console.print(str(result.path), soft_wrap=True, highlight=False, markup=False)
+
+
+def _tracking(share: float | None, setup: float | None) -> str:
+    if share is None and setup is None:
+        return "off"
+    return " ".join(([] if share is None else [f"+{_percent(share)}"]) + ([] if setup is None else [f"+{setup:.1f} s"]))
 
 
 def _percent(share: float | None, digits: int = 1) -> str:
