@@ -77,6 +77,41 @@ def test_a_sketch_is_used_and_gives_way_to_a_larger_rank(monkeypatch):
     assert records[5][1]["grad/2/rank_lo"] > 100
 
 
+def test_a_weight_that_is_changed_unseen_inside_a_forward_has_figures_that_hold():
+    """Through `.data`, after its layer has run, as some quantisers and teachers do: no version counter moves."""
+    model, records, truth = network(), [], []
+
+    class Changes(nn.Module):
+        step = -1
+
+        def forward(self, x):
+            self.step += 1
+            weight = model[2].weight
+            before = weight._version
+            if self.step == 2:
+                weight.data.mul_(3)
+            elif self.step == 3:  # from rank 360 to 100
+                weight.data.copy_(torch.randn(380, 100) @ torch.randn(100, 360))
+            assert weight._version == before
+            return x
+
+    model.append(Changes())
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with fastrank.watch(model, metrics=["weight"], log=lambda *record: records.append(record)) as w:
+        for step in range(6):
+            optimizer.zero_grad()
+            model(torch.randn(16, 40, generator=torch.Generator().manual_seed(step))).square().sum().backward()
+            truth.append(model[2].weight.detach().double())
+            optimizer.step()
+            w.step()
+    ranks = [int((s > 380 * 2**-23 * s[0]).sum()) for s in map(torch.linalg.svdvals, truth)]
+    assert ranks[:3] == [360] * 3 and ranks[3] == 100
+    for (_, scalars, _), X, rank in zip(records, truth, ranks, strict=True):
+        assert scalars["weight/2/rank_lo"] <= rank <= scalars["weight/2/rank_hi"]
+        assert scalars["weight/2/frobenius"] == pytest.approx(float(X.norm()), rel=1e-5)
+    assert records[2][1]["weight/2/drift"] == pytest.approx(2, rel=0.01)
+
+
 def test_a_restart_continues_the_same_figures():
     whole, first, second = [], [], []
     model = network()
