@@ -177,14 +177,9 @@ class Capture:
         return self.features(X, name, WINDOW_FEATURES)
 
     def _is_factor(self, module: nn.Module, weight: Tensor, x: Tensor) -> bool:
-        if is_linear(module):
-            rows = x.numel() // max(x.shape[-1], 1)
-        elif (convolution := plain_convolution(module)) is not None and convolution.groups == 1:
-            rows = convolution.rows(x.shape if x.ndim == 4 else (1, *x.shape))
-        else:
-            return False
+        rows = factor_rows(module, x)
         # On a GPU whether the product is the gradient would have to be waited for.
-        wanted = weight.requires_grad and x.device.type == "cpu"
+        wanted = rows is not None and weight.requires_grad and x.device.type == "cpu"
         return wanted and rows <= self.input_rows and pays(rows, *weight_matrix(weight, module).shape)
 
     def _input(self, module: nn.Module, x: Tensor, name: str) -> Tensor:
@@ -245,6 +240,16 @@ def as_matrix(x: Tensor, mode: str) -> Tensor:
     if mode == "channels":
         return channels_last.flatten(0, -2)
     return channels_last.flatten(1, -2).mean(1)
+
+
+def factor_rows(module: nn.Module, x: Tensor) -> int | None:
+    """Rows of the two factors of a weight's gradient for an input x; None where it is no product of two matrices."""
+    if is_linear(module):
+        return x.numel() // max(x.shape[-1], 1)
+    convolution = plain_convolution(module)
+    if convolution is None or convolution.groups != 1:
+        return None
+    return convolution.rows(x.shape if x.ndim == 4 else (1, *x.shape))
 
 
 def output_rows(module: nn.Module, y: Tensor) -> Tensor:
