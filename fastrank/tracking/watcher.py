@@ -77,6 +77,8 @@ class Watcher:
         all_ranks: under torch.distributed, measure the batches of all processes as one; `watch` and its `step` are then
             called on every process. Left out, the batch of rank 0 is measured, and the other processes' watchers rest.
             Either way rank 0 alone writes. What FSDP2 shards is measured with all_ranks=True only.
+        resume: the `state_dict()` of an earlier watcher, to go on from. A run that `log` names is continued then, its
+            steps after that state removed.
         mode: activations as "flatten" [B, features] (at most 10,000, a seeded subset), "channels" or "pool".
         config: stored with a run that `log` opens.
 
@@ -104,6 +106,7 @@ class Watcher:
         window: Any = None,
         budget: float | str | None = None,
         all_ranks: bool = False,
+        resume: dict | None = None,
         config: dict | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -112,6 +115,8 @@ class Watcher:
             raise InputError("seed", "a whole number", repr(seed))
         if not 0 < number("T", T) < math.inf:
             raise InputError("T", "a temperature > 0", float(T))
+        if resume is not None:
+            _check_state("resume", resume)
         self._kinds, names = parse_metrics(metrics)
         if all_ranks and "bound" in self._kinds:
             raise InputError("metrics", "kinds that all_ranks=True measures: all but bound", repr(metrics))
@@ -144,7 +149,7 @@ class Watcher:
             "window_rows": WINDOW_ROWS,
             "top": TOP,
         }
-        self.log = open_log(log if self._ranks.first else None, config or {}, self.config)
+        self.log = open_log(log if self._ranks.first else None, config or {}, self.config, resume is not None)
         self._remarks = Remarks(self.log)
         self._explain, self._guarded = self._remarks.explain, self._remarks.guarded
         if {"weight", "grad"} & self._kinds and layers == "*" and (left := unmeasured(model, self._layers)):
@@ -169,6 +174,8 @@ class Watcher:
         self._step = self._first = 0
         self._paused = self._closed = False
         self._begin()
+        if resume is not None:
+            self.load_state_dict(resume)
 
     def __enter__(self) -> Watcher:
         self._costs.begin()
@@ -294,11 +301,12 @@ class Watcher:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        if not isinstance(state, dict) or not {"step", "weights", "inputs"} <= state.keys():
-            got = f"keys {sorted(state)}" if isinstance(state, dict) else type(state).__name__
-            raise InputError("state", "what state_dict() of a Watcher returned", got)
+        """Go on from `state`. Of a run that `log` continues the steps after it are removed: they come anew."""
+        _check_state("state", state)
         self._step, self._expected = int(state["step"]), int(state.get("forwards", 1))
         self._first = self._step
+        if self.log is not None:
+            self.log.truncate(self._step - 1)
         if self._window is not None and state.get("window") is not None:
             self._window.load_state_dict(state["window"])
         if self._budget is not None and state.get("budget") is not None:
@@ -414,6 +422,12 @@ class Watcher:
         self._capture.max_features = MAX_FEATURES >> level
         # The samples of all processes together are as large as that of one.
         self._capture.input_rows = (INPUT_ROWS >> level) // (self._ranks.size if self._ranks.together else 1)
+
+
+def _check_state(argument: str, state: Any) -> None:
+    if not isinstance(state, dict) or not {"step", "weights", "inputs"} <= state.keys():
+        got = f"keys {sorted(state)}" if isinstance(state, dict) else type(state).__name__
+        raise InputError(argument, "what state_dict() of a Watcher returned", got)
 
 
 #: The public name, for what reads as an action: `with fastrank.watch(model) as w`.

@@ -1,5 +1,6 @@
 """A watched network with layers large enough to be followed: every figure holds at every step, restarts included."""
 
+import copy
 import io
 
 import pytest
@@ -75,6 +76,30 @@ def test_a_sketch_is_used_and_gives_way_to_a_larger_rank(monkeypatch):
     settled = {step: s is not None for step, s in found}
     assert list(settled) == [1, 2, 3, 4, 5, 6, 7] and [step for step in settled if not settled[step]] == [5]
     assert records[5][1]["grad/2/rank_lo"] > 100
+
+
+def test_a_killed_training_goes_on_in_its_run(tmp_path):
+    whole, expected = network(), []
+    with fastrank.watch(whole, log=lambda *record: expected.append(record)) as w:
+        train(whole, w, range(5))
+    model = network()
+    with pytest.raises(KeyboardInterrupt), fastrank.watch(model, log=tmp_path, config={"mine": 1}) as w:
+        train(model, w, range(3))
+        saved, weights = copy.deepcopy(w.state_dict()), copy.deepcopy(model.state_dict())
+        train(model, w, range(3, 5))  # beyond the checkpoint: comes anew
+        raise KeyboardInterrupt
+    with pytest.raises(fastrank.InputError, match=r"^path: .*to `watch` resume=state"):
+        fastrank.watch(network(), log=tmp_path)
+    with pytest.raises(fastrank.InputError, match=r"^resume: expected what state_dict"):
+        fastrank.watch(network(), log=tmp_path, resume={})
+    model = network()
+    model.load_state_dict(weights)
+    with fastrank.watch(model, log=tmp_path, resume=saved) as w:
+        train(model, w, range(3, 5))
+    run = fastrank.load_run(tmp_path)
+    assert run.steps.tolist() == list(range(5)) and run.status == "finished" and run.config["mine"] == 1
+    for key in ("weight/2/frobenius", "weight/2/drift", "align/2/max", "grad/2/rank"):
+        assert run.series(key)[1].tolist() == [scalars[key] for _, scalars, _ in expected]
 
 
 def test_a_weight_that_is_changed_unseen_inside_a_forward_has_figures_that_hold():
