@@ -16,6 +16,7 @@ that gradient, and of the first run in a forward.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -31,6 +32,11 @@ from fastrank.spectra import Spectrum
 
 #: At most this many features of a flattened activation enter its spectrum ([U] A.5).
 MAX_FEATURES = 10_000
+#: They are taken in runs of so many neighbours, a cache line of float32: 32 x 10,000 of 802,816 features take 0.4 ms
+#: instead of 8. Neighbouring pixels are alike, so that such a sample says a little less: on the outputs of a ResNet-50
+#: (digits, 112 px) the effective rank is off by 0.3 % on average instead of 0.16 % with single features, the
+#: participation ratio by 1.0 % instead of 0.8 %; at worst by 1.8 % and 5.5 % instead of 0.8 % and 3.4 %.
+LINE = 16
 #: At most this many rows (samples or patch positions) of a layer's input enter its subspace. Beside all rows of the
 #: batch (a trained ResNet-10 at T=1 and 100, 512 to 32,768 rows) such a sample moves the largest cosine by 0.021 on
 #: average, one of 512 rows by 0.017, another batch by 0.012; the mean of the diagonal by 0.014, both.
@@ -79,7 +85,7 @@ class Capture:
         self._runs: dict[str, int] = {}
         #: Layers whose gradient has far fewer rows to be made of than it has itself, in the forward under way.
         self._factored: set[str] = set()
-        self._indices: dict[tuple, Tensor] = {}
+        self._combs: dict[tuple, tuple[int, int, int, int]] = {}
         self._draws = 0
         self._layers, self._handles, self._around = layers, [], ()
 
@@ -165,10 +171,13 @@ class Capture:
         """At most `most` columns: the same seeded subset at every step, so that figures are comparable."""
         if X.shape[1] <= most:
             return X
-        key = ("features", name, X.shape[1], most, X.device)
-        if key not in self._indices:
-            self._indices[key] = self._sample(X.shape[1], most, hash_name(name)).to(X.device)
-        return X.index_select(1, self._indices[key])
+        key = ("features", name, X.shape[1], most)
+        if key not in self._combs:
+            self._combs[key] = _comb(X.shape[1], most, self._generator(hash_name(name)))
+        start, step, count, line = self._combs[key]
+        n, (down, right) = len(X), X.stride()
+        runs = X.as_strided((n, count, line), (down, step * right, right), X.storage_offset() + start * right)
+        return runs.reshape(n, count * line)
 
     def window_rows(self, X: Tensor, name: str) -> Tensor:
         """What enters a window: at most WINDOW_ROWS seeded rows, others at each step, and WINDOW_FEATURES columns."""
@@ -217,13 +226,31 @@ class Capture:
 
     def _sample(self, population: int, size: int, draw: int) -> Tensor:
         """`size` of `population`, without replacement, sorted; a function of (seed, draw) alone."""
-        generator = torch.Generator().manual_seed((self._seed * 0x9E3779B97F4A7C15 + draw) & 0x7FFFFFFFFFFFFFFF)
+        generator = self._generator(draw)
         if population > 16 * size:
             # Strata instead of a permutation of millions: one position in each of `size` equal intervals.
             edges = torch.arange(size, dtype=torch.float64) * (population / size)
             offset = torch.rand(size, generator=generator, dtype=torch.float64) * (population / size)
             return (edges + offset).long().clamp_max(population - 1)
         return torch.randperm(population, generator=generator)[:size].sort().values
+
+    def _generator(self, draw: int) -> torch.Generator:
+        return torch.Generator().manual_seed((self._seed * 0x9E3779B97F4A7C15 + draw) & 0x7FFFFFFFFFFFFFFF)
+
+
+def _comb(population: int, most: int, generator: torch.Generator) -> tuple[int, int, int, int]:
+    """(start, step, count, line): runs of `line` neighbours, one every `step`, `most` of `population` together at most.
+
+    No step of more than a line divides the width of an image or its number of channels, so that the runs lie in other
+    places of each.
+    """
+    line = min(LINE, most)
+    count = most // line
+    step = population // count
+    while step > line and math.gcd(step, population) > 1:
+        step -= 1
+    room = population - (count - 1) * step - line
+    return int(torch.randint(room + 1, (), generator=generator)), step, count, line
 
 
 def as_matrix(x: Tensor, mode: str) -> Tensor:

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastrank import InputError
-from fastrank.capture import Capture, as_matrix, patch_view
+from fastrank.capture import LINE, Capture, as_matrix, patch_view
 from fastrank.layers import clean_name, select_layers
 
 
@@ -144,6 +144,29 @@ def test_features_are_the_same_seeded_subset_at_every_step():
     _, other = record(model, kinds=("act",), max_features=6, seed=1)
     model(x)
     assert not torch.equal(other["act", "0"], first)
+
+
+@pytest.mark.parametrize("total, most", [(50, 49), (1000, 64), (1024, 1000), (4096, 625), (802816, 10_000)])
+def test_features_are_runs_of_neighbours_spread_over_all_rows_of_an_image(total, most):
+    capture = Capture([], lambda *_: None, kinds=frozenset())
+    columns = capture.features(torch.arange(float(total))[None], "layer", most)[0].long()
+    runs = columns.view(-1, min(LINE, most))
+    assert len(columns) <= most < len(columns) + LINE and len(columns.unique()) == len(columns)
+    assert bool((runs.diff(dim=1) == 1).all()) and columns[-1] < total
+    step = runs[:, 0].diff().unique()
+    assert len(step) <= 1 and bool((step >= runs.shape[1]).all())
+    # Of a map 64 x 112 x 112 the runs begin in every one of its 112 columns.
+    if total == 802816:
+        assert len((columns % 112).unique()) == 112 and len((columns // 112**2).unique()) == 64
+
+
+def test_features_do_not_depend_on_strides():
+    capture = Capture([], lambda *_: None, kinds=frozenset())
+    X = torch.randn(7, 300)
+    wide = torch.randn(7, 600)
+    wide[:, ::2] = X
+    for same in (X.T.contiguous().T, wide[:, ::2], torch.cat([X[:1], X])[1:]):
+        assert torch.equal(capture.features(same, "layer", 100), capture.features(X, "layer", 100))
 
 
 def test_a_shared_module_is_told_apart_by_its_run():

@@ -71,7 +71,7 @@ def evaluate(
         threshold: kappa's share of the last layer's accuracy.
         ridge_penalty, ridge_features: per-sample penalty; columns of a layer that its ridge probe reads.
         neco_dim: directions of NECO's principal subspace, or the share of the variance that they carry.
-        max_features: columns of a flattened representation, a seeded subset beyond.
+        max_features: columns of a flattened representation, seeded runs of 16 beyond.
         probe_memory: bytes for the samples that probes are trained on.
         limit: samples of each set at most ([U] takes 100,000 of ImageNet-1k).
         distributed: the loaders of every process are its share of each set; all processes get the figures of all.

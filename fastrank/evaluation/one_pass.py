@@ -57,7 +57,7 @@ class Forwards:
         layers: globs as of `fastrank.watch`; representations are outputs after the nonlinearity for "*".
         classifier: name of the linear module whose output are the logits; None takes the last one that runs, if its
             output has the shape of the logits.
-        max_features: of a flattened representation, a seeded subset beyond ([U] A.5).
+        max_features: of a flattened representation, seeded runs of 16 beyond ([U] A.5).
     """
 
     def __init__(

@@ -24,7 +24,7 @@ class Representations(Observer):
         widths: layer -> number of features, in the order of the layers.
         classes: of the labels; None for a set whose classes are counted as they come.
         capacity: samples kept for the probes trained by Adam; 0 keeps none.
-        ridge_features: columns of a layer that its ridge probe reads, a seeded subset beyond; 0 for none.
+        ridge_features: columns of a layer that its ridge probe reads, seeded runs of 16 beyond; 0 for none.
         hold_out: keep one sample in five away from the probes, to measure them with.
         moments: keep class moments of all features (collapse, OrthoDev).
     """

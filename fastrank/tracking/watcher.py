@@ -79,7 +79,7 @@ class Watcher:
             Either way rank 0 alone writes. What FSDP2 shards is measured with all_ranks=True only.
         resume: the `state_dict()` of an earlier watcher, to go on from. A run that `log` names is continued then, its
             steps after that state removed.
-        mode: activations as "flatten" [B, features] (at most 10,000, a seeded subset), "channels" or "pool".
+        mode: activations as "flatten" [B, features] (at most 10,000, seeded runs of 16), "channels" or "pool".
         config: stored with a run that `log` opens.
 
     Raises:
