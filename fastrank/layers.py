@@ -33,6 +33,11 @@ class Layer:
     def has_matrix(self) -> bool:
         return self.weight or bool(self.parameter)
 
+    @property
+    def is_looked_up(self) -> bool:
+        """Whether a forward reads rows of the matrix, as an embedding's."""
+        return bool(self.parameter) and isinstance(self.module, nn.Embedding | nn.EmbeddingBag)
+
     def trained(self) -> Tensor | None:
         """The parameter that holds the gradient of its matrix, see `trained_weight`."""
         return self.module._parameters.get(self.parameter) if self.parameter else trained_weight(self.module)

@@ -22,6 +22,7 @@ from fastrank.tracking.followed import Followed
 from fastrank.tracking.logits import add_logits
 from fastrank.tracking.presets import BASIC, TOP
 from fastrank.tracking.remarks import Remarks
+from fastrank.tracking.touched_rows import touched_rows, with_untouched
 from fastrank.tracking.window import Window
 
 
@@ -311,11 +312,10 @@ class Measurements:
             key, weight = f"grad/{layer.name}", layer.trained()
             if weight is None:
                 self._explain(key, "no single parameter behind the weight")
-            elif weight.grad is not None and weight.grad.is_sparse:
-                self._explain(key, "a sparse gradient, not measured")
             elif weight.grad is not None:
                 gradient = self._whole(key, weight.grad)
-                found |= {} if gradient is None else {key: layer.matrix(gradient)}
+                matrix = touched_rows if layer.is_looked_up else layer.matrix
+                found |= {} if gradient is None else {key: matrix(gradient)}
             elif weight.requires_grad:
                 self._explain(key, "no gradient at step(); call it before zero_grad()")
         return found
@@ -339,6 +339,9 @@ class Measurements:
             spectra = self._together(found, spectrum)
         else:
             spectra = self._followed.gradients(found, self._factors(), self._step)
+        for layer in self._layers:
+            if layer.is_looked_up and (key := f"grad/{layer.name}") in spectra:
+                spectra[key] = with_untouched(spectra[key], len(layer.trained()))
         self._add_spectra(spectra)
         for layer, bound in self._bounds.items():
             if (s := spectra.get(f"grad/{layer}")) is not None:

@@ -1,5 +1,7 @@
 """Trained matrices in no linear or convolutional layer: embeddings, recurrent and fused attention weights."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from watched_loop import Records
 
 import fastrank
 from fastrank.layers import select_layers
+from fastrank.tracking.touched_rows import touched_rows
 
 
 class Sequences(nn.Module):
@@ -115,16 +118,40 @@ def test_globs_name_them_by_their_own_name_or_their_modules():
     assert [layer.name for layer in select_layers(nn.DataParallel(model), "*") if layer.parameter] == list(SHAPES)
 
 
-def test_a_sparse_gradient_is_said_and_a_computed_weight_too():
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("tokens", [4, 40, 0])
+def test_an_embeddings_gradient_is_that_of_the_rows_of_its_tokens(sparse, tokens):
+    """Some of them twice, and none; the figures are those of the whole matrix."""
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Embedding(20, 8, sparse=True), nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(24, 3))
-    )
+    model = nn.Sequential(nn.Embedding(50, 8, sparse=sparse), nn.Flatten())
+    records, x = Records(), torch.randint(50, (tokens, 3))
+    with fastrank.watch(model, log=records, layers=["*.weight", "1"]) as w:
+        (model(x) * torch.randn(tokens, 24)).sum().backward()
+        w.step()
+    G = model[0].weight.grad.to_dense().double()
+    sigma, scalars = torch.linalg.svdvals(G), records[0][1]
+    rank = int((sigma > 50 * 2**-23 * sigma[0]).sum())
+    assert scalars["grad/0.weight/rank_lo"] <= rank <= scalars["grad/0.weight/rank_hi"]
+    assert scalars["grad/0.weight/frobenius"] == pytest.approx(float(G.norm()), rel=1e-5)
+    assert records[0][2]["grad/0.weight/sigma"] == pytest.approx(sigma.numpy(), rel=1e-4, abs=1e-6)
+    assert len(touched_rows(model[0].weight.grad)) == len(x.unique())
+
+
+def test_a_gradient_that_is_not_finite_has_no_rank():
+    model, records = nn.Sequential(nn.Embedding(50, 8), nn.Flatten()), Records()
+    with fastrank.watch(model, log=records, layers=["*.weight", "1"]) as w:
+        (model(torch.randint(50, (2, 3))).sum() * math.inf).backward()
+        w.step()
+    assert math.isnan(records[0][1]["grad/0.weight/rank"]) and records[0][2]["grad/0.weight/sigma"].shape == (8,)
+
+
+def test_a_computed_weight_is_said():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(20, 8), nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(24, 3)))
     records = Records()
     with fastrank.watch(model, log=records) as w:
         model(torch.randint(20, (4, 3))).sum().backward()
         w.step()
-    said = {key: text for _, key, text in records.notes}
-    assert said["grad/0.weight"] == "a sparse gradient, not measured"
-    assert said["weight"].startswith("a part of a weight that is computed, not measured: 2.parametrizations")
-    assert "weight/0.weight/rank" in records[0][1] and "grad/0.weight/rank" not in records[0][1]
+    (said,) = [text for _, key, text in records.notes if key == "weight"]
+    assert said.startswith("a part of a weight that is computed, not measured: 2.parametrizations")
+    assert "weight/0.weight/rank" in records[0][1] and "grad/0.weight/rank" in records[0][1]
