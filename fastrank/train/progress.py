@@ -79,9 +79,11 @@ class Progress:
 def print_summary(results: Sequence[Result]) -> None:
     """One row a run: temperature, accuracies, solution rank with its interval, logits norm, overhead, directory."""
     console = require("rich.console", "the summary").Console()
+    setups = [found for result in results if (found := result.evaluation.get("tracking_setup")) is not None]
+    first = f", after the first, which took up to {max(setups):.1f} s more" if setups else ""
     table = require("rich.table", "the summary").Table(
         box=require("rich.box", "the summary").SIMPLE_HEAD,
-        caption="accuracy and rank over whole splits; tracking: time added to a training step, and once at the start",
+        caption=f"accuracy and rank over whole splits; tracking: time added to a training step{first}",
     )
     for column in ("T", "train", "test", "solution rank", "logits norm", "norm / T", "tracking"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -94,17 +96,13 @@ def print_summary(results: Sequence[Result]) -> None:
             "{rank} [{lo}, {hi}]".format(**found["solution_rank"]),
             f"{found['logits_norm']:.4g}",
             f"{found['logits_norm_over_T']:.4g}",
-            _tracking(found["overhead"], found.get("tracking_setup")),
+            ("off" if found.get("tracking_setup") is None else "-")
+            if found["overhead"] is None
+            else f"+{_percent(found['overhead'])}",
         )
     console.print(table)
     for result in results:  # below the table, where a long path can be copied whole
         console.print(str(result.path), soft_wrap=True, highlight=False, markup=False)
-
-
-def _tracking(share: float | None, setup: float | None) -> str:
-    if share is None and setup is None:
-        return "off"
-    return " ".join(([] if share is None else [f"+{_percent(share)}"]) + ([] if setup is None else [f"+{setup:.1f} s"]))
 
 
 def _percent(share: float | None, digits: int = 1) -> str:

@@ -143,15 +143,3 @@ def test_a_gradient_that_is_not_finite_has_no_rank():
         (model(torch.randint(50, (2, 3))).sum() * math.inf).backward()
         w.step()
     assert math.isnan(records[0][1]["grad/0.weight/rank"]) and records[0][2]["grad/0.weight/sigma"].shape == (8,)
-
-
-def test_a_computed_weight_is_said():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Embedding(20, 8), nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(24, 3)))
-    records = Records()
-    with fastrank.watch(model, log=records) as w:
-        model(torch.randint(20, (4, 3))).sum().backward()
-        w.step()
-    (said,) = [text for _, key, text in records.notes if key == "weight"]
-    assert said.startswith("a part of a weight that is computed, not measured: 2.parametrizations")
-    assert "weight/0.weight/rank" in records[0][1] and "grad/0.weight/rank" in records[0][1]
