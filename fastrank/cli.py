@@ -46,7 +46,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Directory that the run directories go to.")] = Path("runs"),
     preset: Annotated[
         str | None,
-        typer.Option(help="Named hyperparameters: demo, paper-resnet, paper-vgg, paper-mlp, paper-imagenet."),
+        typer.Option(help="Named hyperparameters: demo, or paper-resnet, -vgg, -mlp, -vit, -imagenet."),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data (10).")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, data order and sampling (0).")] = None,
@@ -62,7 +62,7 @@ def train(
         typer.Option(help="Epochs at which the schedule `steps` lowers the rate: --milestones 80 120."),
     ] = None,
     gamma: Annotated[float | None, typer.Option(help="Factor at each milestone.")] = None,
-    augment: Annotated[str | None, typer.Option(help="none, cifar or imagenet (none).")] = None,
+    augment: Annotated[str | None, typer.Option(help="none, cifar, imagenet or vit (none).")] = None,
     image_size: Annotated[int | None, typer.Option(help="Pixels; the data set's own if left out.")] = None,
     samples_per_class: Annotated[int | None, typer.Option(help="Limits the training split.")] = None,
     class_balance: Annotated[float | None, typer.Option(help="Smallest class over largest, in training (1).")] = None,
@@ -116,7 +116,9 @@ def evaluate(
     probes: Annotated[list[str] | None, typer.Option(help="adam, ridge, both (default), or none.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Of the probes of adam (the paper's 50).")] = None,
     probe_batch: Annotated[int | None, typer.Option(help="Samples a step of these (the paper's 4096).")] = None,
-    probe_steps: Annotated[int, typer.Option(help="Steps of these at least: more epochs where the set is small.")] = 0,
+    probe_steps: Annotated[
+        int | None, typer.Option(help="Steps of these at least (0 with --epochs, else 650 where affordable).")
+    ] = None,
     probe_memory: Annotated[float, typer.Option(help="Bytes for the samples that probes are trained on.")] = 2e9,
     layers: Annotated[list[str] | None, typer.Option(help="Globs over module names, one or more.")] = None,
     limit: Annotated[int | None, typer.Option(help="Samples of each set at most; all if left out.")] = None,

@@ -45,7 +45,9 @@ def doctor() -> dict[str, str]:
         "nvcc": _nvcc(),
         "driver": _driver(),
         **_devices(),
-        "native core": f"live, instruction set {core.isa} of {core.built_isas}" if core else _problem(native),
+        "native core": f"live, instruction set {core.isa} of {core.built_isas}{_tiles(core)}"
+        if core
+        else _problem(native),
         "native CUDA": _cuda_code() + ("live" if cuda.available else _problem(cuda)),
         "triton": "live" + (f" ({triton.reason})" if triton.reason else "") if triton.available else _problem(triton),
         **{f"op {op}": _op(op) for op in backend.OPS},
@@ -66,6 +68,10 @@ def describe() -> str:
     findings = doctor()
     width = max(map(len, findings))
     return "\n".join(f"{subject:<{width}}  {finding}" for subject, finding in findings.items())
+
+
+def _tiles(core) -> str:
+    return ", and AMX's integer tiles" if core.gram_digits else ""
 
 
 def _processor() -> str:

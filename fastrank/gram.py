@@ -60,7 +60,7 @@ class GramState:
     Args:
         d: number of features.
         mode: "exact" (float64 sums of exact products) or "fast" (float32 inside blocks of 128 rows, for data within
-            about 1e19 of its mean).
+            about 1e19 of its mean; with AMX exact products of numbers rounded to 24 bits).
         device: where the state lives and the data must be; None is the CPU.
         classes: number of classes C, to keep per-class sums and counts as well; `update` then needs `y`.
 
@@ -80,6 +80,10 @@ class GramState:
       trace; the excess is carried along and added to t.
 
     The roundings made in forming these are counted into c.
+
+    In mode "fast" a processor with AMX's integer tiles rounds the numbers themselves instead (`fastrank.kernels.gram`):
+    the state is then, to a c as small as that of "exact", that of a matrix which differs from X by at most `rounding`
+    in Frobenius norm, some 3e-7 of ||Y||_F, and so do its singular values from those of X.
     """
 
     @_plainly
@@ -99,11 +103,13 @@ class GramState:
         #: Coarsest storage dtype seen; None before the first row.
         self.dtype: torch.dtype | None = None
         self._depth = Depth()
+        self._float64 = False  # whether any row was of float64, whose products can underflow
         # The shift is the same for so many features from each multiple of it on: for all taps of a channel.
         self._equal_shifts = 1
         zeros = torch.zeros(d, d, dtype=torch.float64, device="cpu" if device is None else device)
         self._gram, self._total, self._shift = zeros, zeros.new_zeros(d), zeros.new_zeros(d)
         self._excess = zeros.new_zeros(())  # see "Error" above
+        self._rounded = zeros.new_zeros(1)  # the square of `rounding`
         # A last, extra class collects labels out of range, so that a GPU need not be waited for to refuse them.
         self._class_sums = None if classes is None else zeros.new_zeros(classes + 1, d)
         self._class_counts = None if classes is None else zeros.new_zeros(classes + 1, dtype=torch.int64)
@@ -196,12 +202,14 @@ class GramState:
             return
         if self.n == 0:
             self._shift, self._equal_shifts = _round_shift(X), 1
-        gram_accumulate_(self._gram, self._total, X, self._shift, self.mode)
-        self._took(rows, X.dtype, depth(rows, self.d, X.dtype, self.mode, X.device.type))
+        rounded = self._rounded if self.mode == "fast" else None
+        gram_accumulate_(self._gram, self._total, X, self._shift, self.mode, rounded=rounded)
+        self._took(rows, X.dtype, depth(rows, self.d, X.dtype, self.mode, X.device.type, rounded=rounded is not None))
 
     def _took(self, rows: int, dtype: torch.dtype, roundings: Depth) -> None:
         self._depth = self._depth.then(roundings)
         self.dtype = dtype if self.dtype is None else min(self.dtype, dtype, key=_DTYPES.index)
+        self._float64 |= dtype == torch.float64
         self.n += rows
 
     def _checked(self, name: str, x: Any, ndim: int, features: int | None = None, at_least: bool = False) -> Tensor:
@@ -269,10 +277,12 @@ class GramState:
             self._class_counts += other._class_counts
         if other.n == 0:
             return self
+        self._float64 |= other._float64
         if self.n == 0:
             self._gram.copy_(other._gram)
             self._total.copy_(other._total)
             self._excess.copy_(other._excess)
+            self._rounded.copy_(other._rounded)
             self._shift, self._equal_shifts = other._shift.clone(), other._equal_shifts
             self._depth, self.dtype, self.n = other._depth, other.dtype, other.n
             return self
@@ -280,6 +290,7 @@ class GramState:
         self._gram += gram
         self._total += total
         self._excess += excess
+        self._rounded += other._rounded
         self._depth = self._depth.merged(other._depth, _MOVE_ROUNDINGS)
         self.dtype = min(self.dtype, other.dtype, key=_DTYPES.index)
         self.n += other.n
@@ -298,7 +309,8 @@ class GramState:
         if not (dist.is_available() and dist.is_initialized()):
             raise InputError("group", "an initialised torch.distributed", "none", "call init_process_group first")
         facts = torch.tensor(
-            [self.n, -1 if self.dtype is None else _DTYPES.index(self.dtype), self._equal_shifts, *_parts(self._depth)],
+            [self.n, -1 if self.dtype is None else _DTYPES.index(self.dtype), self._equal_shifts, self._float64,
+             *_parts(self._depth)],
             dtype=torch.int64, device=self.device,
         )  # fmt: skip
         size = dist.get_world_size(group)
@@ -318,7 +330,8 @@ class GramState:
                 dist.all_reduce(getattr(self, "_" + name), group=group)
         self.n = sum(values[0] for _, values in ranks)
         self.dtype = _DTYPES[min(values[1] for _, values in ranks)]
-        parts = [max(column) for column in zip(*(values[3:] for _, values in ranks), strict=True)]
+        self._float64 = any(values[3] for _, values in ranks)
+        parts = [max(column) for column in zip(*(values[4:] for _, values in ranks), strict=True)]
         self._depth = Depth(parts[0], parts[1], parts[2] + _MOVE_ROUNDINGS + size)
         return self
 
@@ -367,12 +380,28 @@ class GramState:
         G += cross + cross.T + self.n * torch.outer(self._shift, self._shift)
         return G
 
+    @property
+    def rounding(self) -> Tensor:
+        """0-d float64: how far in Frobenius norm the rows were rounded, at most; 0 in mode "exact"."""
+        return self._rounded[0].sqrt()
+
     def gram_error(self, centered: bool = False) -> Tensor:
         """0-d float64: bound on the 2-norm of the error of `gram(centered)`; derived in the class's docstring."""
+        error, moved = self._error(centered), self.rounding
+        if centered:
+            norm = self._gram.diagonal().sum() + self._excess
+        else:
+            norm = (self._gram.diagonal().sum().sqrt() + math.sqrt(self.n) * self._shift.norm()).square()
+        return error + moved * (2 * norm.sqrt() + moved)
+
+    def _error(self, centered: bool) -> Tensor:
+        """That of the rounded rows."""
         c = self._depth.factor(extra=_MOVE_ROUNDINGS)
         if not math.isfinite(c):
             return self._total.new_full((), math.inf)
-        underflow = self._depth.tiny * self.n * self.d
+        # Numbers of 32 bits and less, and their mean, differ by 0 or by more than 2^-215: no product underflows
+        # in float64, so that a state of zeros is known to be one.
+        underflow = self._depth.tiny * self.n * self.d if self._float64 or self._depth.fp32 else 0.0
         # The computed trace may be below the true one, by c of it.
         trace = (self._gram.diagonal().sum() + self._excess + underflow) / max(1 - c, torch.finfo(torch.float64).tiny)
         if centered:
@@ -384,7 +413,8 @@ class GramState:
         """sigma / sigma_1 below which the uncentred state cannot tell a singular value from zero.
 
         `sqrt(gram_error / lambda)` with `lambda = ||G||_F^2 / trace(G) <= sigma_1^2`, which needs no eigenvalues: about
-        `sqrt(c * trace / lambda)`, c being 3e-14 (exact) or 8e-6 (fast), so never below 1e-7 and 3e-3. The bound holds
+        `sqrt(c * trace / lambda)`, c being 3e-14 (exact) or 8e-6 (fast; 2e-15 and 3e-7 beside the root where it rounds
+        the numbers), so never below 1e-7 and 3e-3. The bound holds
         in the worst case; rounding errors mostly cancel and leave a tenth of it. Infinite for a state without rows, 0
         where all rows are zero. A centred spectrum has a floor of its own, `spectrum(centered=True).floor`.
         """
@@ -393,8 +423,8 @@ class GramState:
         G = self.gram()
         trace = G.diagonal().sum()
         # Of G / trace, whose squares neither overflow nor vanish.
-        squared = self.gram_error() / trace / (G / trace).square().sum()
-        return float(torch.where(trace == 0, 0.0, squared.sqrt()))
+        relative = (self._error(False).sqrt() + self.rounding) / trace.sqrt() / (G / trace).square().sum().sqrt()
+        return float(torch.where(trace == 0, 0.0, relative))
 
     def spectrum(self, centered: bool = False) -> Spectrum:
         """Singular values of all rows seen, or of those rows minus their mean, with their bounds.
@@ -418,7 +448,7 @@ class GramState:
             # No more roundings than gram() makes: s t^T + t s^T + n s s^T = s (t + n s)^T + t s^T.
             G = torch.addr(self._gram, self._shift, self._total + self.n * self._shift)
             G.addr_(self._total, self._shift)
-        return SmallGram(G, self.n, self.d, self.dtype, centered, self.gram_error(centered))
+        return SmallGram(G, self.n, self.d, self.dtype, centered, self._error(centered), self.rounding)
 
     def _require_rows(self, what: str) -> None:
         if self.n == 0:
@@ -442,6 +472,7 @@ class GramState:
             "n": self.n,
             "dtype": None if self.dtype is None else _name(self.dtype),
             "depth": _parts(self._depth),
+            "float64": self._float64,
             "equal_shifts": self._equal_shifts,
             **{name: tensor.clone() for name, tensor in tensors.items()},
         }
@@ -455,7 +486,8 @@ class GramState:
         """
         if not isinstance(state, dict):
             raise InputError("state", "a dictionary from state_dict()", type(state).__name__)
-        wanted = {"d", "mode", "classes", "n", "dtype", "depth", "equal_shifts", *self._tensor_names()}
+        state = {"float64": True, **state}  # states of older versions do not say, and theirs may have been
+        wanted = {"d", "mode", "classes", "n", "dtype", "depth", "float64", "equal_shifts", *self._tensor_names()}
         for name in ("d", "mode", "classes"):
             if name in state and state[name] != getattr(self, name):
                 raise InputError(f"state[{name!r}]", repr(getattr(self, name)), repr(state[name]))
@@ -478,6 +510,7 @@ class GramState:
                 isinstance(parts, list) and len(parts) == 3 and all(_whole(p, 0) for p in parts),
                 "three integers",
             ),
+            ("float64", isinstance(state["float64"], bool), "True or False"),
             ("equal_shifts", _whole(equal, 1), "an integer >= 1"),
         ):
             if not fits:
@@ -487,10 +520,11 @@ class GramState:
         self.n = state["n"]
         self.dtype = None if state["dtype"] is None else getattr(torch, state["dtype"])
         self._depth = Depth(*state["depth"])
+        self._float64 = state["float64"]
         self._equal_shifts = state["equal_shifts"]
 
     def _tensor_names(self) -> tuple[str, ...]:
-        names = ("gram", "total", "shift", "excess")
+        names = ("gram", "total", "shift", "excess", "rounded")
         return names if self.classes is None else (*names, "class_sums", "class_counts")
 
 

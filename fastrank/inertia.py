@@ -29,8 +29,9 @@ def count_above(grams: list[SmallGram], ranges: list[tuple[float, float]]) -> li
     """lo and hi for each matrix X and range (low, high): lo <= #{sigma(X) > t} <= hi for every t in the range."""
     most = [len(g.G) for g in grams]
     errors = [float(g.error) * (1 + 1e-12) for g in grams]
-    above = [_outside(low, error, -1) for (low, _), error in zip(ranges, errors, strict=True)]
-    below = [_outside(high, error, 1) for (_, high), error in zip(ranges, errors, strict=True)]
+    moved = [float(g.moved) * (1 + 1e-12) for g in grams]
+    above = [_outside(max(low - m, 0.0), error, -1) for (low, _), error, m in zip(ranges, errors, moved, strict=True)]
+    below = [_outside(high + m, error, 1) for (_, high), error, m in zip(ranges, errors, moved, strict=True)]
     sides = [-1] * len(grams) + [1] * len(grams)
     found = _counts(grams * 2, above + below, sides, most + [0] * len(grams))
     return [(min(a, b), b) for a, b in zip(found[len(grams) :], found, strict=False)]
@@ -110,7 +111,8 @@ def _settled(low: float, high: float) -> bool:
 
 def _sigmas(g: SmallGram, low: float, high: float) -> tuple[float, float]:
     error = float(g.error) + 8 * U64 * high
-    return math.sqrt(max(low - error, 0.0)), math.sqrt(high + error)
+    moved = float(g.moved) * (1 + 1e-12)
+    return max(math.sqrt(max(low - error, 0.0)) - moved, 0.0), math.sqrt(high + error) + moved
 
 
 def _leading(G: Tensor) -> tuple[float, float, float]:

@@ -108,15 +108,17 @@ def matrix_rank(A, rtol: float | None = None, atol: float | None = None, method:
         estimate = _ranks_by_inertia([gram], rtol, atol, [bracket])[0] if bracket else None
         if estimate is None or not estimate.exact:
             (estimate,) = _ranks_of_grams([gram], rtol, atol, method)
-        return _above_the_floor(estimate, math.sqrt(float(gram.error)))
+        return _above_the_floor(estimate, float(gram.zero_bound))
     if isinstance(A, list | tuple) and A and all(isinstance(member, Spectrum | GramState) for member in A):
         return [matrix_rank(member, rtol, atol, method) for member in A]
     matrices = as_matrices(A)
     results: list[RankEstimate | None] = [None] * len(matrices)
-    for grams in small_gram_groups(matrices, [i for i, X in enumerate(matrices) if X.dtype != torch.float64], False):
-        found = _ranks_of_grams(list(grams.values()), rtol, atol, method)
-        for index, estimate in zip(grams, found, strict=True):
-            results[index] = estimate if estimate.exact or estimate.reason else None
+    for rounded in (True, False):
+        left = [i for i, X in enumerate(matrices) if results[i] is None and X.dtype != torch.float64]
+        for grams in small_gram_groups(matrices, left, False, rounded):
+            found = _ranks_of_grams(list(grams.values()), rtol, atol, method)
+            for index, estimate in zip(grams, found, strict=True):
+                results[index] = estimate if estimate.exact or estimate.reason else None
     for index, X in enumerate(matrices):
         if results[index] is None:
             results[index] = estimate_rank(svd_spectrum(X, centered=False), rtol, atol)
@@ -173,8 +175,10 @@ def estimate_rank(s: Spectrum, rtol: float | None = None, atol: float | None = N
     reach = _torch_reach(s.dtype) * top
     near = (sigma > tol - reach).sum() - (sigma > tol + reach).sum()
     noise = _storage_noise(s, top * float(np.sqrt(np.square(sigma / top).sum()))) if top > 0 else 0.0
-    # The bound of a singular value that sits at the tolerance; a Gram spectrum's shrinks as the value grows.
-    delta = _error_at(tol, zero_bound) if s.method == "gram64" else zero_bound
+    # The bound of a singular value that sits at the tolerance: a Gram spectrum's shrinks as the value grows, so that
+    # the first one below has at least as much.
+    below = bound[sigma <= tol]
+    delta = float(below[0]) if s.method == "gram64" and len(below) else zero_bound
     return RankEstimate(
         rank=int((sigma > tol).sum()),
         lo=int((sigma - bound > high).sum()),
@@ -237,9 +241,9 @@ def _ranks_by_inertia(
     for at, i in enumerate(rest):
         g, (low, high) = grams[i], ranges[at]
         lo, hi = (min(count, g.n, g.d) for count in final.get(at, counts[at]))
-        top, zero_bound = sum(tops[i]) / 2, math.sqrt(float(g.error))
+        top, zero_bound = sum(tops[i]) / 2, float(g.zero_bound)
         tol = (low + high) / 2
-        width = (high - low) / 2 + _error_at(tol, zero_bound)
+        width = (high - low) / 2 + _error_at(tol, math.sqrt(float(g.error))) + float(g.moved)
         noise = _storage_noise(g, math.sqrt(float(g.G.diagonal().sum()))) if top else 0.0
         results[i] = RankEstimate(
             rank=(lo + hi) // 2, lo=lo, hi=hi, tol=tol, rtol=relative[i], band=(tol - width, tol + width),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastrank.kernels.gram import depth, gram_accumulate_many_, gram_dual_many
+from fastrank.kernels.gram import depth, digits, gram_accumulate_many_, gram_dual_many
 
 #: Unit roundoff of float64.
 U64 = torch.finfo(torch.float64).eps / 2
@@ -16,10 +16,18 @@ U64 = torch.finfo(torch.float64).eps / 2
 #: Numbers of the Gram matrices that one grouped call holds at once: 128 MiB. Enough for all layers of most networks.
 GROUP = 1 << 24
 
+#: Smaller and larger sides from which on rounded numbers are multiplied faster than float64's are.
+ROUNDED_SIDE, ROUNDED_ROWS = 96, 256
+
 
 @dataclass(frozen=True)
 class SmallGram:
-    """The smaller Gram matrix of a matrix [n, d] and a bound on the 2-norm of its error; its lower triangle counts."""
+    """The smaller Gram matrix of a matrix [n, d]; its lower triangle counts.
+
+    Attributes:
+        error: 0-d, a bound on the 2-norm of its error as that of a matrix which differs from the one asked for ...
+        moved: 0-d, ... by at most this in Frobenius norm: singular values move by as much, not their squares.
+    """
 
     G: Tensor
     n: int
@@ -27,47 +35,75 @@ class SmallGram:
     dtype: torch.dtype
     centered: bool
     error: Tensor
+    moved: Tensor | float = 0.0
+
+    @property
+    def zero_bound(self) -> Tensor:
+        """How large a singular value of exactly zero can look."""
+        return self.error.sqrt() + self.moved
 
 
-def small_gram_groups(matrices: list[Tensor], indices: list[int], centered: bool) -> Iterator[dict[int, SmallGram]]:
-    """{index: Gram matrix} of the matrices asked for, a group for each grouped call."""
+def small_gram_groups(
+    matrices: list[Tensor], indices: list[int], centered: bool, rounded: bool = False
+) -> Iterator[dict[int, SmallGram]]:
+    """{index: Gram matrix} of the matrices asked for, a group for each grouped call.
+
+    rounded: their numbers may be rounded to 24 bits where that is faster (`fastrank.kernels.gram.digits`).
+    """
     group: list[int] = []
     size = 0
     for index in indices:
         k = min(matrices[index].shape)
         if group and (size + k * k > GROUP or matrices[index].device != matrices[group[0]].device):
-            yield dict(zip(group, _small_grams([matrices[i] for i in group], centered), strict=True))
+            yield dict(zip(group, _small_grams([matrices[i] for i in group], centered, rounded), strict=True))
             group, size = [], 0
         group.append(index)
         size += k * k
     if group:
-        yield dict(zip(group, _small_grams([matrices[i] for i in group], centered), strict=True))
+        yield dict(zip(group, _small_grams([matrices[i] for i in group], centered, rounded), strict=True))
 
 
-def small_gram(X: Tensor) -> SmallGram:
+def small_gram(X: Tensor, rounded: bool = False) -> SmallGram:
     """That of one matrix, which is not float64 (a Gram matrix would halve its digits)."""
-    return small_grams([X])[0]
+    return small_grams([X], rounded)[0]
 
 
-def small_grams(matrices: list[Tensor]) -> list[SmallGram]:
+def small_grams(matrices: list[Tensor], rounded: bool = False) -> list[SmallGram]:
     """Those of many, in one call."""
-    return _small_grams(matrices, centered=False)
+    return _small_grams(matrices, False, rounded)
 
 
-def _small_grams(matrices: list[Tensor], centered: bool) -> list[SmallGram]:
+def _small_grams(matrices: list[Tensor], centered: bool, rounded: bool) -> list[SmallGram]:
+    if rounded and not centered and matrices and digits(matrices[0].device):
+        rough = {i for i, X in enumerate(matrices) if _pays_to_round(X)}
+        parts = [[X for i, X in enumerate(matrices) if (i in rough) == here] for here in (True, False)]
+        found = [iter(_of_one_mode(some, False, mode)) for some, mode in zip(parts, ("fast", "exact"), strict=True)]
+        return [next(found[i not in rough]) for i in range(len(matrices))]
+    return _of_one_mode(matrices, centered, "exact")
+
+
+def _pays_to_round(X: Tensor) -> bool:
+    return X.dtype != torch.float64 and min(X.shape) >= ROUNDED_SIDE and max(X.shape) >= ROUNDED_ROWS
+
+
+def _of_one_mode(matrices: list[Tensor], centered: bool, mode: str) -> list[SmallGram]:
+    """In mode "fast" the numbers are rounded."""
     data, shift_errors = matrices, [0.0] * len(matrices)
     if centered:
         data, shift_errors = map(list, zip(*map(centred, matrices), strict=True))
     wide = [i for i, X in enumerate(data) if X.shape[0] < X.shape[1]]
     tall = [i for i, X in enumerate(data) if X.shape[0] >= X.shape[1]]
-    G: dict[int, Tensor] = dict(zip(wide, gram_dual_many([data[i] for i in wide]), strict=True))
+    # Squares of what rounding changed: zeros where nothing was rounded.
+    of_wide, of_tall = (data[0].new_zeros(len(some), dtype=torch.float64) if data else None for some in (wide, tall))
+    G: dict[int, Tensor] = dict(zip(wide, gram_dual_many([data[i] for i in wide], mode, rounded=of_wide), strict=True))
     G |= {i: data[i].new_zeros((data[i].shape[1],) * 2, dtype=torch.float64) for i in tall}
     totals = [G[i].new_zeros(len(G[i])) for i in tall]
-    gram_accumulate_many_([G[i] for i in tall], totals, [data[i] for i in tall])
+    gram_accumulate_many_([G[i] for i in tall], totals, [data[i] for i in tall], mode=mode, rounded=of_tall)
+    moved = dict(zip((*wide, *tall), torch.cat([of_wide, of_tall]).sqrt() if data else (), strict=True))
     results = []
     for i, X in enumerate(data):
         n, d = X.shape
-        roundings = depth(max(n, d), min(n, d), X.dtype, "exact", X.device.type)
+        roundings = depth(max(n, d), min(n, d), X.dtype, mode, X.device.type, rounded=mode == "fast")
         # ||E||_2 <= c * ||X||_F^2, proven in kernels/gram/bound.py; the trace itself carries the same relative error.
         c = roundings.factor(extra=1)
         trace = G[i].diagonal().sum() / (1 - c)
@@ -76,7 +112,7 @@ def _small_grams(matrices: list[Tensor], centered: bool) -> list[SmallGram]:
         error = c * trace + underflow
         if shift_errors[i]:
             error = error + shift_errors[i] * (2 * trace.sqrt() + shift_errors[i])
-        results.append(SmallGram(G[i], n, d, matrices[i].dtype, centered, error))
+        results.append(SmallGram(G[i], n, d, matrices[i].dtype, centered, error, moved[i]))
     return results
 
 

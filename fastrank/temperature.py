@@ -96,7 +96,16 @@ class TemperatureSchedule:
         return {"step": self._step}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self._step = int(state["step"])
+        """Goes on at the step of a `state_dict`; the curve is this schedule's own.
+
+        Raises InputError, and changes nothing, where `state` is no such state, or the curve has no temperature there.
+        """
+        step = state.get("step") if isinstance(state, dict) else None
+        if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+            got = repr(state) if step is None else f"step = {step!r}"
+            raise InputError("state", "what state_dict() gave, {'step': a whole number >= 0}", got)
+        _check_temperature("curve", float(self._curve(step)))
+        self._step = step
         self._set()
 
     def _set(self) -> None:

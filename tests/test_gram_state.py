@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from fastrank.kernels.gram import MODES
+from fastrank.kernels.gram import MODES, digits
 
 from fastrank import GramState, InputError, matrix_rank
 
@@ -174,7 +174,8 @@ def test_floor_says_what_can_be_resolved():
     assert GramState(3).update(torch.zeros(5, 3)).floor == 0
     X = normal(2000, 12)
     exact, fast = (GramState(12, mode).update(X) for mode in MODES)
-    assert 1e-8 < exact.floor < 1e-6 < 1e-3 < fast.floor < 3e-2
+    assert 1e-8 < exact.floor < 1e-6
+    assert (3e-7 < fast.floor < 3e-6) if digits() else (1e-3 < fast.floor < 3e-2)
     # A direction below the floor is not told from zero, one above is.
     for factor, seen in ((0.01, False), (100.0, True)):
         Y = X.double()
@@ -546,3 +547,17 @@ def test_two_processes_equal_one(tmp_path):
         assert state.n == whole.n
         torch.testing.assert_close(state.gram(), whole.gram(), rtol=0, atol=1e-9)
         assert torch.equal(state.gram(), state.update_patches(x[:0], 3, padding=1).gram())
+
+
+def test_zeros_are_known_to_be_zeros():
+    """Products of float64 can underflow, so that zeros may stand for 1e-200; those of float32 cannot."""
+    single, double = GramState(6), GramState(6)
+    single.update(torch.zeros(50, 6))
+    double.update(torch.tensor([1e-200, -1e-200], dtype=torch.float64)[:, None].expand(2, 6).repeat(9, 1))
+    for rank, interval in ((matrix_rank(single), (0, 0)), (matrix_rank(double), (0, 6))):
+        assert (rank.lo, rank.hi) == interval
+    for state in (single, double):
+        again = GramState(6)
+        again.load_state_dict(state.state_dict())
+        assert matrix_rank(again).hi == matrix_rank(state).hi
+    assert matrix_rank(single.merge(double)).hi == 6 and matrix_rank(double.merge(single)).hi == 6

@@ -9,17 +9,19 @@ import extended_precision
 import numpy as np
 import pytest
 import torch
+from fastrank.kernels.gram import digits
 from matrix_families import FAMILIES, LADDER
 
-from fastrank import matrix_rank, spectra, spectrum
+from fastrank import matrix_rank, small_grams, spectra, spectrum
 from fastrank.ranks import default_rtol, estimate_rank
+from fastrank.spectra import quick_spectra
 
 #: Small ones are for numbers; the others reach every path of the kernels. [n, d], how many seeds of each family.
 SMALL = {
     (1, 1): 40, (1, 9): 40, (9, 1): 40, (2, 2): 130, (2, 5): 130, (3, 3): 130, (4, 3): 130, (3, 7): 130, (5, 5): 160,
     (8, 4): 110, (6, 20): 60, (8, 8): 40, (17, 9): 20, (11, 12): 12, (12, 40): 8,
 }  # fmt: skip
-LARGE = ((16, 16), (33, 70), (64, 64), (70, 33), (100, 400), (128, 96), (300, 40))
+LARGE = ((16, 16), (33, 70), (64, 64), (70, 33), (100, 400), (128, 96), (300, 130), (300, 40))
 #: The storage, and what is asked: torch's tolerance and one that the tolerance ladder stands around.
 STORED = ((torch.float32, None), (torch.float32, LADDER), (torch.bfloat16, None), (torch.float16, LADDER))
 #: The truth's own error, relative to sigma_1.
@@ -107,6 +109,27 @@ def test_every_method_holds(method):
         ):
             tally.add(f"{label} {A.dtype} rtol {rtol}", r, A, sigma, OWN)
     assert tally.matrices >= 700 and tally.exact >= 0.95 * tally.clear
+
+
+@extended_precision.needed
+@pytest.mark.skipif(not digits(), reason="this processor does not round")
+def test_intervals_hold_of_rounded_numbers(monkeypatch):
+    monkeypatch.setattr(small_grams, "ROUNDED_SIDE", 0)
+    monkeypatch.setattr(small_grams, "ROUNDED_ROWS", 0)
+    tally, broken = Tally(), 0
+    for rtol, some, truth in small_matrices(lambda seeds: -(-seeds // 10)):
+        A = [a for _, a in some]
+        results = zip(some, matrix_rank(A, rtol), quick_spectra(A), truth, strict=True)
+        for (label, a), r, s, sigma in results:
+            tally.add(f"{label} {a.dtype} rtol {rtol}", r, a, sigma, OWN)
+            off = np.abs(s.sigma.numpy() - sigma)
+            assert (off <= s.bound.numpy() + OWN * sigma[0]).all(), label
+            broken += int((off > s.bound.numpy() / 100 + OWN * sigma[0]).sum())
+            fewest, most = counts(sigma, *a.shape, a.dtype, rtol, OWN)
+            quick = estimate_rank(s, rtol)
+            assert quick.lo <= most and quick.hi >= fewest, label
+    assert tally.matrices >= 2000 and tally.exact >= 0.95 * tally.clear
+    assert broken, "bounds so wide that nothing could break them"
 
 
 def test_larger_matrices_of_every_family():

@@ -99,6 +99,15 @@ def test_mistakes_are_named():
         TemperatureSchedule(TemperedCE(T=2.0), constant(1))
     with pytest.raises(InputError, match=r"curve: expected a finite temperature > 0, got -1\.0"):
         TemperatureSchedule(TemperedCE(T=torch.tensor(1.0)), lambda step: -1.0)
+    schedule = TemperatureSchedule(TemperedCE(T=torch.tensor(1.0)), linear(4, 2, 2))
+    schedule.step()
+    for state in ({}, None, {"step": -1}, {"step": 1.5}, {"step": "1"}, {"steps": 3}):
+        with pytest.raises(InputError, match="state: expected what state_dict"):
+            schedule.load_state_dict(state)
+    falling = TemperatureSchedule(TemperedCE(T=torch.tensor(1.0)), lambda step: 3.0 - step)
+    with pytest.raises(InputError, match="curve: expected a finite temperature > 0, got -2"):
+        falling.load_state_dict({"step": 5})
+    assert (schedule.value, falling.value, falling.state_dict()) == (3, 3, {"step": 0})
     with pytest.raises(InputError, match="T: expected a finite temperature"):
         constant(0)
     with pytest.raises(InputError, match="end: expected a finite temperature"):

@@ -20,5 +20,8 @@ enum class Isa { scalar = 0, avx2 = 1, avx512 = 2 };
 // The best set that this processor and this build have; FASTRANK_ISA=scalar|avx2|avx512 in the environment lowers it.
 Isa isa();
 const char* isa_name(Isa isa);
+// Whether AMX's integer tiles may be used beside AVX-512: the processor has them, the system lets this process, and
+// FASTRANK_ISA is not set, or to amx.
+bool amx();
 
 }  // namespace fastrank

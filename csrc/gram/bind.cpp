@@ -17,7 +17,12 @@ using gram::DType;
 using gram::Kernels;
 using gram::Matrix;
 
-const Kernels& kernels_of(bool fast) {
+// Numbers may be rounded to digits where somebody takes up by how much.
+const Kernels& kernels_of(bool fast, bool may_round = false) {
+#if defined(FASTRANK_WITH_AMX)
+  if (fast && may_round && amx()) return gram::isa_amx::kDigits;
+#endif
+  (void)may_round;
 #if defined(__x86_64__)
   switch (isa()) {
     case Isa::avx512: return fast ? gram::isa_avx512::kFast : gram::isa_avx512::kExact;
@@ -37,11 +42,13 @@ Matrix matrix(uintptr_t data, int dtype, int64_t rows, int64_t columns, int64_t 
 
 void accumulate_cpu(uintptr_t data, int dtype, int64_t rows, int64_t columns, int64_t inner, int64_t stride_outer,
                     int64_t stride_inner, int64_t stride_column, uintptr_t shift, uintptr_t c, int64_t ldc,
-                    uintptr_t total, bool fast, int threads) {
-  gram::accumulate(kernels_of(fast), fast,
+                    uintptr_t total, bool fast, uintptr_t rounded, int threads) {
+  gram::accumulate(kernels_of(fast, rounded != 0),
                    matrix(data, dtype, rows, columns, inner, stride_outer, stride_inner, stride_column),
                    reinterpret_cast<const double*>(shift),
-                   {reinterpret_cast<double*>(c), ldc, reinterpret_cast<double*>(total)}, threads);
+                   {reinterpret_cast<double*>(c), ldc, reinterpret_cast<double*>(total),
+                    reinterpret_cast<double*>(rounded)},
+                   threads);
 }
 
 gram::Patches patches(uintptr_t data, int dtype, py::tuple sizes, py::tuple strides, int64_t groups, py::tuple kernel,
@@ -109,7 +116,8 @@ void accumulate_many_cpu(py::list items, bool mirrored, int threads) {
     all.push_back({matrix(address(0), item[1].cast<int>(), integer(2), integer(3), integer(4), integer(5), integer(6),
                           integer(7)),
                    reinterpret_cast<const double*>(address(8)),
-                   {reinterpret_cast<double*>(address(9)), integer(10), reinterpret_cast<double*>(address(11))},
+                   {reinterpret_cast<double*>(address(9)), integer(10), reinterpret_cast<double*>(address(11)),
+                    reinterpret_cast<double*>(address(13))},
                    item[12].cast<bool>(), mirrored});
   }
   const py::gil_scoped_release released;
@@ -125,7 +133,8 @@ py::tuple pair(gram::Depth depth) { return py::make_tuple(depth.before, depth.ad
 void bind_gram(py::module_& m) {
   const auto release = py::call_guard<py::gil_scoped_release>();
   m.def("gram_accumulate_cpu", &accumulate_cpu, release,
-        "lower(C) += A^T A and total += column sums of A, for A = data - shift; in fp64, row stride ldc");
+        "lower(C) += A^T A and total += column sums of A, for A = data - shift; in fp64, row stride ldc.\n"
+        "rounded: a double that takes up the square of what rounding A changed, or 0: A is not rounded");
   m.def(
       "gram_patches_cpu",
       [](uintptr_t data, int dtype, py::tuple sizes, py::tuple strides, int64_t groups, py::tuple kernel,
@@ -166,9 +175,14 @@ void bind_gram(py::module_& m) {
   m.def("gram_mirror_cpu", &mirror_cpu, release, "copy the lower triangle of a contiguous fp64 matrix to the upper");
   m.def(
       "gram_depth_cpu",
-      [](int64_t rows, int64_t columns, bool fast) { return pair(gram::Plan(rows, columns, fast).depth(rows, fast)); },
+      [](int64_t rows, int64_t columns, bool fast, bool may_round) {
+        const Kernels& kernels = kernels_of(fast, may_round);
+        return pair(gram::Plan(kernels, rows, columns).depth(kernels, rows));
+      },
       "(before, adds): the most fp64 roundings of one product of gram_accumulate_cpu; see Depth in gram.h");
   m.attr("gram_fast_chunk") = gram::kFastChunk;
+  m.attr("gram_digits_chunk") = gram::kDigitsChunk;
+  m.attr("gram_digits") = kernels_of(true, true).rounded != nullptr;
 #ifdef FASTRANK_WITH_CUDA
   using namespace py::literals;
   m.def("gram_accumulate_cuda", &accumulate_cuda, release,

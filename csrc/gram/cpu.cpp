@@ -510,8 +510,9 @@ inline void sum(const double* const* terms, int64_t count, int64_t size, double*
 }
 
 template <class T>
-constexpr Kernels kKernels = {kLanes<T>,       sizeof(T),   kRows,       kVectors,    pack<T>,
-                              pack_patches<T>, multiply<T>, add_tile<T>, add_sums<T>, sum};
+constexpr Kernels kKernels = {kLanes<T>,       sizeof(T),   sizeof(T) == 8 ? kExactChunk : kFastChunk,
+                              kRows,           kVectors,    pack<T>,
+                              pack_patches<T>, multiply<T>, add_tile<T>, add_sums<T>, sum, nullptr};
 
 }  // namespace
 

@@ -25,8 +25,10 @@ struct Matrix {
 
 // Exact: fp64 products and sums (a product of two fp32 or 16-bit numbers is exact there).
 // Fast: fp32 products and sums inside a chunk, fp64 across chunks. fp64 input is always exact.
+// Digits: the numbers rounded to 24 bits of the largest in a column of a chunk, and their exact products (digits.cpp).
 constexpr int64_t kExactChunk = 256;
 constexpr int64_t kFastChunk = 128;
+constexpr int64_t kDigitsChunk = 512;
 
 // The most fp64 roundings that one product goes through: `before` on its way to C, and `adds` additions to each number
 // of C. Error bounds are made of these (kernels/gram/bound.py).
@@ -41,6 +43,7 @@ struct Patches;  // patches.h
 struct Kernels {
   int64_t lanes;         // columns in a panel
   int64_t element_size;  // bytes of a packed number: 8 exact, 4 fast
+  int64_t chunk;         // rows packed at a time
   int64_t tile_rows, tile_panels;  // of a tile that add_tile computes, at most
 
   // Packs rows [row, row + count) of panels [first, last). `sums` (may be null; else indexed by column, written, not
@@ -65,6 +68,9 @@ struct Kernels {
   void (*add_sums)(const void* packed, int64_t panel_stride, const int32_t* at, int64_t count, int64_t j, double* sums);
   // to[q] = sum of terms[t][q] over t, for q < size, a multiple of 8.
   void (*sum)(const double* const* terms, int64_t count, int64_t size, double* to);
+
+  // Null where packing rounds nothing. Else the square of the Frobenius norm of what it changed in the chunk, at most.
+  double (*rounded)(const void* packed, int64_t panel_stride, int64_t panels);
 };
 
 #define FASTRANK_GRAM_DECLARE(isa)  \
@@ -76,6 +82,9 @@ FASTRANK_GRAM_DECLARE(isa_scalar)
 FASTRANK_GRAM_DECLARE(isa_avx2)
 FASTRANK_GRAM_DECLARE(isa_avx512)
 #undef FASTRANK_GRAM_DECLARE
+namespace isa_amx {
+extern const Kernels kDigits;  // without patches
+}
 
 // CUDA (cuda.cu). `stream` is a cudaStream_t. A failed launch throws std::runtime_error with the kernel's name.
 struct Product {

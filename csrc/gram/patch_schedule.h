@@ -54,7 +54,7 @@ struct PatchPlan {
 };
 
 inline Depth patch_depth(const Kernels& kernels, const Patches& p, bool fast) {
-  if (!by_shifts(p)) return Plan(p.rows(), p.columns(), fast).depth(p.rows(), fast);
+  if (!by_shifts(p)) return Plan(kernels, p.rows(), p.columns()).depth(kernels, p.rows());
   const PatchPlan plan(kernels, p);
   const int64_t pieces = plan.cuts[0].pieces * plan.cuts[1].pieces, flush = kFlush(fast);
   // Within a flush; flushes of a piece; pieces of a window; the shift's three terms, of two products each.
@@ -334,7 +334,7 @@ inline void accumulate_patches(const Kernels& kernels, bool fast, const Patches&
   std::vector<double> columns;
   for (int64_t i = 0; shift && i < p.columns(); ++i) columns.push_back(shift[i / p.taps()]);
   accumulate(
-      kernels, fast, p.rows(), p.columns(),
+      kernels, p.rows(), p.columns(),
       [&](int64_t row, int64_t count, int64_t first, int64_t last, void* packed, int64_t panel_stride, double* sums) {
         kernels.pack_patches(p, shift ? columns.data() : nullptr, row, count, first, last, packed, panel_stride, sums);
       },

@@ -35,21 +35,22 @@ struct Plan {
   bool narrow;
   int64_t chunk, chunks, chunks_per_task, tasks;  // tasks: splits (narrow) or slabs (wide)
 
-  Plan(int64_t rows, int64_t columns, bool fast) {
-    chunk = fast ? kFastChunk : kExactChunk;
+  Plan(const Kernels& kernels, int64_t rows, int64_t columns) {
+    chunk = kernels.chunk;
     chunks = ceil_div(rows, chunk);
     narrow = columns <= kNarrow;
     if (narrow) {
       chunks_per_task = std::max(kSplitChunks, ceil_div(chunks, kMaxSplits));
     } else {
-      const int64_t chunk_bytes = chunk * columns * (fast ? 4 : 8);
+      const int64_t chunk_bytes = chunk * columns * kernels.element_size;
       chunks_per_task = std::max<int64_t>(1, kSlabBytes / chunk_bytes);
     }
     tasks = ceil_div(chunks, chunks_per_task);
   }
 
-  Depth depth(int64_t rows, bool fast) const {
-    const int64_t in_chunk = fast ? 0 : std::min(rows, chunk);
+  Depth depth(const Kernels& kernels, int64_t rows) const {
+    // A chunk of fp32 sums or of integers is rounded to fp64 once at most, which counts as one of the additions.
+    const int64_t in_chunk = kernels.element_size == 8 ? std::min(rows, chunk) : kernels.rounded ? 1 : 0;
     if (narrow && tasks > 1) return {in_chunk + chunks_per_task - 1 + tasks - 1, 1};
     return {in_chunk, chunks};
   }
@@ -85,6 +86,7 @@ struct Output {
   double* c;       // [columns, columns], lower triangle, row stride ldc
   int64_t ldc;
   double* total;   // [columns] += sum_k a(k, i), or null
+  double* rounded = nullptr;  // += the square of what rounding A changed, at most; null: it may not be rounded
 };
 
 // pack(row, count, first, last, packed, panel_stride, sums): as in Kernels, of whatever has `rows` rows.
@@ -99,6 +101,7 @@ void run_narrow(const Kernels& kernels, const Plan& plan, int64_t rows, int64_t 
   double* const chunk_sums = static_cast<double*>(
       partial_space.get(static_cast<int64_t>(sizeof(double)) * plan.tasks * (m + (direct ? m : partial_size))));
   double* const partials = chunk_sums + plan.tasks * m;
+  std::vector<double> rounded(static_cast<size_t>(plan.tasks), 0.0);
 
   parallel_for(plan.tasks, threads, [&](int64_t task) {
     static thread_local Workspace pack_space;
@@ -112,6 +115,7 @@ void run_narrow(const Kernels& kernels, const Plan& plan, int64_t rows, int64_t 
     for (int64_t chunk = task * plan.chunks_per_task; chunk < last; ++chunk) {
       const int64_t row = chunk * plan.chunk, count = std::min(plan.chunk, rows - row);
       pack(row, count, 0, panels, packed, stride, chunk_sum);
+      if (kernels.rounded) rounded[static_cast<size_t>(task)] += kernels.rounded(packed, stride, panels);
       if (chunk_sum)
         for (int64_t i = 0; i < m; ++i) sums[i] += chunk_sum[i];
       kernels.multiply(packed, stride, count, 0, m, 0, m, c, direct ? out.ldc : m,
@@ -119,6 +123,8 @@ void run_narrow(const Kernels& kernels, const Plan& plan, int64_t rows, int64_t 
     }
   });
 
+  if (kernels.rounded)
+    for (const double of_task : rounded) *out.rounded += of_task;
   if (out.total) {
     double* const sums = direct ? partials : partials + m * m;
     for (int64_t task = 1; task < plan.tasks; ++task)
@@ -164,6 +170,8 @@ void run_wide(const Kernels& kernels, const Plan& plan, int64_t rows, int64_t co
     if (out.total)
       for (int64_t chunk = 0; chunk < chunks; ++chunk)
         for (int64_t i = 0; i < m; ++i) out.total[i] += sums[chunk * m + i];
+    for (int64_t chunk = 0; kernels.rounded && chunk < chunks; ++chunk)
+      *out.rounded += kernels.rounded(packed + chunk * chunk_bytes, stride, panels);
     parallel_for(blocks * (blocks + 1) / 2, threads, [&](int64_t task) {
       int64_t i = 0, j = task;  // row by row through the triangle of blocks
       while (j > i) j -= ++i;
@@ -177,19 +185,18 @@ void run_wide(const Kernels& kernels, const Plan& plan, int64_t rows, int64_t co
 }
 
 template <class Pack>
-void accumulate(const Kernels& kernels, bool fast, int64_t rows, int64_t columns, const Pack& pack, const Output& out,
+void accumulate(const Kernels& kernels, int64_t rows, int64_t columns, const Pack& pack, const Output& out,
                 int threads) {
   if (rows == 0 || columns == 0) return;
-  const Plan plan(rows, columns, fast);
+  const Plan plan(kernels, rows, columns);
   if (columns * columns < kSerialWork / std::min(rows, kSerialWork)) threads = 1;
   plan.narrow ? run_narrow(kernels, plan, rows, columns, pack, out, threads)
               : run_wide(kernels, plan, rows, columns, pack, out, threads);
 }
 
-inline void accumulate(const Kernels& kernels, bool fast, const Matrix& a, const double* shift, const Output& out,
-                       int threads) {
+inline void accumulate(const Kernels& kernels, const Matrix& a, const double* shift, const Output& out, int threads) {
   accumulate(
-      kernels, fast, a.rows, a.columns,
+      kernels, a.rows, a.columns,
       [&](int64_t row, int64_t count, int64_t first, int64_t last, void* packed, int64_t panel_stride, double* sums) {
         kernels.pack(a, shift, row, count, first, last, packed, panel_stride, sums);
       },
@@ -224,7 +231,7 @@ void accumulate_many(const KernelsOf& kernels_of, std::vector<Item>& items, int 
   double rest = 0;
   for (const Item& item : items) rest += item.work();
   const auto run = [&](const Item& item, int of_threads) {
-    accumulate(kernels_of(item.fast), item.fast, item.a, item.shift, item.out, of_threads);
+    accumulate(kernels_of(item.fast, item.out.rounded), item.a, item.shift, item.out, of_threads);
     if (item.mirrored) mirror(item.out.c, item.a.columns);
   };
   size_t whole = 0;

@@ -16,14 +16,12 @@ from fastrank.errors import InputError
 from fastrank.evaluation.one_pass import Batch, Forwards, Observer, Shapes, labelled, peek
 from fastrank.evaluation.ood import VARIANCE, FeatureMean, Neco, OutOfDistribution, Scores, detection, orthodev, sum_of
 from fastrank.evaluation.penultimate import KEPT, FeatureStates, collapse_of, layer_figures
-from fastrank.evaluation.probes import Probe, ProbeAccuracy, ProbeProtocol, kappa, rho
+from fastrank.evaluation.probes import STEPS, Probe, ProbeAccuracy, ProbeProtocol, continued, kappa, rho
 from fastrank.evaluation.representations import Representations
 from fastrank.evaluation.result import Evaluation, Probes
 from fastrank.evaluation.solution_rank import LogitsState
 
 METHODS = ("adam", "ridge")
-#: Steps that [U]'s protocol takes on the 50,000 samples of CIFAR: 50 epochs of 13 batches.
-STEPS = 650
 #: Features of a layer that its ridge probe reads: the Gram matrix costs n d^2, and all layers have one.
 RIDGE_FEATURES = 1024
 
@@ -58,7 +56,8 @@ def evaluate(
 
     Args:
         model: gives logits [n, C] (or an object with `.logits`).
-        loader: the training set, batches (inputs, labels) with labels in 0 .. C-1.
+        loader: the training set, batches (inputs, labels) with labels in 0 .. C-1; or mappings with "pixel_values" and
+            "labels" (`fastrank.evaluation.one_pass.INPUTS` and `LABELS` have the names that are known).
         test: held-out data of the same classes, for probes, NC4 and detection. None: one training sample in five is
             kept from the probes to measure them, and detection compares with a sample of the training set.
         ood: an out-of-distribution set, or {name: set}: a loader, or a tuple (train, test) of loaders, whose probes are
@@ -67,7 +66,8 @@ def evaluate(
         layers: globs as of `fastrank.watch`; "*" is every output of a nonlinearity ([U] A.5).
         classifier: name of the last linear module; None finds it.
         probes: "adam" ([U] Table 5), "ridge", both, or None for none.
-        protocol: settings of "adam"; its seed is `seed` by default.
+        protocol: settings of "adam". None: [U]'s, with `seed`, whose epochs go on to 650 steps on small sets where that
+            is affordable (`fastrank.evaluation.probes.continued`); ProbeProtocol(seed=seed) is [U]'s to the letter.
         threshold: kappa's share of the last layer's accuracy.
         ridge_penalty, ridge_features: per-sample penalty; columns of a layer that its ridge probe reads.
         neco_dim: directions of NECO's principal subspace, or the share of the variance that they carry.
@@ -94,7 +94,7 @@ def evaluate(
     if distributed and not (dist.is_available() and dist.is_initialized()):
         raise InputError("distributed", "an initialised torch.distributed", "none", "call init_process_group first")
     options = _Options(
-        methods, protocol or ProbeProtocol(seed=seed), threshold, ridge_penalty, ridge_features, probe_memory, seed,
+        methods, protocol, threshold, ridge_penalty, ridge_features, probe_memory, seed,
         limit, distributed,
     )  # fmt: skip
     device = None if device is None else torch.device(device)
@@ -147,7 +147,7 @@ def evaluate(
 @dataclass(frozen=True)
 class _Options:
     methods: tuple[str, ...]
-    protocol: ProbeProtocol
+    protocol: ProbeProtocol | None
     threshold: float
     ridge_penalty: float
     ridge_features: int
@@ -183,6 +183,7 @@ class _Fitted:
     probes: dict[str, dict[str, Probe]]
     columns: dict[str, dict[str, Tensor | None]]
     trained_on: dict[str, int]
+    protocol: ProbeProtocol
 
     @classmethod
     def of(cls, states: Representations, options: _Options) -> _Fitted:
@@ -190,11 +191,12 @@ class _Fitted:
         if "ridge" in options.methods:
             probes["ridge"], trained_on["ridge"] = states.ridge_probes(options.ridge_penalty)
         rows = states.split(options.distributed)
+        protocol = options.protocol or continued(rows, states.weights, options.seed)
         if "adam" in options.methods:
-            probes["adam"] = states.adam_probes(options.protocol, options.distributed)
+            probes["adam"] = states.adam_probes(protocol, options.distributed)
             trained_on["adam"] = rows
         columns = {"adam": dict.fromkeys(states.columns), "ridge": states.columns}
-        return cls(probes, columns, trained_on)
+        return cls(probes, columns, trained_on, protocol)
 
     def counters(self, device: torch.device) -> dict[str, ProbeAccuracy]:
         return {how: ProbeAccuracy(probes, self.columns[how], device) for how, probes in self.probes.items()}
@@ -248,21 +250,21 @@ def _size(loader: Any) -> int | None:
 def _probes(fitted: _Fitted, answers: dict[str, ProbeAccuracy], options: _Options, held_out: bool) -> Probes:
     accuracies, notes = _accuracies(answers, options)
     adam, ridge = accuracies.get("adam", {}), accuracies.get("ridge", {})
-    steps = options.protocol.steps(fitted.trained_on["adam"]) if adam else 0
+    steps = fitted.protocol.steps(fitted.trained_on["adam"]) if adam else 0
     excess = {name: probe.excess for name, probe in fitted.probes.get("adam", {}).items()}
     if adam and steps < STEPS:
         most = max((value for value in excess.values() if not math.isnan(value)), default=math.nan)
         notes += (
             f"adam: {steps} steps in all, where [U] takes {STEPS} on CIFAR; the probes may be unfinished, with up to "
             f"{100 * most:.2g} % of their training loss to lose, and kappa and rho of chance; "
-            f"ProbeProtocol(least_steps={STEPS}) goes on, ridge probes are exact",
+            f"protocol=ProbeProtocol(least_steps={STEPS}) goes on, ridge probes are exact",
         )
     settings = {"ridge_penalty": options.ridge_penalty, "ridge_features": options.ridge_features}
     return Probes(
         adam, ridge, kappa([*adam.values()], options.threshold), kappa([*ridge.values()], options.threshold),
         options.threshold, steps, fitted.trained_on.get("adam", 0), fitted.trained_on.get("ridge", 0),
         max((counter.seen for counter in answers.values()), default=0), held_out and bool(answers),
-        {**asdict(options.protocol), **settings}, notes, excess,
+        {**asdict(fitted.protocol), **settings}, notes, excess,
     )  # fmt: skip
 
 
@@ -282,12 +284,16 @@ def _accuracies(
 def _neco(features: FeatureStates, dim: int | float) -> tuple[Neco | None, str]:
     if features.d is None:
         return None, "no NECO: the logits are not the output of a linear module that was found"
-    covariance = features.gram.gram(centered=True) / features.gram.n
-    if not bool(covariance.isfinite().all()):
+    scatter, few = features.scatter, features.scatter.rows()
+    data = scatter.matrix() / scatter.n if few is None else few.centred
+    if not bool(data.isfinite().all()):
         return None, "no NECO: non-finite training features"
-    if not bool(covariance.diagonal().any()):
+    if not bool((data.diagonal() if few is None else data).any()):
         return None, "no NECO: the training features do not vary"
-    return Neco.fit(features.gram.mean, covariance, dim), ""
+    found = (Neco.fit if few is None else Neco.of_rows)(scatter.mean, data, dim)
+    if isinstance(dim, int) and found.dim < dim:
+        return found, f"NECO: the training features vary in {found.dim} directions, not in {dim}"
+    return found, ""
 
 
 def _out_of_distribution(
@@ -327,6 +333,9 @@ def _out_of_distribution(
             notes += (f"{how}: no layer's probe was ever right",)
     means = mean.means()
     deviations = {name: float(orthodev(reference.means[name], means[name])) for name in reference.means}
+    common = math.nan
+    if "" in reference.means:
+        common = float(orthodev(reference.means[""].mean(0, keepdim=True), means[""]))
     if nowhere := [name or "the classifier's input" for name, value in deviations.items() if math.isnan(value)]:
         notes += (f"orthodev of {', '.join(nowhere)}: a mean that is zero or not finite has no direction",)
     found = scores.arrays(options.distributed)
@@ -335,7 +344,7 @@ def _out_of_distribution(
     notes += (reference.neco_note,) if reference.neco_note else ()
     notes += () if fitted or not options.methods else ("no probes: the set has no labels",)
     return OutOfDistribution(
-        deviations.pop("", math.nan), deviations, detections, reference.neco.dim if reference.neco else 0,
+        deviations.pop("", math.nan), deviations, common, detections, reference.neco.dim if reference.neco else 0,
         adam, rho([*adam.values()]), ridge, rho([*ridge.values()]), mean.n, notes,
     )  # fmt: skip
 

@@ -5,6 +5,10 @@ over all samples; S_B, that of the class means about their own mean mu_G, each c
 equal size these are the definitions of 2020; with unequal ones mu_G is not the mean of all samples, as the geometry is
 that of the classes. Leading dimensions are networks, layers or steps worked on at once. Give float64.
 
+Other implementations: NC1 is also found without 1 / C, with the mean of all samples as mu_G (the same for balanced
+classes), and with S_W over n - C; NC4 also without the classifier's bias (the `neural-collapse` package), which counts
+as disagreement what the bias decides.
+
 Every measure is 0 at collapse. NaN where it is not defined: fewer than two classes, or class means that coincide.
 """
 
@@ -22,17 +26,20 @@ def centered(means: Tensor) -> Tensor:
     return means - means.mean(-2, keepdim=True)
 
 
-def nc1_pinv(means: Tensor, within: Tensor, rtol: float | None = None) -> Tensor:
+def nc1_pinv(
+    means: Tensor, within: Tensor | None = None, rtol: float | None = None, *, rows: Tensor | None = None
+) -> Tensor:
     """[...]: Tr(S_W pinv(S_B)) / C, the within-class spread in units of the one between classes (2020, eq. 6).
 
-    within: S_W [..., d, d]. Eigenvalues of S_B up to `rtol` times the largest count as zero; by default
-    max(C, d) * eps, about that of `torch.linalg.pinv`. The inverse is taken through the singular values of the class
-    means, which keeps the half of their digits that forming S_B would lose. Where the means have collapsed to fewer
-    than C - 1 directions the value hangs on `rtol`: `between_rank` says how many were kept.
+    within: S_W [..., d, d]; or rows: R [..., n, d] with S_W = R^T R, which need no d x d matrix. Eigenvalues of S_B up
+    to `rtol` times the largest count as zero; by default max(C, d) * eps, about that of `torch.linalg.pinv`. The
+    inverse is taken through the singular values of the class means, which keeps the half of their digits that forming
+    S_B would lose. Where the means have collapsed to fewer than C - 1 directions the value hangs on `rtol`:
+    `between_rank` says how many were kept.
     """
     C = means.shape[-2]
     _, sigma, Vh = torch.linalg.svd(centered(means), full_matrices=False)
-    spread = ((Vh @ within) * Vh).sum(-1)
+    spread = ((Vh @ within) * Vh).sum(-1) if rows is None else (rows @ Vh.mT).square().sum(-2)
     kept = _kept(sigma, means, rtol)
     value = (spread / (sigma.square() / C).where(kept, 1)).where(kept, 0).sum(-1) / C
     return value.where(kept.any(-1), math.nan)
@@ -99,6 +106,11 @@ def nc3_duality(weight: Tensor, means: Tensor) -> Tensor:
     return (weight / norms[0] - M / norms[1]).square().sum((-2, -1))
 
 
+def mean_share(means: Tensor) -> Tensor:
+    """[...]: ||mu_G||^2 over the mean of ||mu_c||^2, in [0, 1]: what the class means have in common."""
+    return means.mean(-2).square().sum(-1) / _positive(means.square().sum(-1).mean(-1))
+
+
 def nearest_class(features: Tensor, means: Tensor) -> Tensor:
     """[n] int64: the class mean nearest to each row of `features` [n, d]: the decision that NC4 compares with."""
     shift = means.mean(-2, keepdim=True)  # distances do not feel it, and products of what is left cancel less
@@ -120,6 +132,7 @@ class Collapse:
             own logits, bias included.
         nc4_samples: how many samples that is a share of.
         gnc2, gnc2_lo: one-vs-rest margin of the classifier's normalised rows, and its certified lower bound.
+        mean_share: of the class means' squared lengths what they have in common; no measure of collapse.
         gnc3, gnc3_centered: mean of 1 - cos(w_c, mu_c), the means as they are or centred (Jiang et al. 2024).
         classes, present: of the model; with samples in this set. Means and rows are those of the classes present.
         samples: number of samples. notes: why a figure is NaN.
@@ -143,6 +156,7 @@ class Collapse:
     gnc2_lo: float = math.nan
     gnc3: float = math.nan
     gnc3_centered: float = math.nan
+    mean_share: float = math.nan
     classes: int = 0
     present: int = 0
     samples: int = 0

@@ -5,7 +5,7 @@ Nothing is kept but what the observers keep, so memory does not grow with the nu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -124,11 +124,13 @@ class Forwards:
                 if limit is not None and seen + len(x) > limit:
                     x, y = x[: limit - seen], None if y is None else y[: limit - seen]
                 if not len(x):
-                    break
+                    continue
                 x = x.to(self.device, non_blocking=True)
                 y = None if y is None else y.to(self.device, non_blocking=True)
                 self._forward(x, Batch(y, len(x), seen), observers)
                 seen += len(x)
+                if seen == limit:
+                    break
         if not seen:
             raise InputError("loader", "at least one sample", "none")
         return seen
@@ -190,8 +192,16 @@ class _Widths(Observer):
         self.found[name] = X.shape[1]
 
 
+#: Names under which a batch that is a mapping has its inputs and its labels.
+INPUTS = ("pixel_values", "inputs", "input", "images", "image", "img", "x")
+LABELS = ("labels", "label", "targets", "target", "y")
+
+
 def batches(loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """(inputs, labels or None) of a loader of tensors, (inputs,), or (inputs, labels, ...).
+    """(inputs, labels or None) of a loader of tensors, (inputs,), (inputs, labels, ...), or mappings.
+
+    A mapping (a dict, the batches of Hugging Face) has its inputs under one of the names INPUTS and its labels, if any,
+    under one of LABELS; what else it has is left out.
 
     Raises:
         InputError: anything else, labels that are not whole numbers [n], or a loader that cannot be gone through.
@@ -200,19 +210,37 @@ def batches(loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor | None]]:
         raise InputError("loader", "batches (inputs, labels)", type(loader).__name__)
     for batch in loader:
         parts = (batch,) if isinstance(batch, Tensor) else batch
+        if isinstance(batch, Mapping):
+            parts = _of_mapping(batch)
         if not isinstance(parts, tuple | list) or not parts or not isinstance(parts[0], Tensor):
             got = type(batch).__name__
             if isinstance(parts, tuple | list) and parts:
                 got += f" of {type(parts[0]).__name__}"
-            cure = "give a generator of tuples, ((b['inputs'], b['labels']) for b in loader)"
-            raise InputError("loader", "batches (inputs, labels) of tensors", got, cure if got == "dict" else "")
+            raise InputError("loader", "batches (inputs, labels) of tensors", got)
         x, y = parts[0], parts[1] if len(parts) > 1 else None
         if y is not None:
-            y = torch.as_tensor(y)
+            try:
+                y = torch.as_tensor(y)
+            except (TypeError, ValueError, RuntimeError):
+                raise InputError("loader", f"{len(x)} whole numbers as labels", repr(y)[:60]) from None
             if y.shape != (len(x),) or y.dtype.is_floating_point:
                 raise InputError("loader", f"{len(x)} whole numbers as labels", f"{y.dtype} {tuple(y.shape)}")
             y = y.long()
         yield x, y
+
+
+def _of_mapping(batch: Mapping[str, Any]) -> tuple[Any, Any]:
+    found = []
+    for names, at_least in ((INPUTS, 1), (LABELS, 0)):
+        here = [name for name in names if name in batch]
+        if not at_least <= len(here) <= 1:
+            what = (
+                f"{'one' if at_least else 'at most one'} of the names {', '.join(names)} in a batch that is a mapping"
+            )
+            cure = "give tuples, ((b['inputs'], b['labels']) for b in loader)"
+            raise InputError("loader", what, ", ".join(map(str, batch)) or "none", cure)
+        found.append(batch[here[0]] if here else None)
+    return found[0], found[1]
 
 
 def peek(loader: Iterable[Any]) -> tuple[Tensor, Iterable[Any]]:
@@ -220,11 +248,11 @@ def peek(loader: Iterable[Any]) -> tuple[Tensor, Iterable[Any]]:
     if not isinstance(loader, Iterable):
         raise InputError("loader", "batches (inputs, labels)", type(loader).__name__)
     iterator = iter(loader)
-    first = next(iterator, None)
-    if first is None:
-        raise InputError("loader", "at least one sample", "none")
-    x, _ = next(batches([first]))
-    return x[:2], chain([first], iterator)
+    for first in iterator:
+        x, _ = next(batches([first]))
+        if len(x):
+            return x[:2], chain([first], iterator)
+    raise InputError("loader", "at least one sample", "none")
 
 
 def labelled(loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:

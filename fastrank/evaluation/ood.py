@@ -34,6 +34,11 @@ class Neco:
     """The principal subspace of standardised training features, and the score ||P_d h|| / ||h|| in it.
 
     mean, std: [d] float64 of the training features (a constant one has std 1); components [d, dim] orthonormal columns.
+
+    These are scikit-learn's `StandardScaler` and `PCA` (which centres again, by nothing), as in Ammar et al.'s code.
+
+    Directions in which nothing varies are not determined by the data (with n <= d rows there are d - n + 1 of them, and
+    any choice of them changes the score of other data), so no more than vary are kept, whatever was asked for.
     """
 
     mean: Tensor
@@ -49,22 +54,21 @@ class Neco:
         Raises:
             InputError: a dim outside 1 .. d or (0, 1); features that are not finite, or that do not vary.
         """
-        d = len(mean)
-        whole = isinstance(dim, int) and not isinstance(dim, bool)
-        if not (1 <= dim <= d if whole else isinstance(dim, float) and 0 < dim < 1):
-            raise InputError("neco_dim", f"a whole number in 1 .. {d} or a share in (0, 1)", repr(dim))
-        if not bool(covariance.isfinite().all()):
-            raise InputError("features", "finite training features for NECO", "non-finite ones")
-        std = covariance.diagonal().clamp_min(0).sqrt()
-        if not bool(std.any()):
-            raise InputError("features", "training features that vary for NECO", "constant ones")
-        std = std.masked_fill(std == 0, 1.0)
+        _check_dim(dim, len(mean))
+        std = _deviations(covariance.diagonal().clamp_min(0), covariance)
         values, vectors = torch.linalg.eigh(covariance / torch.outer(std, std))
-        values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
-        if not whole:
-            total = values.cumsum(0) / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
-            dim = min(d, int((total < dim).sum()) + 1)
-        return cls(mean, std, vectors[:, :dim].contiguous())
+        return cls(mean, std, vectors.flip(1)[:, : _directions(values.flip(0), dim, len(mean))].contiguous())
+
+    @classmethod
+    def of_rows(cls, mean: Tensor, centred: Tensor, dim: int | float = VARIANCE) -> Neco:
+        """The same from n rows of d > n features, minus their mean [d]: an eigenproblem of n x n. Raises as `fit`."""
+        _check_dim(dim, len(mean))
+        std = _deviations(centred.square().mean(0), centred)
+        Z = centred / (std * math.sqrt(len(centred)))
+        values, vectors = torch.linalg.eigh(Z @ Z.T)
+        kept = vectors.flip(1)[:, : _directions(values.flip(0), dim, len(mean))]
+        # Z^T u has length sqrt(lambda); the triangular factor makes the directions of small lambda orthogonal too.
+        return cls(mean, std, torch.linalg.qr(Z.T @ kept).Q)
 
     @property
     def dim(self) -> int:
@@ -76,6 +80,31 @@ class Neco:
         # A huge shift must not overflow in its square.
         h = h / h.abs().amax(1, keepdim=True).clamp_min(torch.finfo(h.dtype).tiny)
         return (h @ self.components).norm(dim=1) / h.norm(dim=1).clamp_min(torch.finfo(h.dtype).tiny)
+
+
+def _check_dim(dim: int | float, d: int) -> None:
+    whole = isinstance(dim, int) and not isinstance(dim, bool)
+    if not (1 <= dim <= d if whole else isinstance(dim, float) and 0 < dim < 1):
+        raise InputError("neco_dim", f"a whole number in 1 .. {d} or a share in (0, 1)", repr(dim))
+
+
+def _deviations(variances: Tensor, data: Tensor) -> Tensor:
+    """[d] standard deviations, 1 for a constant feature; InputError for data that are not finite, or all constant."""
+    if not bool(data.isfinite().all()):
+        raise InputError("features", "finite training features for NECO", "non-finite ones")
+    if not bool(variances.any()):
+        raise InputError("features", "training features that vary for NECO", "constant ones")
+    return variances.sqrt().masked_fill(variances == 0, 1.0)
+
+
+def _directions(values: Tensor, dim: int | float, d: int) -> int:
+    """How many leading eigenvalues (descending) to keep: `dim`, or those that carry its share; none that is 0."""
+    values = values.clamp_min(0)
+    varying = int((values > d * torch.finfo(values.dtype).eps * values[0]).sum())
+    if isinstance(dim, int):
+        return min(dim, varying)
+    total = values.cumsum(0) / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
+    return min(varying, int((total < dim).sum()) + 1)
 
 
 @dataclass(frozen=True)
@@ -102,7 +131,10 @@ class Detection:
 def detection(id_scores: np.ndarray, ood_scores: np.ndarray) -> Detection:
     """The Detection of two sets of scores, higher meaning more in-distribution; by scikit-learn.
 
-    The threshold is the strictest at which at least 95 % of the positives pass; nothing is interpolated.
+    The threshold is the strictest at which at least 95 % of the positives pass; nothing is interpolated. Other figures
+    of one name: pytorch-ood's `OODMetrics` takes outlier scores (ours, negated) and has OOD as its positives, so its
+    FPR95TPR is `fpr95_ood_positive`; its AUROC is ours. A curve thinned to its corners (scikit-learn's default,
+    `drop_intermediate`) can leave out the first point at 95 %: then a later, larger rate is read.
     """
     metrics = require("sklearn.metrics", "AUROC and FPR95")
     sizes = {"id_samples": len(id_scores), "ood_samples": len(ood_scores)}
@@ -180,6 +212,9 @@ class OutOfDistribution:
 
     Attributes:
         orthodev: of the classifier's input ([U] eq. 4); orthodev_layers: layer -> the same of its representation.
+        common_cosine: |cos| of the OOD mean with the mean of the class means. Eq. 4 does not centre, so what all have
+            in common (after a ReLU no feature is negative) counts: where this and `Collapse.mean_share` are large,
+            they are most of `orthodev`.
         scores: score -> Detection; `neco` multiplies by nothing, `neco_max_logit` by the largest logit (the variant for
             transformers in Ammar et al.), `max_logit` and `max_softmax` (of logits / T) are baselines.
         neco_dim: directions of the principal subspace.
@@ -190,6 +225,7 @@ class OutOfDistribution:
 
     orthodev: float = math.nan
     orthodev_layers: dict[str, float] = field(default_factory=dict)
+    common_cosine: float = math.nan
     scores: dict[str, Detection] = field(default_factory=dict)
     neco_dim: int = 0
     probes: dict[str, float] = field(default_factory=dict)

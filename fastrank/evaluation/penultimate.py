@@ -14,8 +14,8 @@ from fastrank.evaluation.collapse import Collapse
 from fastrank.evaluation.one_pass import Batch, Observer, Shapes
 from fastrank.evaluation.ood import sum_of
 from fastrank.evaluation.sample import Sample
+from fastrank.evaluation.scatter import Scatter
 from fastrank.evaluation.softmax_codes import gnc3, one_vs_rest_margin
-from fastrank.gram import GramState
 
 #: Samples kept for NC4 and, without a test set, as the in-distribution side of detection.
 KEPT = 10_000
@@ -24,7 +24,7 @@ GNC2_CLASSES = 400
 
 
 class FeatureStates(Observer):
-    """Of the classifier's input: Gram matrix, class moments, and a sample with the model's own decisions."""
+    """Of the classifier's input: scatter, class moments, and a sample with the model's own decisions."""
 
     def __init__(self, shapes: Shapes, capacity: int, seed: int, device: torch.device) -> None:
         """capacity: samples kept, 0 where a test set takes their place."""
@@ -34,7 +34,7 @@ class FeatureStates(Observer):
         self._logits = torch.empty(capacity, shapes.classes, device=device)
         self._batch: Batch | None = None
         if self.d is not None:
-            self.gram = GramState(self.d, device=device)
+            self.scatter = Scatter(self.d, device)
             self.moments = ClassMoments(shapes.classes, self.d, device)
 
     def begin(self, batch: Batch) -> None:
@@ -44,13 +44,13 @@ class FeatureStates(Observer):
         rows, slots = self._sample.take(self._batch.first, self._batch.rows)
         self._logits[slots] = logits[rows].float()
         if self.d is not None:
-            self.gram.update(features)
+            self.scatter.update(features, self._batch.labels)
             self.moments.update(features, self._batch.labels)
             self._rows[slots] = features[rows].float()
 
     def all_reduce(self) -> None:
         if self.d is not None:
-            self.gram.all_reduce()
+            self.scatter.all_reduce()
             self.moments.all_reduce()
 
     def agreement(self, kept: bool) -> Agreement:
@@ -104,9 +104,6 @@ def collapse_of(
     if not bool(means.isfinite().all()):
         return replace(found, notes=("non-finite features",))
     notes = [] if len(present) == shapes.classes else [f"{shapes.classes - len(present)} classes without samples"]
-    between = moments.scatter_between()
-    # What the classes do not explain of the whole scatter; rounding may leave a trace of it below zero.
-    within = (states.gram.gram(centered=True) - between.T @ between) / samples
     M, W = nc.centered(means), weight.double()[present]
     disagree, judged_on = judged.share(distributed)
     margin = (math.nan, math.nan)
@@ -120,7 +117,7 @@ def collapse_of(
     notes += _undefined(means, M, W)
     if lone := int((moments.counts[present] == 1).sum()):
         notes.append(f"{lone} of {len(present)} classes have one sample, which nc1 counts as collapsed")
-    nc1 = float(nc.nc1_pinv(means, within))
+    nc1 = float(nc.nc1_pinv(means, **_within(states, means, present)))
     return replace(
         found,
         nc1_pinv=nc1 if math.isnan(nc1) else max(0.0, nc1), nc1_rank=int(nc.between_rank(means)),
@@ -131,8 +128,21 @@ def collapse_of(
         nc2_equinorm_weight=float(nc.nc2_equinorm(W)), nc2_equiangular_weight=float(nc.nc2_equiangular(W)),
         nc3_duality=float(nc.nc3_duality(W, means)), nc3_etf=float(nc.etf_error(W, M)),
         nc4=disagree, nc4_samples=judged_on, gnc2=margin[0], gnc2_lo=margin[1],
-        gnc3=float(gnc3(W, means)), gnc3_centered=float(gnc3(W, means, center=True)), notes=tuple(notes),
+        gnc3=float(gnc3(W, means)), gnc3_centered=float(gnc3(W, means, center=True)),
+        mean_share=float(nc.mean_share(means)), notes=tuple(notes),
     )  # fmt: skip
+
+
+def _within(states: FeatureStates, means: Tensor, present: Tensor) -> dict[str, Tensor]:
+    """The covariance within classes, as `nc1_pinv` takes it: rows where there are fewer of them than features."""
+    moments, n = states.moments, states.moments.n
+    few = states.scatter.rows()
+    if few is None:
+        between = moments.scatter_between()
+        # What the classes do not explain of the whole scatter; rounding may leave a trace of it below zero.
+        return {"within": (states.scatter.matrix() - between.T @ between) / n}
+    place = torch.searchsorted(present, few.labels)
+    return {"rows": (few.centred - (means - moments.mean())[place]) / math.sqrt(n)}
 
 
 def _undefined(means: Tensor, M: Tensor, W: Tensor) -> list[str]:

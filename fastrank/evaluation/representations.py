@@ -1,4 +1,4 @@
-"""What a pass leaves of every layer's representation: class moments, a Gram matrix for ridge, a sample for probes."""
+"""What a pass leaves of every layer's representation: class moments, its scatter for ridge, a sample for probes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from fastrank.evaluation.class_states import ClassMoments
 from fastrank.evaluation.one_pass import Batch, Observer
 from fastrank.evaluation.ood import sum_of
 from fastrank.evaluation.probes import Probe, ProbeProtocol, train_probes
-from fastrank.evaluation.ridge import ridge_probe
+from fastrank.evaluation.ridge import ridge_probe, ridge_probe_of_rows
 from fastrank.evaluation.sample import Sample, held_out, keys
-from fastrank.gram import GramState
+from fastrank.evaluation.scatter import Scatter
 
 
 class Representations(Observer):
@@ -57,7 +57,7 @@ class Representations(Observer):
         self._ridge, self._ridge_moments = {}, {}
         for name, d in widths.items() if ridge_features else ():
             r = min(d, ridge_features)
-            self._ridge[name] = GramState(r, device=device)
+            self._ridge[name] = Scatter(r, device)
             self._ridge_moments[name] = ClassMoments(self.classes, r, device)
         self.moments = {name: ClassMoments(self.classes, d, device) for name, d in widths.items() if moments}
         self.labelled = 0
@@ -97,7 +97,7 @@ class Representations(Observer):
             Z, y = (X if columns is None else X.index_select(1, columns)), labels
             if self._fit is not None:
                 Z, y = Z.index_select(0, self._fit), y.index_select(0, self._fit)
-            self._ridge[name].update(Z)
+            self._ridge[name].update(Z, y)
             self._ridge_moments[name].update(Z, y)
         if len(self._rows):
             group, i = self._slices[name]
@@ -123,6 +123,11 @@ class Representations(Observer):
         self._kept = []
         return int(sum_of(len(self._labels_fit))) if distributed else len(self._labels_fit)
 
+    @property
+    def weights(self) -> int:
+        """Of the probes of all layers."""
+        return self.classes * sum(self._widths.values())
+
     def adam_probes(self, protocol: ProbeProtocol, distributed: bool = False) -> dict[str, Probe]:
         """layer -> probe. Uses up the samples that `split` left: they are standardised in place."""
         found = train_probes(self._groups_fit, self._labels_fit, self.classes, protocol, distributed)
@@ -133,11 +138,12 @@ class Representations(Observer):
         """(layer -> probe, which reads the columns `self.columns[layer]`; samples that they have seen)."""
         probes, seen = {}, 0
         for name, state in self._ridge.items():
-            moments = self._ridge_moments[name]
-            probes[name], seen = (
-                ridge_probe(state.gram(centered=True), moments.sums(), moments.counts, penalty),
-                moments.n,
-            )
+            moments, few = self._ridge_moments[name], state.rows()
+            if few is None:
+                probes[name] = ridge_probe(state.matrix(), moments.sums(), moments.counts, penalty)
+            else:
+                probes[name] = ridge_probe_of_rows(few.centred, state.mean, few.labels, self.classes, penalty)
+            seen = moments.n
         return probes, seen
 
     def show_held_out(self, observer: Observer) -> None:

@@ -166,6 +166,7 @@ class Evaluation:
             yield "train", layer, "probe_adam_excess", value
         for name, found in self.ood.items():
             yield name, "features", "orthodev", found.orthodev
+            yield name, "features", "common_cosine", found.common_cosine
             for layer, value in found.orthodev_layers.items():
                 yield name, layer, "orthodev", value
             for score, one in found.scores.items():

@@ -9,6 +9,7 @@ A recipe is one file here (see `fastrank.recipes.recipe.Recipe`) and its entry i
 from __future__ import annotations
 
 import importlib
+import re
 
 from fastrank.errors import InputError
 from fastrank.recipes.execute import recompute, reproduce
@@ -63,7 +64,7 @@ def find_recipe(name: str) -> Recipe:
     recipe = importlib.import_module(f"fastrank.recipes.{FILES[plain]}").RECIPE
     if not changes:
         return recipe
-    fields = parse_kwargs(changes.split(","))
+    fields = parse_kwargs(re.split(r",(?=\w+=)", changes))  # values such as lists have commas of their own
     if unknown := set(fields) - set(TrainConfig.__dataclass_fields__):
         known = ", ".join(TrainConfig.__dataclass_fields__)
         raise InputError("set", f"fields of a training ({known})", ", ".join(sorted(unknown)))

@@ -63,6 +63,9 @@ def orthodev(run: Run, place: int = 0) -> float:
 
 
 def detection(run: Run, figure: str, score: str = "neco", place: int = 0) -> float:
+    """NECO is that of Ammar et al. for the network: of a transformer it is multiplied by the largest logit."""
+    if score == "neco" and run.config["model"].startswith("vit"):
+        score = "neco_max_logit"
     return _number(ood_figures(run, place).get("scores", {}).get(score, {}).get(figure))
 
 
@@ -94,18 +97,19 @@ COLLAPSE = (
     Column("NC3", lambda run: collapse_figure(run, "nc3_duality")),
     Column("NC4", lambda run: 100 * collapse_figure(run, "nc4"), form=".2f"),
 )
+MEAN_SHARE = Column("common mean's share of class means", lambda run: collapse_figure(run, "mean_share"))
 ORTHODEV = Column("OrthoDev", lambda run: orthodev(run))
 AUROC = Column("NECO AUROC", lambda run: 100 * detection(run, "auroc"), form=".1f")
 FPR95 = Column("NECO FPR95", lambda run: 100 * detection(run, "fpr95_id_positive"), form=".1f")
 
 
-def first_ood(study: Study) -> str:
-    return ood_names(study)[0]
+def first_ood(study: Study, label: str = "") -> str:
+    return ood_names(study, label)[0]
 
 
-def ood_names(study: Study) -> list[str]:
-    """Those of the out-of-distribution sets; of a folder's path the last part."""
-    return [name.rpartition("/")[2] for name in study.settings(study.labels[0])["evaluate"]["ood"]]
+def ood_names(study: Study, label: str = "") -> list[str]:
+    """Those of the out-of-distribution sets of a label, or of the first; of a folder's path the last part."""
+    return [name.rpartition("/")[2] for name in study.settings(label or study.labels[0])["evaluate"]["ood"]]
 
 
 def rho(run: Run, place: int = 0) -> float:
@@ -114,12 +118,17 @@ def rho(run: Run, place: int = 0) -> float:
     return _number(found.get("rho" if found.get("probes") else "ridge_rho"))
 
 
-def on_other_sets(study: Study, what: str, of: Callable[[Run, int], float], claimed: str) -> list[Effect]:
-    """The highest temperature against T = 1 on each set beside the first: shown, not judged. of: (run, place)."""
-    first, last = study.labels[0], study.labels[-1]
+def on_other_sets(
+    study: Study, what: str, of: Callable[[Run, int], float], claimed: str, ends: tuple[str, str] | None = None
+) -> list[Effect]:
+    """The highest temperature against T = 1 on each set beside the first: shown, not judged. of: (run, place).
+
+    ends: the labels of T = 1 and of the highest; the study's first and last by default.
+    """
+    first, last = ends or (study.labels[0], study.labels[-1])
     columns = (
         Column(f"{what} on {name}", lambda run, place=place: of(run, place))
-        for place, name in enumerate(ood_names(study)[1:], 1)
+        for place, name in enumerate(ood_names(study, first)[1:], 1)
     )
     return [difference(study, column, last, first, claimed, counts=False) for column in columns]
 

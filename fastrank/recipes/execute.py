@@ -62,9 +62,11 @@ def plan_jobs(
     if scale not in recipe.scales:
         raise InputError("scale", f"one of {', '.join(recipe.scales)} for {recipe.name}", repr(scale))
     chosen = recipe.scales[scale]
-    numbers = range(chosen.seeds if seeds is None else seeds) if isinstance(seeds, int | None) else sorted(set(seeds))
-    if not len(numbers) or min(numbers) < 0:
-        raise InputError("seeds", "at least one seed, none of them negative", seeds)
+    seeds = chosen.seeds if seeds is None else seeds
+    numbers = list(seeds) if isinstance(seeds, Sequence) else range(seeds) if isinstance(seeds, int) else []
+    if not len(numbers) or not all(isinstance(seed, int) and seed >= 0 for seed in numbers):
+        raise InputError("seeds", "at least one, how many or which, none of them negative", repr(seeds))
+    numbers = sorted(set(numbers))
     folder = out / (recipe.shares or recipe.name) / scale
     return [
         Job(label, _filled(settings, data or Path("data")), seed, folder / f"{_plain(label)}-s{seed}")

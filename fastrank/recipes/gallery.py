@@ -30,10 +30,11 @@ def write_gallery(out: Path) -> Path:
 
 def _summary(folder: Path, result: dict[str, Any]) -> str:
     anchor = f"{folder.parent.name}-{folder.name}"
+    changed = " *" if result.get("revised") else ""
     counting = [effect["verdict"] for effect in result["effects"] if effect["counts"]]
     return (
         f'<tr><td><a href="#{escape(anchor)}">{escape(result["recipe"])}</a></td><td>{escape(result["scale"])}</td>'
-        f"<td>{len(result['seeds'])}</td><td>{_badge(result['verdict'])}</td>"
+        f"<td>{len(result['seeds'])}</td><td class=mark>{_badge(result['verdict'])}{changed}</td>"
         f"<td>{counting.count('held')} of {len(counting)}</td><td>{escape(result['claim'])}</td></tr>"
     )
 
@@ -45,6 +46,8 @@ def _section(out: Path, folder: Path, result: dict[str, Any]) -> str:
     # At its size in inches (a PNG's bytes 16 .. 19 are its width), so that text is as large in every figure.
     width = round(int.from_bytes(pixels[16:20]) * 96 / DPI)
     notes = "".join(f"<li>{escape(note)}</li>" for note in result["notes"])
+    changed = result.get("revised")  # results of older versions have none
+    revised = f"<p class=notes><b>Changed after a first look.</b> {escape(changed)}</p>" if changed else ""
     command = f"fastrank report {folder}"
     heads, rows = upright(result["table"])
     return f"""<section id="{escape(f"{folder.parent.name}-{folder.name}")}">
@@ -52,6 +55,7 @@ def _section(out: Path, folder: Path, result: dict[str, Any]) -> str:
 {_badge(result["verdict"])}</h2>
 <p><b>Claim.</b> {escape(result["claim"])} <i>{escape(result["source"])}</i></p>
 <p><b>Rule.</b> {escape(result["rule"])}</p>
+{revised}
 {"<ul class=notes>" + notes + "</ul>" if notes else ""}
 <figure><img alt="{escape(result["recipe"])}" width="{width}" src="{image}"></figure>
 <table><thead><tr><th>effect</th><th>claimed</th><th>estimate</th><th>95 % interval</th><th>n</th><th>interval by</th>

@@ -80,6 +80,8 @@ class Recipe:
             run. All unfinished jobs come in one call, so that many small models can be simulated as one batch.
         effects: study -> what is compared, with intervals; those with `counts` decide the verdict.
         draw: study -> the figure, in the paper's form and with its axes.
+        revised: what of the rule, of what is measured or of what is trained was changed after a first look at results,
+            and what the look had shown; empty where nothing was.
         trained: the train accuracy that a setting must reach with every seed to be compared; None without training.
         notes: study -> remarks that a reader must see; what was not reproduced and why.
         shares: the recipe whose run directories this one reads and writes, with the same scales and `run`.
@@ -94,6 +96,7 @@ class Recipe:
     run: Callable[[Sequence[Job], torch.device], None]
     effects: Callable[[Study], Sequence[Effect]]
     draw: Callable[[Study], Figure]
+    revised: str = ""
     trained: float | None = 0.9
     notes: Callable[[Study], Sequence[str]] = field(default=lambda study: ())
     shares: str | None = None

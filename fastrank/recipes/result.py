@@ -37,7 +37,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Result:
-    """What a recipe found at one scale. table: label -> column -> Cell."""
+    """What a recipe found at one scale. table: label -> column -> Cell. revised: as of Recipe."""
 
     recipe: str
     scale: str
@@ -49,6 +49,7 @@ class Result:
     effects: tuple[Effect, ...]
     verdict: str
     notes: tuple[str, ...]
+    revised: str
 
     def to_dict(self) -> dict[str, Any]:
         """In JSON's types; a number that JSON has not is null."""
@@ -65,7 +66,7 @@ def result_of(study: Study) -> Result:
     return Result(
         recipe.name, study.scale, recipe.claim, recipe.source, recipe.rule, study.seeds,
         {label: {column.name: _cell(study, label, column.name) for column in recipe.columns} for label in study.labels},
-        effects, decide(effects), (*untrained, *recipe.notes(study)),
+        effects, decide(effects), (*untrained, *recipe.notes(study)), recipe.revised,
     )  # fmt: skip
 
 

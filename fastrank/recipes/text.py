@@ -41,6 +41,8 @@ def print_result(result: Result, out: Path) -> None:
         state = effect.verdict + ("" if effect.counts else " (does not count)")
         table.add_row(effect.name, f"{effect.claimed} {effect.null:g}", _number(effect.value), interval, state)
     console.print(table)
+    if result.revised:
+        console.print(f"changed after a first look: {result.revised}", highlight=False, markup=False)
     for note in result.notes:
         console.print(f"note: {note}", highlight=False, markup=False)
     console.print(f"{result.recipe}: {result.verdict}. {result.claim}", highlight=False, markup=False)

@@ -29,7 +29,7 @@ NORM_OVER_T = Column("logits norm / T", evaluated("logits_norm_over_T"))
 OUTCOME = (TRAIN_ACCURACY, TEST_ACCURACY, SOLUTION_RANK, LOGITS_NORM, NORM_OVER_T)
 
 Also = Callable[[nn.Module, Data, float, Job], Mapping[str, Any]]
-Each = Callable[[nn.Module, Data, float], Mapping[str, float]]
+Each = Callable[[nn.Module, Data, float, Job], Mapping[str, float]]
 
 
 def rank_at(tolerance: float) -> Column:
@@ -51,13 +51,16 @@ def train_jobs(jobs: Sequence[Job], device: torch.device, also: Also | None = No
     """One after the other; each goes on from its checkpoint where it was interrupted.
 
     also: (trained model, data, last temperature, job) -> figures that join the run's evaluation. each: (model, data,
-    temperature) -> figures of every recorded step.
+    temperature, job) -> figures of every recorded step.
     """
     configs = [config_of(job) for job in jobs]  # every mistake is said before the first run
     for number, (job, config) in enumerate(zip(jobs, configs, strict=True), 1):
         print(f"{job.path} ({number} of {len(jobs)})", flush=True)
-        found = None if also is None else (lambda model, data, T, job=job: also(model, data, T, job))
-        train(config, job.path, True, device, workers_of(config), recipe_facts(job), found, each)
+        found, recorded = (
+            None if of is None else (lambda model, data, T, of=of, job=job: of(model, data, T, job))
+            for of in (also, each)
+        )
+        train(config, job.path, True, device, workers_of(config), recipe_facts(job), found, recorded)
 
 
 def workers_of(config: TrainConfig) -> int:
@@ -110,11 +113,16 @@ def paper_resnet(model: str, data: str) -> dict[str, Any]:
     return {**PRESETS["paper-resnet"], "model": model, "data": f"folder:{{data}}/{data}"}
 
 
-def mlp_scales(track: str) -> dict[str, Scale]:
-    """The MLP at T = 1 and at a high temperature, watched for `track` throughout training."""
+def mlp_scales(track: str, seeds: int, minutes: int, every: int = 39) -> dict[str, Scale]:
+    """The MLP at T = 1 and at a high temperature, watched for `track` throughout training.
+
+    seeds, minutes: of the quick scale. every: steps between measurements at the full one.
+    """
     trainings = "6 trainings of the MLP on CIFAR-10, 100 epochs each"
     return {
         "smoke": Scale(over_temperatures({**SMOKE_MLP, "track": track, "every": 5}, (1, 10)), 2, "seconds"),
-        "quick": Scale(over_temperatures({**SMALL_MLP, "track": track, "every": 6}, (1, 100)), 3, "about 3 minutes"),
-        "full": Scale(over_temperatures({**PAPER_MLP, "track": track, "every": 39}, (1, 100)), 3, trainings),
+        "quick": Scale(
+            over_temperatures({**SMALL_MLP, "track": track, "every": 6}, (1, 100)), seeds, f"about {minutes} minutes"
+        ),
+        "full": Scale(over_temperatures({**PAPER_MLP, "track": track, "every": every}, (1, 100)), 3, trainings),
     }

@@ -78,16 +78,18 @@ class Ranks:
         keys = [key for key in keys if len({facts[key][1:] for facts in everywhere}) == 1]
         if not keys:
             return {}
-        message = torch.cat([x for key in keys for x in (grams[key].G.reshape(-1), grams[key].error.reshape(1))])
+        message = torch.cat([_message(grams[key]) for key in keys])
         dist.reduce(message, dst=0)
         found, at = {}, 0
         for key in keys if self.first else ():
             g = grams[key]
-            G, error = message[at : at + g.G.numel()].reshape(g.G.shape), message[at + g.G.numel()]
-            at += g.G.numel() + 1
+            area = g.G.numel()
+            G, (error, moved) = message[at : at + area].reshape(g.G.shape), message[at + area : at + area + 2]
+            at += area + 2
             # Each of the sums rounds once more, by at most u of what it adds up.
             error = error + self.size * U64 * G.diagonal().sum()
-            found[key] = SmallGram(G, sum(facts[key][0] for facts in everywhere), g.d, g.dtype, g.centered, error)
+            n = sum(facts[key][0] for facts in everywhere)
+            found[key] = SmallGram(G, n, g.d, g.dtype, g.centered, error, moved.sqrt())
         return found
 
     def agree(self, facts: Sequence[Any]) -> tuple[Any, ...]:
@@ -95,6 +97,12 @@ class Ranks:
         told = [tuple(facts)]
         dist.broadcast_object_list(told, src=0)
         return told[0]
+
+
+def _message(g: SmallGram) -> Tensor:
+    """What adds up over matrices of other rows: Gram matrices, their errors, and the squares of Frobenius norms."""
+    moved = torch.as_tensor(g.moved, dtype=g.G.dtype, device=g.G.device)
+    return torch.cat([g.G.reshape(-1), g.error.reshape(1), moved.square().reshape(1)])
 
 
 def is_sharded(tensor: Tensor) -> bool:

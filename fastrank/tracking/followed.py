@@ -17,7 +17,7 @@ from torch import Tensor
 from fastrank.carried import SMALLEST_SIDE, Anchor, carried_spectra
 from fastrank.factored import factored_spectra
 from fastrank.sketched import sketch_width, sketched_spectrum
-from fastrank.spectra import Spectrum, spectrum
+from fastrank.spectra import Spectrum, quick_spectra, spectrum
 from fastrank.subspace import SubspaceState
 from fastrank.tracking.figures import Figures
 
@@ -67,7 +67,7 @@ class Followed:
                 jobs[key] = G, width, self._seed, step
         sketched = self._together(jobs, lambda jobs: [sketched_spectrum(*job) for job in jobs])
         spectra |= {key: s for key, s in sketched.items() if s is not None}
-        spectra |= self._together({key: G for key, G in gradients.items() if key not in spectra}, spectrum)
+        spectra |= self._together({key: G for key, G in gradients.items() if key not in spectra}, quick_spectra)
         return {key: spectra[key] for key in gradients if key in spectra}
 
     def learn(self, values: dict[str, float], step: int) -> None:

@@ -90,7 +90,7 @@ class Measurements:
                 self._rows[key] = found.clone()
                 self._costs.hold(key, found)
             elif kind == "act":
-                gram = self._acts[key] = spectrum(found) if found.dtype == torch.float64 else small_gram(found)
+                gram = self._acts[key] = _gram_or_spectrum(found)
                 self._costs.hold(key, gram.G if isinstance(gram, SmallGram) else gram.sigma)
             elif kind == "window":
                 self._window.add(name, found)
@@ -184,7 +184,7 @@ class Measurements:
         for key in self._rows:
             with self._guarded(key) as enabled:
                 if enabled and (X := rows.get(f"act {key}")) is not None:
-                    self._acts[key] = spectrum(X) if X.dtype == torch.float64 else small_gram(X)
+                    self._acts[key] = _gram_or_spectrum(X)
         return rows.get("logits"), rows.get("target")
 
     def close_window(self) -> None:
@@ -348,6 +348,10 @@ class Measurements:
                 excess = (rank_counts(s)[1] - bound[2]).clamp_min(0)
                 names = ("input_rank", "input_rank_lo", "input_rank_hi", "bound_excess")
                 self.figures.add([f"grad/{layer}/{name}" for name in names], torch.stack([*bound, excess]))
+
+
+def _gram_or_spectrum(X: Tensor) -> SmallGram | Spectrum:
+    return spectrum(X) if X.dtype == torch.float64 else small_gram(X, rounded=True)
 
 
 def _flops(item: Any) -> float:

@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor
 
 from fastrank.gram import GramState
-from fastrank.small_grams import SmallGram
 from fastrank.spectra import Spectrum, of_grams
 from fastrank.tracking.all_ranks import Ranks
 from fastrank.tracking.schedule import Schedule
@@ -43,13 +42,7 @@ class Window:
             states = {name: states[name].all_reduce() for name in names}
         if not ranks.first:
             return {}
-        found = of_grams(
-            [
-                SmallGram(s.gram(), s.n, s.d, s.dtype, centered=False, error=s.gram_error())
-                for s in states.values()
-                if s.n
-            ]
-        )
+        found = of_grams([s.small_gram() for s in states.values() if s.n])
         return dict(zip((name for name, s in states.items() if s.n), found, strict=True))
 
     def bytes(self) -> dict[str, int]:

@@ -19,7 +19,13 @@ def plain_transform(size: int, mean: tuple[float, ...], std: tuple[float, ...], 
 
 
 def augmented_transform(name: str, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Transform:
-    """ "cifar": pad by 4, crop, flip. "imagenet": crop of 8 .. 100 % of the area, flip, colour jitter of 0.4."""
+    """ "cifar": pad by 4, crop, flip. "imagenet": crop of 8 .. 100 % of the area, flip, colour jitter of 0.4. "vit":
+    crop of 5 .. 100 % of the area, as [U] fine-tunes its vision transformer.
+    """
+    if name == "vit":
+        transforms = require("torchvision.transforms", "data")
+        crop = transforms.RandomResizedCrop(size, scale=(0.05, 1.0))
+        return transforms.Compose([crop, transforms.ToTensor(), transforms.Normalize(mean, std)])
     if name == "imagenet":
         timm_data = require("timm.data", "data")
         return timm_data.create_transform(

@@ -13,7 +13,7 @@ from fastrank.tracking.schedule import describe, parse_schedule
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "steps", "cosine")
-AUGMENTATIONS = ("none", "cifar", "imagenet")
+AUGMENTATIONS = ("none", "cifar", "imagenet", "vit")
 TRACKING = ("off", "light", "default", "full")
 LOSSES = ("ce", "mse")
 TEMPERATURE_SCHEDULES = ("constant", "linear", "cosine", "norm-matched")

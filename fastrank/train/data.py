@@ -24,9 +24,10 @@ NAMES = ("digits", *glyphs.STYLES, "folder:PATH")
 GLYPHS_PER_CLASS, TEST_GLYPHS_PER_CLASS = 100, 20
 #: Sub-folders or tar files that hold the two splits, in the order in which they are looked for.
 SPLIT_NAMES = {"train": ("train", "training"), "test": ("val", "valid", "validation", "test", "eval")}
-#: Means and standard deviations of the channels, as shares of 255; a tree's are ImageNet's.
+#: Means and standard deviations of the channels, as shares of 255; a tree's are ImageNet's, or 0.5 for augment = "vit".
 DIGITS = ((0.305,), (0.376,))
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = ((0.5,) * 3, (0.5,) * 3)
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def _folder(config: TrainConfig, root: Path) -> Data:
             "unpack the data set there, or give another path",
         )
     size, plain = _plain_tree(config)
-    augment = None if config.augment == "none" else augmented_transform(config.augment, size, *IMAGENET)
+    augment = None if config.augment == "none" else augmented_transform(config.augment, size, *_of_tree(config))
     if any((root / name).is_file() for name in ("info.json", "_info.json")):
         return _webdataset(config, root, size, plain, augment)
     paths = {split: _find_split(root, split, layout) for split in SPLIT_NAMES}
@@ -160,7 +161,11 @@ def _folder(config: TrainConfig, root: Path) -> Data:
 def _plain_tree(config: TrainConfig) -> tuple[int, Any]:
     """(image size, transform without augmentation) of what is read from disk."""
     size = config.image_size or 224
-    return size, plain_transform(size, *IMAGENET, crop_pct=1.0 if config.augment == "cifar" else 0.875)
+    return size, plain_transform(size, *_of_tree(config), crop_pct=1.0 if config.augment in ("cifar", "vit") else 0.875)
+
+
+def _of_tree(config: TrainConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return HALF if config.augment == "vit" else IMAGENET
 
 
 def load_whole(config: TrainConfig, root: Path) -> tuple[IndexedSplit, int]:

@@ -23,7 +23,7 @@ from fastrank.train.ood import Loader, load_ood
 
 def evaluate_checkpoint(
     checkpoint: Path, ood: Sequence[str] = (), *, device: torch.device, workers: int = 0, epochs: int | None = None,
-    probe_batch: int | None = None, probe_steps: int = 0, **options: Any,
+    probe_batch: int | None = None, probe_steps: int | None = None, **options: Any,
 ) -> Evaluation:  # fmt: skip
     """The evaluation of a run that `fastrank train` made, stored with it.
 
@@ -43,11 +43,9 @@ def evaluate_checkpoint(
     model.load_state_dict(state["model"])
     limit = options.get("limit")
     others = load_ood(replace(config, samples_per_class=None), ood, data, workers, limit)
-    protocol = ProbeProtocol(seed=options.get("seed", 0))
-    protocol = replace(
-        protocol, epochs=epochs or protocol.epochs, batch_size=probe_batch or protocol.batch_size,
-        least_steps=probe_steps,
-    )  # fmt: skip
+    asked = {"epochs": epochs, "batch_size": probe_batch, "least_steps": probe_steps}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    protocol = ProbeProtocol(seed=options.get("seed", 0), **asked) if asked else None
     found = evaluate(
         model.to(device), Loader(data.train, workers, limit), test=Loader(data.test, workers, limit),
         ood=others or None, T=config.temperature, protocol=protocol, device=device, **options,

@@ -163,7 +163,8 @@ def build_model(name: str, num_classes: int, in_chans: int, image_size: int, kwa
         model = BUILDERS.get(name, partial(_timm, name))(num_classes, in_chans, image_size, **kwargs)
         with torch.no_grad():
             logits = model.eval()(torch.zeros(2, in_chans, image_size, image_size))
-    except (TypeError, ValueError, AssertionError, RuntimeError, AttributeError) as error:
+    # OSError: weights that pretrained=True asks for and that cannot be fetched.
+    except (TypeError, ValueError, AssertionError, RuntimeError, AttributeError, OSError) as error:
         text = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
         argument, got = ("model_kwargs", f"{text} at {image_size} pixels") if kwargs else ("image_size", image_size)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

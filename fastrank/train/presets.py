@@ -32,6 +32,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 1024, "schedule": "steps", "milestones": (30, 60, 90), "gamma": 0.1, "augment": "imagenet",
         "image_size": 224,
     },
+    # Weights of ImageNet-21k, fine-tuned. [U] gives crop and size (A.3) and no more: the rest is how Dosovitskiy et al.
+    # 2021 (B.1.1) fine-tune on CIFAR, for 10,000 steps, at one of their four rates and without clipping.
+    "paper-vit": {
+        "model": "vit_base_patch16_224.augreg_in21k", "model_kwargs": {"pretrained": True}, "optimizer": "sgd",
+        "lr": 0.01, "momentum": 0.9, "weight_decay": 0.0, "epochs": 103, "batch_size": 512, "schedule": "cosine",
+        "warmup_epochs": 5.0, "augment": "vit", "image_size": 224,
+    },
     # A narrow ResNet-10 that trains within minutes on two cores at T=1 and T=100 with the same values; Adam's steps do
     # not shrink with the gradient, which T=100 makes a hundred times smaller while the logits are small.
     "demo": {

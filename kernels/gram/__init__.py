@@ -7,6 +7,11 @@ The modes of all of them:
   float64 across blocks. Squares must stay in float32's range: |x - shift| below about 1e19. float64 data is always
   exact.
 
+Where ``fast`` is given `rounded`, it may round the data instead, and add to `rounded` the square of what that changed
+in Frobenius norm, at most: on a processor with AMX's integer tiles (`digits()`) the numbers of a column are rounded, in
+blocks of `DIGITS_BLOCK` rows, to 24 bits of the largest, and their products are exact. An error of the matrix itself
+moves its singular values by as much at most (Weyl), where one of the Gram matrix moves their squares.
+
 TF32 is never used, 16-bit data is never squared in 16 bits, and results do not depend on the number of threads.
 NaN and Inf go where arithmetic takes them: the rows and columns of the features (or samples) that hold them.
 `bound.depth` says how large the rounding error can be.
@@ -15,9 +20,10 @@ NaN and Inf go where arithmetic takes them: the rows and columns of the features
 from __future__ import annotations
 
 import torch
+from fastrank.kernels import backend
 from fastrank.kernels.gram import register
 from fastrank.kernels.gram.bound import Depth, depth, depth_patches
-from fastrank.kernels.gram.config import FAST_BLOCK, MODES
+from fastrank.kernels.gram.config import DIGITS_BLOCK, FAST_BLOCK, MODES
 from fastrank.kernels.gram.convolution import Convolution
 from fastrank.kernels.gram.validate import (
     check_accumulate,
@@ -26,17 +32,20 @@ from fastrank.kernels.gram.validate import (
     check_many,
     check_patch_rows,
     check_patches,
+    check_rounded,
 )
 from fastrank.kernels.tracing import unobserved
 from torch import Tensor
 
 __all__ = [
+    "DIGITS_BLOCK",
     "FAST_BLOCK",
     "MODES",
     "Convolution",
     "Depth",
     "depth",
     "depth_patches",
+    "digits",
     "gram_accumulate_",
     "gram_accumulate_many_",
     "gram_dual",
@@ -47,8 +56,9 @@ __all__ = [
 
 
 def gram_accumulate_(
-    G: Tensor, total: Tensor, X: Tensor, shift: Tensor | None = None, mode: str = "exact", impl: str | None = None
-) -> None:
+    G: Tensor, total: Tensor, X: Tensor, shift: Tensor | None = None, mode: str = "exact", impl: str | None = None,
+    rounded: Tensor | None = None,
+) -> None:  # fmt: skip
     """In place: `lower(G) += (X - shift)^T (X - shift)` and `total += sum of the rows of X - shift`.
 
     Args:
@@ -59,6 +69,7 @@ def gram_accumulate_(
         shift: [d] float64, or None for zeros.
         mode: "exact" or "fast".
         impl: "reference" or "native" to override the choice by device.
+        rounded: [1] float64 that takes up what rounding X changed, see above; None: X is not rounded.
 
     Raises:
         TypeError: a dtype other than those above.
@@ -66,11 +77,12 @@ def gram_accumulate_(
         RuntimeError: an impl that cannot run here; a failed kernel launch.
     """
     check_accumulate(G, total, X, shift, mode)
-    arguments = (G, total, X, shift, mode, impl)
+    check_rounded(rounded, 1, X)
+    arguments = (G, total, X, shift, mode, impl, rounded)
     if unobserved(arguments):
         register.accumulate_(*arguments)  # the dispatcher takes longer than a small product
     else:
-        torch.ops.fastrank.gram_accumulate_(G, total, X.detach(), shift, mode, impl)
+        torch.ops.fastrank.gram_accumulate_(G, total, X.detach(), shift, mode, impl, rounded)
 
 
 def gram_dual(X: Tensor, mode: str = "exact", impl: str | None = None) -> Tensor:
@@ -139,12 +151,13 @@ def gram_accumulate_many_(
     shift: list[Tensor | None] | None = None,
     mode: str = "exact",
     impl: str | None = None,
+    rounded: Tensor | None = None,
 ) -> None:
     """`gram_accumulate_` of each of many problems of any shapes, in one call: all layers of a network.
 
     Small ones are spread over the threads whole, large ones are shared among them. Every result has the bits of a call
     of its own. Lists of equal length, all on one device; each `G` and `total` has memory of its own; `shift` None means
-    none for all.
+    none for all. rounded: [number of problems] float64.
     """
     shift = [None] * len(X) if shift is None else shift
     check_many({"X": X, "G": G, "total": total, "shift": shift}, mode)
@@ -155,12 +168,25 @@ def gram_accumulate_many_(
             raise type(error)(f"{error} (at {index})") from None
     check_apart("G", G)
     check_apart("total", total)
-    torch.ops.fastrank.gram_accumulate_many_(G, total, [x.detach() for x in X], shift, mode, impl)
+    check_rounded(rounded, len(X), *X[:1])
+    torch.ops.fastrank.gram_accumulate_many_(G, total, [x.detach() for x in X], shift, mode, impl, rounded)
 
 
-def gram_dual_many(X: list[Tensor], mode: str = "exact", impl: str | None = None) -> list[Tensor]:
+def gram_dual_many(
+    X: list[Tensor], mode: str = "exact", impl: str | None = None, rounded: Tensor | None = None
+) -> list[Tensor]:
     """`gram_dual` of each of many matrices, in one call; as `gram_accumulate_many_`."""
     check_many({"X": X}, mode)
     for x in X:
         check_dual(x, mode)
-    return torch.ops.fastrank.gram_dual_many([x.detach() for x in X], mode, impl)
+    check_rounded(rounded, len(X), *X[:1])
+    found, each = torch.ops.fastrank.gram_dual_many([x.detach() for x in X], mode, impl, rounded is not None)
+    if rounded is not None:
+        rounded += each
+    return found
+
+
+def digits(device: torch.device | None = None) -> bool:
+    """Whether mode "fast" rounds where it may (see above)."""
+    core = backend.core()
+    return core is not None and core.gram_digits and (device is None or device.type == "cpu")

@@ -9,6 +9,10 @@ Stability of Numerical Algorithms, Lemma 3.1) and c = (1 + gamma_fp32(v)) (1 + g
 
 Products that underflow add at most `tiny` each, hence at most `tiny * n * d` to the 2-norm.
 
+Where the op may round the numbers themselves ("rounded" in `fastrank.kernels.gram`), Y is what they were rounded to,
+whose products are exact: what rounding changed is an error of the matrix, which the op adds up beside G. The sum of the
+integer products of a block, below 2^56, rounds once on its way to float64.
+
 How long the additions are follows from how the kernel cuts the work, not from n: a float64 sum of n terms in chunks of
 256 has a depth of about 256 + n / 256. An accumulated G needs two numbers: the roundings `before` a product reaches G
 (the largest over the updates counts), and the additions `adds` to G itself (those of all updates count).
@@ -54,22 +58,30 @@ class Depth:
 
 
 def depth(
-    rows: int, columns: int, dtype: torch.dtype, mode: str, device: str = "cpu", impl: str | None = None
+    rows: int,
+    columns: int,
+    dtype: torch.dtype,
+    mode: str,
+    device: str = "cpu",
+    impl: str | None = None,
+    rounded: bool = False,
 ) -> Depth:
     """The Depth of one `gram_accumulate_` of X [rows, columns]; of `gram_dual(X [n, d])` with rows = d, columns = n.
 
     Args:
         dtype: that of X. mode: "exact" or "fast". device: its type, "cpu" or "cuda". impl: as passed to the op.
+        rounded: whether the op was given `rounded`; what rounding the data changed is not counted here, but there.
     """
     if rows == 0:
         return Depth()
     if not _native(device, impl):
         return _of_reference(rows)
     core, fast = backend.core(), _fast(dtype, mode)
-    found = _of_kernel(
-        rows, fast, (core.gram_depth_cuda if device == "cuda" else core.gram_depth_cpu)(rows, columns, fast)
-    )
-    if not fast or device != "cuda" or dtype == torch.float32:
+    if device == "cpu":
+        cut = core.gram_depth_cpu(rows, columns, fast, rounded)
+        return Depth(0, *cut) if fast and rounded and core.gram_digits else _of_kernel(rows, fast, cut)
+    found = _of_kernel(rows, fast, core.gram_depth_cuda(rows, columns, fast))
+    if not fast or dtype == torch.float32:
         return found
     return Depth(max(found.fp32, tensor_core_roundings(min(rows, FAST_BLOCK))), found.before, found.adds)
 

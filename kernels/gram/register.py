@@ -15,7 +15,7 @@ from torch.autograd.graph import increment_version
 _library = torch.library.Library("fastrank", "FRAGMENT")
 _library.define(
     "gram_accumulate_(Tensor(a!) G, Tensor(b!) total, Tensor X, Tensor? shift=None, str precision='exact', "
-    "str? impl=None) -> ()"
+    "str? impl=None, Tensor(c!)? rounded=None) -> ()"
 )
 _library.define("gram_dual(Tensor X, str precision='exact', str? impl=None) -> Tensor")
 _library.define(
@@ -28,22 +28,25 @@ _library.define(
 )
 _library.define(
     "gram_accumulate_many_(Tensor(a!)[] G, Tensor(b!)[] total, Tensor[] X, Tensor?[] shift, str precision='exact', "
-    "str? impl=None) -> ()"
+    "str? impl=None, Tensor(c!)? rounded=None) -> ()"
 )
-_library.define("gram_dual_many(Tensor[] X, str precision='exact', str? impl=None) -> Tensor[]")
+_library.define(
+    "gram_dual_many(Tensor[] X, str precision='exact', str? impl=None, bool may_round=False) -> (Tensor[], Tensor)"
+)
 
 
 # The dispatcher leaves out trailing arguments that have their default, so these repeat the schema's.
 def accumulate_(
-    G: Tensor, total: Tensor, X: Tensor, shift: Tensor | None = None, precision: str = "exact", impl: str | None = None
-) -> None:
+    G: Tensor, total: Tensor, X: Tensor, shift: Tensor | None = None, precision: str = "exact", impl: str | None = None,
+    rounded: Tensor | None = None,
+) -> None:  # fmt: skip
     if backend.chosen("gram_accumulate_", X.device.type, impl) == "reference":
         reference.gram_accumulate_(G, total, X, shift)
         return
     if shift is not None:
         shift = shift.contiguous()
-    _native(_matrix(X), X, shift, G, total, precision)
-    _written(G, total)
+    _native(_matrix(X), X, shift, G, total, precision, rounded)
+    _written(G, total, *([] if rounded is None else [rounded]))
 
 
 def _dual(X: Tensor, precision: str = "exact", impl: str | None = None) -> Tensor:
@@ -104,7 +107,7 @@ def _patch_rows(
 
 def _accumulate_many(
     G: list[Tensor], total: list[Tensor], X: list[Tensor], shift: list[Tensor | None], precision: str = "exact",
-    impl: str | None = None,
+    impl: str | None = None, rounded: Tensor | None = None,
 ) -> None:  # fmt: skip
     if not X:
         return
@@ -113,29 +116,41 @@ def _accumulate_many(
             accumulate_(*one, precision, impl)
         return
     shift = [None if s is None else s.contiguous() for s in shift]
-    items = [
-        _arguments(_matrix(x), x, s, g, t, precision)
-        for g, t, x, s in zip(G, total, X, shift, strict=True)
+    items = {
+        i: _arguments(_matrix(x), x, s, g, t, precision)
+        for i, (g, t, x, s) in enumerate(zip(G, total, X, shift, strict=True))
         if x.numel()
-    ]
-    _native_many(items, X[0].device, mirrored=False)
-    _written(*G, *total)
+    }
+    _native_many(items, X[0].device, mirrored=False, rounded=rounded)
+    _written(*G, *total, *([] if rounded is None else [rounded]))
 
 
-def _dual_many(X: list[Tensor], precision: str = "exact", impl: str | None = None) -> list[Tensor]:
+def _dual_many(
+    X: list[Tensor], precision: str = "exact", impl: str | None = None, may_round: bool = False
+) -> tuple[list[Tensor], Tensor]:
+    """Also `rounded`, one of each; zeros where nothing may be."""
+    rounded = torch.zeros(len(X), dtype=torch.float64, device=X[0].device if X else "cpu")
     if not X or backend.chosen("gram_dual", X[0].device.type, impl) == "reference":
-        return [_dual(x, precision, impl) for x in X]
+        return [_dual(x, precision, impl) for x in X], rounded
     K = [x.new_zeros(len(x), len(x), dtype=torch.float64) for x in X]
-    items = [_arguments(_turned(x), x, None, k, None, precision) for x, k in zip(X, K, strict=True) if x.numel()]
-    _native_many(items, X[0].device, mirrored=True)
-    return K
+    items = {
+        i: _arguments(_turned(x), x, None, k, None, precision)
+        for i, (x, k) in enumerate(zip(X, K, strict=True))
+        if x.numel()
+    }
+    _native_many(items, X[0].device, mirrored=True, rounded=rounded if may_round else None)
+    return K, rounded
 
 
-def _native_many(items: list[tuple], device: torch.device, mirrored: bool) -> None:
+def _native_many(items: dict[int, tuple], device: torch.device, mirrored: bool, rounded: Tensor | None) -> None:
+    """items: by their place among all, which is that of their number in `rounded`."""
     core = backend.core()
     if device.type != "cuda":
-        core.gram_accumulate_many_cpu(items, mirrored, backend.threads())
+        places = {i: 0 if rounded is None else rounded.data_ptr() + i * rounded.element_size() for i in items}
+        arguments = [(*item, places[i]) for i, item in items.items()]
+        core.gram_accumulate_many_cpu(arguments, mirrored, backend.threads())
         return
+    items = list(items.values())
     if not items:
         return
     with torch.cuda.device(device):
@@ -166,15 +181,16 @@ def _matrix(X: Tensor) -> tuple[int, ...]:
 
 
 def _native(
-    matrix: tuple[int, ...], X: Tensor, shift: Tensor | None, G: Tensor, total: Tensor | None, precision: str
-) -> None:
+    matrix: tuple[int, ...], X: Tensor, shift: Tensor | None, G: Tensor, total: Tensor | None, precision: str,
+    rounded: Tensor | None = None,
+) -> None:  # fmt: skip
     core = backend.core()
     rows, columns = matrix[:2]
     if rows == 0 or columns == 0:
         return
     arguments = _arguments(matrix, X, shift, G, total, precision)
     if not X.is_cuda:
-        core.gram_accumulate_cpu(*arguments, backend.threads())
+        core.gram_accumulate_cpu(*arguments, 0 if rounded is None else rounded.data_ptr(), backend.threads())
         return
     with torch.cuda.device(X.device):
         size = core.gram_workspace_cuda(rows, columns)
@@ -217,7 +233,7 @@ for _key in ("CPU", "CUDA", "CompositeExplicitAutograd"):  # the last: every oth
 
 
 @torch.library.register_fake("fastrank::gram_accumulate_", lib=_library)
-def _(G, total, X, shift=None, precision="exact", impl=None):
+def _(G, total, X, shift=None, precision="exact", impl=None, rounded=None):
     return None
 
 
@@ -239,10 +255,11 @@ def _(x, kernel_size, stride, padding, dilation, groups, rows, impl=None):
 
 
 @torch.library.register_fake("fastrank::gram_accumulate_many_", lib=_library)
-def _(G, total, X, shift, precision="exact", impl=None):
+def _(G, total, X, shift, precision="exact", impl=None, rounded=None):
     return None
 
 
 @torch.library.register_fake("fastrank::gram_dual_many", lib=_library)
-def _(X, precision="exact", impl=None):
-    return [x.new_empty(len(x), len(x), dtype=torch.float64) for x in X]
+def _(X, precision="exact", impl=None, may_round=False):
+    grams = [x.new_empty(len(x), len(x), dtype=torch.float64) for x in X]
+    return grams, torch.empty(len(X), dtype=torch.float64, device=X[0].device if X else "cpu")

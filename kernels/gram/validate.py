@@ -103,6 +103,15 @@ def check_many(tensors: dict[str, list], mode: str) -> None:
             raise ValueError(f"X: expected tensors on one device, {X[0].device}, got {x.device} at {index}")
 
 
+def check_rounded(rounded: Tensor | None, count: int, X: Tensor | None = None) -> None:
+    """`rounded` of `count` problems; X: one of them."""
+    if rounded is None:
+        return
+    _check_float64("rounded", rounded, (count,), rounded.device if X is None else X.device)
+    if not rounded.is_contiguous():
+        raise ValueError(f"rounded: expected a contiguous vector, got stride {rounded.stride(0)}")
+
+
 def check_apart(name: str, tensors: list[Tensor]) -> None:
     """Problems of one call are solved side by side, so none may write where another does."""
     first: dict[int, int] = {}

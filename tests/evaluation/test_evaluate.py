@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import UserDict
 
 import numpy as np
 import pytest
@@ -79,6 +80,11 @@ def test_figures_are_those_of_plain_torch(sets, found):
     one = found.ood["pair"]
     cosines = nn.functional.cosine_similarity(mu, h_other.mean(0)[None])
     assert one.orthodev == pytest.approx(float(cosines.abs().mean()), rel=1e-6)
+    common = abs(float(nn.functional.cosine_similarity(mu.mean(0), h_other.mean(0), dim=0)))
+    assert one.common_cosine == pytest.approx(common, rel=1e-6)
+    assert found.collapse.mean_share == pytest.approx(
+        float(mu.mean(0) @ mu.mean(0) / mu.square().sum(1).mean()), rel=1e-6
+    )
     assert one.orthodev_layers["4"] == pytest.approx(one.orthodev) and one.samples == 60
     assert found.layers["4"]["nc1_trace"] == pytest.approx(found.collapse.nc1_trace, rel=1e-6)
 
@@ -181,6 +187,15 @@ def test_a_classifier_of_zeros_says_so():
     assert c.notes == (f"{C} rows of the classifier are zero: its angles, gnc2 and gnc3 are not defined",)
 
 
+def test_logits_of_zeros_have_rank_0():
+    model = network()
+    nn.init.zeros_(model[5].weight)
+    nn.init.zeros_(model[5].bias)
+    rank = evaluate(model, loader(data(60, 0)), probes=None).solution_rank
+    assert (rank.rank, rank.lo, rank.hi, rank.norm) == (0, 0, 0, 0)
+    assert (rank.after.lo, rank.after.hi) == (1, 1)  # equal rows
+
+
 def test_held_out_samples_are_no_probes(sets):
     """Four fifths train, by both methods; nothing that is measured on was trained on."""
     p = evaluate(network(), loader(sets[0]), protocol=FAST).probes
@@ -190,6 +205,28 @@ def test_held_out_samples_are_no_probes(sets):
     y = torch.randint(C, (300,), generator=torch.Generator().manual_seed(5))
     p = evaluate(network(), [(x[:45], y[:45])], probes="ridge", ridge_penalty=1e-6).probes
     assert p.measured_on < p.ridge_trained_on < 45 and max(p.ridge.values()) < 0.7
+
+
+def test_empty_batches_are_passed_over(sets):
+    x, y = sets[1].tensors
+    parts = [(x[:0], y[:0]), (x[:50], y[:50]), (x[:0], y[:0]), (x[50:], y[50:]), (x[:0], y[:0])]
+    for limit in (None, 50, 60):
+        a, b = (evaluate(network(), one, probes=None, limit=limit).to_dict() for one in (parts, [parts[1], parts[3]]))
+        assert a == b and a["solution_rank"]["samples"] == (limit or 120)
+
+
+def test_batches_that_are_mappings(sets):
+    """As Hugging Face's: `pixel_values`, `labels` and what else there is, in a dict or another mapping."""
+    x, y = sets[1].tensors
+    found = [
+        evaluate(network(), batches, ood=other, probes=None).to_dict()
+        for batches, other in (
+            ([(x, y)], [x + 1]),
+            ([{"id": y, "labels": y, "pixel_values": x}], [{"pixel_values": x + 1}]),
+            ([UserDict(image=x, label=y.numpy())], [UserDict(image=x + 1, label=None)]),
+        )
+    ]
+    assert found[0] == found[1] == found[2]
 
 
 def test_temperature_of_a_loss(sets):
@@ -257,9 +294,14 @@ def test_mistakes_are_named(sets):
         (lambda: evaluate(model, [(x, y + 3)]), "labels: expected whole numbers 0 .. 4, got 7"),
         (lambda: evaluate(model, [(x, y - 1)]), "labels: expected whole numbers 0 .. 4, got -1"),
         (lambda: evaluate(model, [(x, y.float())]), "loader: expected 300 whole numbers as labels"),
-        (lambda: evaluate(model, [{"x": x}]), "loader: expected batches (inputs, labels) of tensors, got dict"),
+        (lambda: evaluate(model, [{"x": x}]), "loader: expected batches (inputs, labels), got inputs alone"),
+        (lambda: evaluate(model, [{"a": x, 3: y}]), "in a batch that is a mapping, got a, 3; give tuples"),
+        (lambda: evaluate(model, [{"x": x, "image": x}]), "loader: expected one of the names pixel_values, inputs"),
+        (lambda: evaluate(model, [{"x": x, "y": y, "label": y}]), "loader: expected at most one of the names labels"),
+        (lambda: evaluate(model, [{"x": x.numpy(), "y": y}]), "of tensors, got dict of ndarray"),
+        (lambda: evaluate(model, [(x, ["a"] * 300)]), "loader: expected 300 whole numbers as labels, got ['a', 'a'"),
+        (lambda: evaluate(model, [(x[:0], y[:0])]), "loader: expected at least one sample"),
         (lambda: evaluate(model, [(x.numpy(), y)]), "of tensors, got tuple of ndarray"),
-        (lambda: evaluate(model, [{"x": x}]), "((b['inputs'], b['labels']) for b in loader)"),
         (lambda: evaluate(model, train, limit=1), "labels: expected at least one labelled sample to train probes on"),
         (lambda: evaluate(model, train, T=torch.ones(2)), "T: expected a finite number > 0"),
         (lambda: evaluate(model, train, T=0), "T: expected a finite number > 0"),
@@ -274,6 +316,15 @@ def test_mistakes_are_named(sets):
         with pytest.raises(InputError) as error:
             call()
         assert message in str(error.value)
+
+
+def test_probes_are_finished_unless_a_protocol_says_otherwise(sets):
+    """Two layers and 300 samples: affordable. The paper's to the letter is one batch an epoch."""
+    by_default, letter = (evaluate(network(), loader(sets[0]), probes="adam", protocol=p, seed=2).probes
+                          for p in (None, ProbeProtocol(seed=2)))  # fmt: skip
+    assert (by_default.steps, letter.steps) == (650, 50) and by_default.protocol["seed"] == 2
+    assert not by_default.notes and "50 steps in all" in letter.notes[0]
+    assert min(by_default.adam.values()) > max(letter.adam.values())
 
 
 def test_one_pass_over_each_set(sets):
@@ -303,6 +354,19 @@ def test_an_observer_sees_every_layer_of_every_batch(sets):
     assert seen == [("1", (100, 10)), ("4", (100, 9)), ("1", (20, 10)), ("4", (20, 9))]
 
 
+#: Fewer samples than the 16 features of the first layer; than the 9 of the last, and not.
+FEW = (8, 10)
+
+
+def _few(n, part, **options):
+    x, y = data(n, 0).tensors
+    x_test, y_test = data(20, 1).tensors
+    test = [(x_test[part], y_test[part])]
+    return evaluate(
+        network(), [(x[part], y[part])], test=test, ood=[x_test[part] + 1], probes="ridge", neco_dim=3, **options
+    ).to_dict()  # fmt: skip
+
+
 def _rank(rank, path):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{path}/store", rank=rank, world_size=2)
@@ -313,15 +377,21 @@ def _rank(rank, path):
     # The first process sees classes of the OOD set that the second does not.
     mine[2] = [(x, y if rank == 0 else y.clamp_max(3)) for x, y in mine[2]]
     found = evaluate(network(), mine[0], test=mine[1], ood=(mine[2], mine[3]), distributed=True, protocol=FAST, T=4.0)
-    (path / f"{rank}.json").write_text(json.dumps(found.to_dict()))
+    few = [_few(n, slice(rank, None, 2), distributed=True) for n in FEW]
+    (path / f"{rank}.json").write_text(json.dumps([found.to_dict(), *few]))
     dist.destroy_process_group()
 
 
 def test_two_processes_are_one(found, tmp_path):
     # Forked: a fresh process would take seconds to import everything again.
     torch.multiprocessing.start_processes(_rank, args=(tmp_path,), nprocs=2, start_method="fork")
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
-    assert json.dumps(first) == json.dumps(second)
+    (first, *few), second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert json.dumps([first, *few]) == json.dumps(second)
+    for n, shared in zip(FEW, few, strict=True):
+        flat, expected = flatten(shared), flatten(_few(n, slice(None)))
+        for key, value in expected.items():
+            if isinstance(value, float) and math.isfinite(value):
+                assert flat[key] == pytest.approx(value, rel=1e-5, abs=1e-9), (n, key)
     whole = found.to_dict()
     np.testing.assert_allclose(first["solution_rank"]["sigma"], whole["solution_rank"]["sigma"], rtol=1e-6)
     assert first["solution_rank"]["samples"] == 300 and first["test_samples"] == 120

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fastrank.errors import InputError
-from fastrank.evaluation.probes import CPU_ROWS, ProbeProtocol, gradient_, kappa, rho, train_probes
+from fastrank.evaluation.probes import CPU_ROWS, ProbeProtocol, continued, gradient_, kappa, rho, train_probes
 from fastrank.evaluation.ridge import ridge_probe
 from fastrank.evaluation.sample import Sample, held_out, keys
 
@@ -164,6 +164,15 @@ def test_excess_bounds_what_training_has_left():
     assert min(shares[:2]) > 0.5 and max(shares[-2:]) < 1e-3
     free = train_probes([X.clone()], y, 3, ProbeProtocol(epochs=1, weight_decay=0))[0]
     assert [probe.excess for probe in free] == [1.0, 1.0]
+
+
+def test_small_sets_take_as_many_steps_as_the_papers():
+    assert continued(1437, 8 * 256 * 10, 0).steps(1437) == 650
+    for samples in (50_000, 1_281_167):  # nothing is added
+        assert continued(samples, 10**6, 0).steps(samples) == ProbeProtocol().steps(samples)
+    few = continued(40, 10**7, 3)  # 10,000 features of ten layers and 100 classes: what the work pays for
+    assert few.seed == 3 and 50 < few.steps(40) < 650
+    assert continued(40, 10**8, 0).steps(40) == continued(4000, 10**7, 0).steps(4000) == 50
 
 
 def test_least_steps_are_whole_epochs():

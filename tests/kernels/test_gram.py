@@ -9,9 +9,11 @@ import torch
 from conformity import check
 from fastrank.kernels import backend
 from fastrank.kernels.gram import (
+    DIGITS_BLOCK,
     FAST_BLOCK,
     Convolution,
     depth,
+    digits,
     gram_accumulate_,
     gram_accumulate_many_,
     gram_dual,
@@ -180,6 +182,7 @@ def test_fast_is_exact_between_blocks():
 def test_depth_speaks_of_the_kernels_own_blocks():
     core = backend.core()
     assert core.gram_fast_chunk == FAST_BLOCK
+    assert core.gram_digits_chunk == DIGITS_BLOCK
     exact, plain = (depth(100_000, 64, torch.float32, "exact", impl=impl) for impl in ("native", "reference"))
     assert exact.before + exact.adds < 1000 < plain.before + plain.adds
     assert depth(0, 64, torch.float32, "fast").factor() == 0
@@ -389,3 +392,116 @@ def test_autograd_sees_what_is_written():
     assert (inner.tril() == torch.full((3, 3), 5.0).double().tril()).all()
     with pytest.raises(ValueError, match="G: expected a tensor that is not differentiated"):
         gram_accumulate_(G.requires_grad_(), total, torch.randn(5, 3))
+
+
+# ---- numbers rounded to 24 bits ----
+
+rounds = pytest.mark.skipif(not digits(), reason="this processor has no integer tiles")
+
+
+def in_24_bits(X, shift=None):
+    """X - shift as mode "fast" may round it, and the square of what that changed."""
+    exact = X.double() if shift is None else X.double() - shift
+    rounded = []
+    for rows in exact.float().double().split(DIGITS_BLOCK):
+        _, exponent = torch.frexp(rows.abs().amax(0))
+        unit = torch.exp2((exponent - 23).clamp_min(-127).double())
+        rounded.append((rows / unit).round().clamp_max(2**23 - 1) * unit)
+    rounded = torch.cat(rounded)
+    return rounded, (rounded - exact).square().sum()
+
+
+def rounded_gram(X, shift=None):
+    d = X.shape[1]
+    G, total, rounded = (torch.zeros(shape, dtype=torch.float64) for shape in ((d, d), d, 1))
+    gram_accumulate_(G, total, X, shift, "fast", rounded=rounded)
+    return G, total, rounded
+
+
+@rounds
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("n, d", [(1, 1), (63, 15), (64, 16), (65, 17), (512, 33), (1025, 96), (5000, 20), (700, 257)])
+def test_rounded_numbers_have_exact_products(n, d, dtype):
+    generator = torch.Generator().manual_seed(n + d)
+    scales = torch.logspace(-4, 4, d) if dtype != torch.float16 else torch.logspace(-1, 1, d)
+    X = (torch.randn(n, d, generator=generator) * scales).to(dtype)
+    for laid_out in (X, X.T.contiguous().T, torch.cat([X, X], 1)[:, :d]):
+        G, total, rounded = rounded_gram(laid_out)
+        Y, square = in_24_bits(X)
+        norms = Y.norm(dim=0)
+        assert ((G - (Y.T @ Y).tril()).abs() <= n * 2.0**-52 * norms[:, None] * norms).all()
+        assert ((total - Y.sum(0)).abs() <= n * 2.0**-52 * Y.abs().sum(0)).all()
+        assert square * (1 - 1e-12) <= rounded <= square * 1.001
+    turned, taken = X.T.contiguous(), torch.zeros(1, dtype=torch.float64)
+    (K,) = gram_dual_many([turned], "fast", rounded=taken)
+    assert torch.equal(K.tril(), G) and torch.equal(K, K.T) and torch.equal(taken, rounded)
+
+
+@rounds
+def test_rounded_differences_from_a_shift():
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(1500, 50, generator=generator) + 100
+    # Two shifts: of float64 numbers, and of numbers that float32 has too, whose differences are taken in float32.
+    fine = torch.rand(50, generator=generator).double() + 99.5
+    for shift in (fine, fine.float().double(), fine.round()):
+        G, total, rounded = rounded_gram(X, shift)
+        Y, square = in_24_bits(X, shift)
+        assert (G - (Y.T @ Y).tril()).norm() <= 1e-13 * G.trace()
+        assert ((total - Y.sum(0)).abs() <= 1e-13 * Y.abs().sum(0)).all()
+        # The subtraction's own rounding counts as half an ulp of each number, whether there is any or not.
+        assert square <= rounded <= 1.001 * (square.sqrt() + 2.0**-24 * Y.norm()) ** 2
+
+
+@rounds
+def test_rounding_takes_all_of_the_range():
+    """The largest numbers below a power of two, subnormals and the largest float32, zeros, a column without digits."""
+    below = torch.nextafter(torch.ones(()), torch.zeros(()))
+    columns = [
+        below * torch.ones(600), -torch.ones(600), torch.full((600,), 1e-44), torch.zeros(600),
+        torch.full((600,), torch.finfo(torch.float32).max), 3e38 * torch.linspace(-1, 1, 600),
+        torch.full((600,), 2e-35),
+    ]  # fmt: skip
+    X = torch.stack(columns, 1)
+    G, total, rounded = rounded_gram(X)
+    Y, square = in_24_bits(X)
+    assert torch.equal(G, (Y.T @ Y).tril()) or (G - (Y.T @ Y).tril()).abs().max() <= 1e-13 * G.diagonal().max()
+    assert ((G.diagonal() - Y.square().sum(0)).abs() <= 1e-13 * Y.square().sum(0)).all()
+    assert square * (1 - 1e-12) <= rounded and G[3].eq(0).all() and total[3] == 0
+
+
+@rounds
+def test_rounding_stays_where_it_is():
+    X = torch.randn(1100, 40, generator=torch.Generator().manual_seed(0))
+    clean, _, before = rounded_gram(X)
+    X[3, 5], X[1090, 7] = torch.nan, torch.inf
+    G, total, rounded = rounded_gram(X)
+    bad = torch.zeros(40, dtype=torch.bool)
+    bad[[5, 7]] = True
+    assert total.isnan().equal(bad) and rounded.isfinite() and rounded < before
+    touched = (bad[:, None] | bad).tril()
+    assert G.isnan().equal(touched) and torch.equal(G[~touched], clean[~touched])
+
+
+@rounds
+def test_rounding_is_the_same_for_any_threads_and_company():
+    X = [torch.randn(n, d, generator=torch.Generator().manual_seed(n)) for n, d in ((3000, 64), (600, 300), (20, 5))]
+    alone = [rounded_gram(x) for x in X]
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        G = [torch.zeros_like(one[0]) for one in alone]
+        total, rounded = [torch.zeros_like(one[1]) for one in alone], torch.zeros(3, dtype=torch.float64)
+        gram_accumulate_many_(G, total, X, mode="fast", rounded=rounded)
+        for i, one in enumerate(alone):
+            assert torch.equal(G[i], one[0]) and torch.equal(total[i], one[1]) and rounded[i] == one[2]
+
+
+def test_nothing_is_rounded_unless_asked():
+    X = torch.randn(900, 30, generator=torch.Generator().manual_seed(0))
+    G, total, rounded = (torch.zeros(shape, dtype=torch.float64) for shape in ((30, 30), 30, 1))
+    gram_accumulate_(G, total, X, mode="exact", rounded=rounded)
+    exact = X.double().T @ X.double()
+    assert rounded == 0 and (G - exact.tril()).abs().max() <= 1e-12 * exact.diagonal().max()
+    gram_accumulate_(G, total, X.double(), mode="fast", rounded=rounded)
+    assert rounded == 0
+    with pytest.raises(ValueError, match=r"rounded: expected shape \(1,\) to fit X, got \(2,\)"):
+        gram_accumulate_(G, total, X, mode="fast", rounded=torch.zeros(2, dtype=torch.float64))

@@ -13,7 +13,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("timm")
 
 from fastrank.errors import InputError
-from fastrank.recipes import Column, Recipe, Scale, find_recipe, recompute, reproduce
+from fastrank.recipes import FILES, Column, Recipe, Scale, find_recipe, recompute, reproduce
 from fastrank.recipes.effects import (
     HELD,
     NOT_HELD,
@@ -105,11 +105,26 @@ def test_an_interrupted_job_is_run_again_and_a_foreign_run_is_refused(tmp_path):
         reproduce(replace(recipe, run=lambda jobs, device: None), seeds=[3], out=tmp_path)
 
 
+def test_what_was_changed_after_a_first_look_is_marked(tmp_path):
+    plain, _ = made_up(name="plain")
+    changed, _ = made_up(revised="The rule was <other>.")
+    for recipe in (plain, changed):
+        reproduce(recipe, seeds=2, out=tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("Changed after a first look.") == 1 and "The rule was &lt;other&gt;." in page
+    summary = {row.split("#")[1].split('"')[0]: "*" in row for row in page.split("<tr>") if 'href="#' in row}
+    assert summary == {"made-up-quick": True, "plain-quick": False}
+    revised = {name for name in FILES if find_recipe(name).revised}
+    of_rules = {"logits-norm", "vgg-norm", "ufm-codes", "mse", "gradient-rank"}
+    of_seeds = {"temperature-sweep", "orthodev", "ood-detection", "alignment", "init-norm"}
+    assert revised == of_rules | of_seeds
+
+
 def test_wrong_arguments_are_named(tmp_path):
     recipe, _ = made_up()
     with pytest.raises(InputError, match="scale: expected one of quick for made-up, got 'full'"):
         reproduce(recipe, "full", out=tmp_path)
-    for seeds in (0, [], [-1]):
+    for seeds in (0, -1, [], [-1], [0.5], ["a"], 3.0):
         with pytest.raises(InputError, match="seeds: expected at least one"):
             reproduce(recipe, seeds=seeds, out=tmp_path)
     with pytest.raises(InputError, match="did you mean softmax-rank"):

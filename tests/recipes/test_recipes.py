@@ -25,6 +25,7 @@ from fastrank.recipes.training import SMOKE_MLP, config_of
 from fastrank.train.config import TrainConfig
 from fastrank.train.data import load_data
 from fastrank.train.models import build_model
+from fastrank.train.ood import load_ood
 
 NAMES = ("logits-norm", "alignment", "gradient-rank", "vgg-norm", "init-norm", "schedule", "controls", "rank-sweeps")
 
@@ -99,6 +100,62 @@ def test_full_scale_is_the_papers_table_4(tmp_path):
     assert (vgg.model, vgg.epochs, vgg.milestones) == ("vgg19", 160, (80, 120))
 
 
+def test_both_directions_of_table_2(tmp_path):
+    jobs = {job.label: job for job in plan_jobs(find_recipe("ood-detection"), "full", 1, tmp_path)}
+    for network in ("ResNet-18", "ResNet-34", "ViT-B"):
+        for data, other in (("CIFAR-10", "cifar100"), ("CIFAR-100", "cifar10")):
+            for T in (1, 100):
+                job = jobs.pop(f"{network} on {data}, T={T}")
+                assert job.settings["evaluate"]["ood"][0] == f"folder:data/{other}"
+                config = config_of(job)
+                assert (config.data, config.temperature) == (f"folder:data/{data.lower().replace('-', '')}", T)
+                assert (config.image_size, config.batch_size) == ((224, 512) if network == "ViT-B" else (32, 128))
+    assert not jobs
+
+
+@pytest.fixture(scope="module")
+def sets_on_disk(tmp_path_factory):
+    """What the full scales read, two classes of one picture each."""
+    Image = pytest.importorskip("PIL.Image")
+    root = tmp_path_factory.mktemp("sets")
+    picture = Image.fromarray(np.arange(300, dtype=np.uint8).reshape(10, 10, 3))
+    splits = [f"{name}/{split}" for name in ("cifar10", "cifar100", "svhn", "imagenet") for split in ("train", "val")]
+    for folder in (*splits, *IMAGENET_OOD[1:]):
+        for label in "ab":
+            (root / folder / label).mkdir(parents=True, exist_ok=True)
+            picture.save(root / folder / label / "0.png")
+    return root
+
+
+@pytest.mark.parametrize("scale", ["full", IMAGENET])
+def test_the_papers_scales_resolve(scale, sets_on_disk, tmp_path):
+    """Every training of every recipe finds its data, out-of-distribution sets and network, which takes the images."""
+    seen, networks = set(), set()
+    for name in FILES:
+        recipe = find_recipe(name)
+        for job in plan_jobs(recipe, scale, 1, tmp_path, sets_on_disk) if scale in recipe.scales else ():
+            if "train" not in job.settings:
+                continue
+            config, ood = config_of(job), job.settings.get("evaluate", {}).get("ood", [])
+            key = config.data, config.augment, config.image_size, tuple(ood)
+            if key not in seen:
+                data, found = load_data(config), {}
+                images, _ = next(data.train.train_batches(0, 2))
+                assert images.shape == (2, 3, config.image_size, config.image_size) and data.classes == 2
+                found = load_ood(config, ood, data)
+                for one in found.values():
+                    assert next(iter(one[1] if isinstance(one, tuple) else one))[0].shape == images.shape
+                seen.add(key)
+            kwargs = {key: value for key, value in config.model_kwargs.items() if key != "pretrained"}
+            if (network := (config.model, repr(kwargs), config.image_size)) not in networks:
+                with torch.device("meta"):  # without memory or arithmetic
+                    build_model(config.model, 2, 3, config.image_size, kwargs)
+                networks.add(network)
+    names = {network[0] for network in networks}
+    wanted = {"mlp", "vgg19", "resnet18_cifar", "resnet20_cifar", "resnet34_cifar", "vit_base_patch16_224.augreg_in21k"}
+    assert names == (wanted if scale == "full" else {"resnet34"})
+
+
 def test_other_training_has_runs_of_its_own(tmp_path):
     recipe = find_recipe("logits-norm+weight_decay=0.1,optimizer=sgd")
     job = plan_jobs(recipe, "smoke", 1, tmp_path)[0]
@@ -106,6 +163,10 @@ def test_other_training_has_runs_of_its_own(tmp_path):
     assert (config.weight_decay, config.optimizer) == (0.1, "sgd")
     assert job.path.parent.parent.name == "logits-norm+optimizer=sgd,weight_decay=0.1"
     assert find_recipe(recipe.name).name == recipe.name
+    nested = find_recipe("logits-norm+model_kwargs={'depth': 2, 'width': 8},milestones=[2, 3],lr=0.1")
+    config = config_of(plan_jobs(nested, "smoke", 1, tmp_path)[0])
+    assert (config.model_kwargs, config.milestones, config.lr) == ({"depth": 2, "width": 8}, (2, 3), 0.1)
+    assert find_recipe(nested.name).name == nested.name
     with pytest.raises(InputError, match="model_kwargs: expected key=value"):
         find_recipe("logits-norm+weight_decay")
     with pytest.raises(InputError, match="set: expected fields of a training"):

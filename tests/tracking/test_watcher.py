@@ -193,8 +193,11 @@ def test_non_finite_figures_are_nan_with_a_reason_and_the_rest_goes_on():
 def test_a_failing_metric_is_said_once_and_disabled(monkeypatch):
     import fastrank.tracking.followed as module
 
-    real = module.spectrum
-    monkeypatch.setattr(module, "spectrum", lambda A: 1 / 0 if any(X.shape == (12, 128) for X in A) else real(A))
+    def broken(real):
+        return lambda A: 1 / 0 if any(X.shape == (12, 128) for X in A) else real(A)
+
+    for name in ("spectrum", "quick_spectra"):
+        monkeypatch.setattr(module, name, broken(getattr(module, name)))
     model, sink = small_net(), Sink()
     with fastrank.watch(model, log=sink) as w, pytest.warns(RuntimeWarning) as warned:
         train(model, 3, watcher=w)

@@ -17,8 +17,7 @@ def gaussian(model: DeepUFM, seeds: list[int], scale: float = 1.0) -> list[Tenso
     Returns: weights [B, m, n] float64, one run per seed.
     """
     std = _positive("scale", scale) / model.width**0.5 if model.depth > 1 else scale / model.classes**0.5
-    flat = torch.stack([_normal(model, seed) for seed in seeds])
-    return split(flat * std, model)
+    return split(_normal(model, seeds) * std, model)
 
 
 def orthogonal(model: DeepUFM, seeds: list[int], scale: float = 1.0) -> list[Tensor]:
@@ -27,7 +26,7 @@ def orthogonal(model: DeepUFM, seeds: list[int], scale: float = 1.0) -> list[Ten
     So sigma(Z) = scale^L where N = d = C; in wider layers they are the cosines between two random subspaces times that.
     """
     _positive("scale", scale)
-    weights = split(torch.stack([_normal(model, seed) for seed in seeds]), model)
+    weights = split(_normal(model, seeds), model)
     return [scale * _orthonormal(W) for W in weights]
 
 
@@ -74,6 +73,8 @@ def perturbed(weights: list[Tensor], relative: Tensor, seeds: list[int]) -> list
         weights: of B runs, balanced. relative: [B]. seeds: one per run.
     """
     Z = logits(weights)
+    if not len(Z) or len(seeds) != len(Z):
+        raise InputError("seeds", f"one for each of {len(Z)} runs, at least one", seeds)
     E = torch.stack([torch.randn(Z.shape[1:], generator=torch.Generator().manual_seed(s)).double() for s in seeds])
     E = E - E.mean(2, keepdim=True)
     E = E - E.mean(1, keepdim=True)
@@ -100,8 +101,12 @@ def balanced(Z: Tensor, like: list[Tensor]) -> list[Tensor]:
     return [first, *[inner.clone() for _ in range(L - 2)], last]
 
 
-def _normal(model: DeepUFM, seed: int) -> Tensor:
-    return torch.randn(model.parameters, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def _normal(model: DeepUFM, seeds: list[int]) -> Tensor:
+    """[runs, parameters]"""
+    if not len(seeds):
+        raise InputError("seeds", "at least one", seeds)
+    generators = (torch.Generator().manual_seed(seed) for seed in seeds)
+    return torch.stack([torch.randn(model.parameters, generator=g, dtype=torch.float64) for g in generators])
 
 
 def _orthonormal(W: Tensor) -> Tensor:
