@@ -486,7 +486,8 @@ class GramState:
         """
         if not isinstance(state, dict):
             raise InputError("state", "a dictionary from state_dict()", type(state).__name__)
-        state = {"float64": True, **state}  # states of older versions do not say, and theirs may have been
+        # States of older versions do not say whether any row was of float64, and rounded nothing.
+        state = {"float64": True, "rounded": torch.zeros_like(self._rounded), **state}
         wanted = {"d", "mode", "classes", "n", "dtype", "depth", "float64", "equal_shifts", *self._tensor_names()}
         for name in ("d", "mode", "classes"):
             if name in state and state[name] != getattr(self, name):
