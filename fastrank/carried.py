@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fastrank.precision import one_thread
+from fastrank.kernels.rsvd import distances_many
 from fastrank.ranks import rank_counts
 from fastrank.spectra import Spectrum, nan_spectrum, spectrum
 from fastrank.subspace import SubspaceState
@@ -26,8 +26,6 @@ RENEW = 16
 #: It is renewed when the rank's interval opened, or at the latest when the matrix moved by this share of its norm: the
 #: figures of the whole spectrum (such as its effective rank) are the anchor's, scaled to today's norm.
 DRIFT = 0.1
-#: Rows that are subtracted at a time.
-BLOCK = 64
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,9 @@ def carried_spectra(jobs: list[tuple[Tensor, SubspaceState, Anchor | None]], ste
     """
     copies = [X.clone() for X, _, anchor in jobs if anchor is None]
     fresh = iter(zip(copies, spectrum(copies), strict=True))
-    return [_anchored(*next(fresh), step) if a is None else _carried(X, top, a) for X, top, a in jobs]
+    moving = [(X, a.matrix) for X, _, a in jobs if a is not None]
+    moved = iter(distances(*map(list, zip(*moving, strict=True)))) if moving else iter(())
+    return [_anchored(*next(fresh), step) if a is None else _carried(*next(moved), X, top, a) for X, top, a in jobs]
 
 
 def _anchored(copy: Tensor, s: Spectrum, step: int) -> Carried:
@@ -84,9 +84,8 @@ def _anchored(copy: Tensor, s: Spectrum, step: int) -> Carried:
     return Carried(s, Anchor(copy, s, step, hi - lo), s.sigma.new_zeros(()))
 
 
-def _carried(X: Tensor, top: SubspaceState, anchor: Anchor) -> Carried:
+def _carried(moved: Tensor, norm: Tensor, X: Tensor, top: SubspaceState, anchor: Anchor) -> Carried:
     old = anchor.spectrum
-    moved = distance_bound(X, anchor.matrix)
     drift = moved / old.sigma.norm()
     if top.reason or old.reason:
         reason = top.reason or "the weight was not finite when its spectrum was last computed"
@@ -97,7 +96,7 @@ def _carried(X: Tensor, top: SubspaceState, anchor: Anchor) -> Carried:
     weight = residual**2 / (residual**2 + (old.bound[: top.k] + moved) ** 2)
     leading = torch.lerp(subspace, torch.maximum(subspace, old.sigma[: top.k]), weight)
     # What the leading values leave of today's norm, in the proportions of the anchor's tail.
-    rest = (_norm(X) ** 2 - leading.square().sum()).clamp_min(0).sqrt()
+    rest = (norm**2 - leading.square().sum()).clamp_min(0).sqrt()
     scale = rest / tail.norm().clamp_min(torch.finfo(torch.float64).tiny)
     # A subspace that has not settled may be below the tail's first.
     sigma = torch.cat([leading, scale * tail]).sort(descending=True).values
@@ -105,25 +104,11 @@ def _carried(X: Tensor, top: SubspaceState, anchor: Anchor) -> Carried:
     return Carried(replace(old, sigma=sigma, bound=bound, zero_bound=old.zero_bound + moved), anchor, drift)
 
 
-def distance_bound(X: Tensor, Y: Tensor) -> Tensor:
-    """An upper bound of `||X - Y||_F`, float64 [].
-
-    In working precision u, a difference errs by a factor 1 + u, a row's sum of d squares by 1 + (d + 1) u, its root by
-    half of that and 1 + u; squares below the smallest normal number may vanish.
-    """
-    n, d = X.shape
-    wide = torch.promote_types(X.dtype, torch.float32)
-    info = torch.finfo(wide)
-    rows = X.new_empty(n, dtype=wide)
-    # Differences stay in a core's cache: 2048 x 2048 takes half as long as by a whole matrix of them.
-    difference = rows.new_empty(min(n, BLOCK), d)
-    with one_thread():
-        for x, y, norms in zip(X.split(BLOCK), Y.split(BLOCK), rows.split(BLOCK), strict=True):
-            torch.sub(x.to(wide), y, out=difference[: len(x)])
-            torch.linalg.vector_norm(difference[: len(x)], dim=1, out=norms)
-    return rows.double().norm() * (1 + (d + 8) * info.eps) + (n * d * info.tiny) ** 0.5
-
-
-def _norm(X: Tensor) -> Tensor:
-    """||X||_F, float64 []: rows in working precision (512 x 4608: 1.0 ms, a norm in float64 9.5)."""
-    return torch.linalg.vector_norm(X, dim=1).double().norm()
+def distances(X: list[Tensor], Y: list[Tensor]) -> Tensor:
+    """[m, 2] float64: upper bounds of `||X - Y||_F` of each pair, and `||X||_F`."""
+    found = distances_many(X, Y)
+    infos = [torch.finfo(torch.promote_types(x.dtype, torch.float32)) for x in X]
+    # What the kernel may be short of.
+    relative = found.new_tensor([1 + 8 * info.eps for info in infos])
+    vanished = found.new_tensor([(x.numel() * info.tiny) ** 0.5 for x, info in zip(X, infos, strict=True)])
+    return torch.stack([found[:, 0] * relative + vanished, found[:, 1]], 1)

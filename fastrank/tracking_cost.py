@@ -16,7 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastrank.capture import INPUT_ROWS, MAX_FEATURES
-from fastrank.carried import BLOCK, carried_spectra
+from fastrank.carried import carried_spectra
 from fastrank.factored import factored_spectra, pays
 from fastrank.followed_cost import carried, from_factors, from_sketch, is_carried, renewal
 from fastrank.kernels import cost
@@ -24,6 +24,7 @@ from fastrank.kernels.cost import Device, Launch
 from fastrank.kernels.gram import cost as gram
 from fastrank.kernels.rsvd import cost as rsvd
 from fastrank.kernels.rsvd import cost_step
+from fastrank.kernels.rsvd.config import DISTANCE_ROWS
 from fastrank.kernels.small_eigh import MOST_VALUES, eigh_many, eigvalsh_many
 from fastrank.kernels.small_eigh import cost as small_eigh
 from fastrank.metrics.alignment import alignment
@@ -174,8 +175,8 @@ def measured_together(
                 others = [w for w in members if w.how == how]
                 launches += [launch for w in others for launch in w.launches]
                 ops += _count(how, [False] * len(others))
-            # A carried matrix is read in blocks of rows: a subtraction and a norm for each.
-            ops += sum(2 * (-(-w.n // BLOCK) - 1) for w in members if w.how == "carried")
+            if not on_cpu:  # where the reference reads carried matrices in blocks of rows, in eight operations each
+                ops += sum(8 * -(-w.n // DISTANCE_ROWS) for w in members if w.how == "carried")
             for length in {min(w.n, w.d) for w in members}:
                 ops += _count("figures", [False] * sum(min(w.n, w.d) == length for w in members), figures)
             continue

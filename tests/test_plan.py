@@ -57,6 +57,7 @@ def measured(monkeypatch, metrics, mode="flatten"):
 
     monkeypatch.setattr(measurements, "spectrum", noting("spectrum", spectrum))
     monkeypatch.setattr(followed, "spectrum", noting("spectrum", spectrum))
+    monkeypatch.setattr(followed, "quick_spectra", noting("spectrum", followed.quick_spectra))
     monkeypatch.setattr(logits_figures, "spectrum", noting("spectrum", spectrum))
     monkeypatch.setattr(measurements, "small_gram", noting("spectrum", small_gram))
     monkeypatch.setattr(measurements, "top_svd", noting("subspace", top_svd))
@@ -154,6 +155,7 @@ def test_what_is_not_computed_anew_is_what_a_real_step_does_not(monkeypatch, row
     noting("factors", "factored_spectra")
     noting("carried", "carried_spectra")
     noting("exact", "spectrum", lambda X: tuple(X.shape))
+    noting("exact", "quick_spectra", lambda X: tuple(X.shape))
     sketched = followed.sketched_spectrum
     monkeypatch.setattr(
         followed, "sketched_spectrum",

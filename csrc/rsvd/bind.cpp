@@ -6,6 +6,7 @@
 
 #include "common/philox.h"
 #include "common/simd.h"
+#include "rsvd/distance.h"
 #include "rsvd/step.h"
 
 namespace py = pybind11;
@@ -80,6 +81,20 @@ void orthonormal_many(py::list items, int threads) {
   rsvd::orthonormal_many(blocks, threads);
 }
 
+// Each of `items`: x, y, is_double, rows, columns, strides of their rows, found.
+void distances(py::list items, int threads) {
+  std::vector<rsvd::Pair> pairs;
+  for (py::handle each : items) {
+    const auto item = py::cast<py::tuple>(each);
+    const auto integer = [&](size_t i) { return item[i].cast<int64_t>(); };
+    const auto address = [&](size_t i) { return reinterpret_cast<void*>(item[i].cast<uintptr_t>()); };
+    pairs.push_back({&kernels_of(item[2].cast<bool>()), address(0), address(1), integer(3), integer(4), integer(5),
+                     integer(6), static_cast<double*>(address(7))});
+  }
+  const py::gil_scoped_release released;
+  rsvd::distances(pairs, threads);
+}
+
 }  // namespace
 
 void bind_rsvd(py::module_& m) {
@@ -93,6 +108,7 @@ void bind_rsvd(py::module_& m) {
   m.def("sketch_cpu", &sketch, release, "y = A times a test matrix [columns, q]; y contiguous");
   m.def("subspace_step_many_cpu", &steps, "one warm step for each of a list of its arguments; see rsvd.h");
   m.def("orthonormal_many_cpu", &orthonormal_many, "an orthonormal basis for each of a list of blocks");
+  m.def("distances_cpu", &distances, "||x - y|| and ||x||, Frobenius norms, for each of a list of its arguments");
   m.attr("rsvd_max_columns") = rsvd::kMaxColumns;
   m.attr("rsvd_fill_seed") = rsvd::kFillSeed;
   m.def(

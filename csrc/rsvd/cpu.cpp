@@ -377,6 +377,44 @@ double squares(const void* data, int64_t lda, int64_t rows, int64_t columns, dou
   return rest;
 }
 
+// As `squares`.
+template <class T>
+void distance(const void* left, int64_t ldx, const void* right, int64_t ldy, int64_t rows, int64_t columns,
+              double* found) {
+  constexpr int64_t L = kLanes<T>, kChains = 2, kTerms = 4;
+  using V = Vector<T, L>;
+  using Wide = Vector<double, L>;
+  Wide apart = {}, norm = {};
+  for (int64_t i = 0; i < rows; ++i) {
+    const T* const x = static_cast<const T*>(left) + i * ldx;
+    const T* const y = static_cast<const T*>(right) + i * ldy;
+    int64_t j = 0;
+    for (; j + kTerms * kChains * L <= columns; j += kTerms * kChains * L) {
+      V between[kChains] = {}, size[kChains] = {};
+#pragma GCC unroll 4
+      for (int64_t t = 0; t < kTerms; ++t)
+#pragma GCC unroll 2
+        for (int64_t c = 0; c < kChains; ++c) {
+          const int64_t at = j + (t * kChains + c) * L;
+          const V a = load<V>(x + at), b = a - load<V>(y + at);
+          between[c] = fma(b, b, between[c]);
+          size[c] = fma(a, a, size[c]);
+        }
+#pragma GCC unroll 2
+      for (int64_t c = 0; c < kChains; ++c) {
+        apart += __builtin_convertvector(between[c], Wide);
+        norm += __builtin_convertvector(size[c], Wide);
+      }
+    }
+    for (; j < columns; ++j) {
+      const double a = static_cast<double>(x[j]), b = a - static_cast<double>(y[j]);
+      found[0] += b * b;
+      found[1] += a * a;
+    }
+  }
+  for (int64_t l = 0; l < L; ++l) found[0] += apart[l], found[1] += norm[l];
+}
+
 template <class T>
 void sum(const void* from, int64_t parts, int64_t stride, int64_t count, void* to) {
   const T* const x = static_cast<const T*>(from);
@@ -451,7 +489,7 @@ void test_matrix(int64_t first, int64_t rows, int64_t columns, uint64_t seed, ui
 
 template <class T>
 constexpr Kernels kKernels = {kLanes<T>, sizeof(T), widen<T>, times<T>, turned<T>, gram<T>, product<T>, difference<T>,
-                              residual<T>, squares<T>, sum<T>, largest, test_matrix<T>, orthonormaliser, eigen, congruence,
+                              residual<T>, squares<T>, distance<T>, sum<T>, largest, test_matrix<T>, orthonormaliser, eigen, congruence,
                               multiply};
 
 }  // namespace

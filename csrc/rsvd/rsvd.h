@@ -51,6 +51,8 @@ struct Kernels {
   void (*residual)(const void* r, int64_t width, const void* u, const double* s, int64_t rows, int64_t k, double* sums);
   // sum of (scale a_ij)^2 over a[rows, columns], of a few squares in T, then in double
   double (*squares)(const void* a, int64_t lda, int64_t rows, int64_t columns, double scale);
+  // found[0] += sum of (x - y)^2, found[1] += sum of x^2, each x - y rounded to T and of a few squares in T
+  void (*distance)(const void* x, int64_t ldx, const void* y, int64_t ldy, int64_t rows, int64_t columns, double* found);
   // to[i] = sum over parts p of from[p * stride + i]
   void (*sum)(const void* from, int64_t parts, int64_t stride, int64_t count, void* to);
   // The largest |a_ij| of some rows; NaN and infinities are infinite.

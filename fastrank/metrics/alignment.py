@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastrank.errors import InputError
 from fastrank.kernels.rsvd import cosines_many
-from fastrank.precision import full_precision
+from fastrank.precision import full_precision, one_thread
 from fastrank.subspace import SubspaceState, top_svd
 
 
@@ -62,7 +62,7 @@ def alignment(W, A, k: int = 15):
         here = [i for i, (w, _) in enumerate(pairs) if w.Vh.device == device]
         left = [pairs[i][0].Vh[: tops[i][0]] for i in here]
         right = [pairs[i][1].Vh[: tops[i][1]].to(x) for i, x in zip(here, left, strict=True)]
-        with full_precision(device):
+        with full_precision(device), one_thread():  # 15 x 15 from 4608 terms: 0.05 ms, by two threads 1.2
             found = cosines_many(left, right)
         for i, cosines in zip(here, found, strict=True):
             results[i] = _alignment(*pairs[i], cosines)

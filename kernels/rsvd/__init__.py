@@ -16,6 +16,7 @@ from fastrank.kernels.rsvd import register
 from fastrank.kernels.rsvd.config import KINDS, MAX_COLUMNS, ZETA
 from fastrank.kernels.rsvd.validate import (
     check_cosines,
+    check_distances,
     check_orthonormal,
     check_sketch,
     check_steps,
@@ -30,6 +31,7 @@ __all__ = [
     "ZETA",
     "Step",
     "cosines_many",
+    "distances_many",
     "orthonormal_many",
     "sketch",
     "subspace_step_many",
@@ -144,6 +146,22 @@ def cosines_many(W: list[Tensor], A: list[Tensor], impl: str | None = None) -> l
     W, A = [w.detach() for w in W], [a.detach() for a in A]
     run = register.cosines_many if unobserved((*W, *A)) else torch.ops.fastrank.cosines_many
     return run(W, A, impl)
+
+
+def distances_many(X: list[Tensor], Y: list[Tensor], impl: str | None = None) -> Tensor:
+    """[number of pairs, 2] float64: `||X - Y||_F` and `||X||_F` of each pair of X and Y [n, d], of one dtype.
+
+    One read of both. Each errs by at most 4 u of itself, u the unit roundoff of the data's dtype (2^-24 for 16-bit
+    data), and by sqrt(n d tiny) where squares leave its range below; above, it is infinite. Not differentiated.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit.
+        RuntimeError: an impl that cannot run here.
+    """
+    check_distances(X, Y)
+    X, Y = [x.detach() for x in X], [y.detach() for y in Y]
+    run = register.distances_many if unobserved((*X, *Y)) else torch.ops.fastrank.distances_many
+    return run(X, Y, impl)
 
 
 def _signed(seed: int) -> int:

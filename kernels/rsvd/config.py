@@ -44,6 +44,9 @@ NOISE = {torch.float32: 2.0**-21, torch.float64: 2.0**-50}
 MAX_COLUMNS = 128
 #: Singular values below this share of the largest are rounding of A^T A V alone and count as 0.
 NEGLIGIBLE = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
+#: Rows that the reference of `distances_many` takes to float64 at a time.
+DISTANCE_ROWS = 64
+
 #: Times that the reference orthonormalises a block: one pass may replace columns, one makes what is then there
 #: orthonormal, and one takes away what rounding left. (The native kernel looks, and stops when it is.)
 PASSES = 3

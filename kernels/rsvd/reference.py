@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from fastrank.kernels.rsvd.config import COS, LN2_HIGH, LN2_LOW, LOG, SIN, SKETCH_ROWS, ZETA
+from fastrank.kernels.rsvd.config import COS, DISTANCE_ROWS, LN2_HIGH, LN2_LOW, LOG, SIN, SKETCH_ROWS, ZETA
 from torch import Tensor
 
 _LOW = 0xFFFFFFFF
@@ -102,6 +102,15 @@ def sketch(A: Tensor, q: int, seed: int, stream: int = 0, kind: str = "gaussian"
 def cosines(W: Tensor, A: Tensor) -> Tensor:
     """|W A^T|, at most 1."""
     return (W @ A.T).abs_().clamp_max_(1.0)
+
+
+def distance(X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
+    """||X - Y||_F and ||X||_F in float64, a few rows of which are in memory at a time."""
+    squares = X.new_zeros(2, dtype=torch.float64)
+    for x, y in zip(X.split(DISTANCE_ROWS), Y.split(DISTANCE_ROWS), strict=True):
+        x = x.double()
+        squares += torch.stack([(x - y).square().sum(), x.square().sum()])
+    return tuple(squares.sqrt())
 
 
 def _sparse_sign(first: int, rows: int, columns: int, seed: int, stream: int, device) -> Tensor:

@@ -21,6 +21,7 @@ _library.define(
 )
 _library.define("orthonormal_many(Tensor[] X, str? impl=None) -> Tensor[]")
 _library.define("cosines_many(Tensor[] W, Tensor[] A, str? impl=None) -> Tensor[]")
+_library.define("distances_many(Tensor[] X, Tensor[] Y, str? impl=None) -> Tensor")
 
 _MASK = 0xFFFFFFFFFFFFFFFF
 Steps = tuple[list[Tensor], ...]  # the members of `Step`, each a list
@@ -108,6 +109,23 @@ def cosines_many(W: list[Tensor], A: list[Tensor], impl: str | None = None) -> l
     return [reference.cosines(w, a) for w, a in zip(W, A, strict=True)]
 
 
+def distances_many(X: list[Tensor], Y: list[Tensor], impl: str | None = None) -> Tensor:
+    device = X[0].device if X else torch.device("cpu")
+    found = torch.empty(len(X), 2, dtype=torch.float64, device=device)
+    native = X and backend.chosen("distances_many", device.type, impl) == "native"
+    items = []
+    for x, y, out in zip(X, Y, found, strict=True):
+        if native and x.dtype in (torch.float32, torch.float64):
+            x, y = _by_rows(x), _by_rows(y)
+            wide = x.dtype == torch.float64
+            items.append((x, y, (x.data_ptr(), y.data_ptr(), wide, *x.shape, x.stride(0), y.stride(0), out.data_ptr())))
+        else:
+            out.copy_(torch.stack(reference.distance(x, y)))
+    if items:
+        backend.core().distances_cpu([item for *_, item in items], backend.threads())
+    return found
+
+
 def _triton_steps(A: list[Tensor], V: list[Tensor], k: int) -> Steps:
     """Grouped; blocks that are too wide for the kernels, and A without numbers, one by one through the reference."""
     from fastrank.kernels.rsvd import step_triton
@@ -162,6 +180,7 @@ for _key in ("CPU", "CUDA", "CompositeExplicitAutograd"):  # the last: every oth
     _library.impl("subspace_step_many", step_many, _key)
     _library.impl("orthonormal_many", orthonormal_many, _key)
     _library.impl("cosines_many", cosines_many, _key)
+    _library.impl("distances_many", distances_many, _key)
 _library.impl("test_matrix", test_matrix, "CompositeExplicitAutograd")  # no tensor to choose by
 
 
@@ -183,6 +202,11 @@ def _(A, V, k, impl=None, entering=True):
 @torch.library.register_fake("fastrank::orthonormal_many", lib=_library)
 def _(X, impl=None):
     return [x.new_empty(x.shape) for x in X]
+
+
+@torch.library.register_fake("fastrank::distances_many", lib=_library)
+def _(X, Y, impl=None):
+    return torch.empty(len(X), 2, dtype=torch.float64, device=X[0].device if X else "cpu")
 
 
 @torch.library.register_fake("fastrank::cosines_many", lib=_library)

@@ -72,6 +72,24 @@ def check_cosines(W: list[Tensor], A: list[Tensor]) -> None:
                 raise ValueError(f"{name}: expected tensors on one device, {W[0].device}, got {x.device} at {index}")
 
 
+def check_distances(X: list[Tensor], Y: list[Tensor]) -> None:
+    for name, items in (("X", X), ("Y", Y)):
+        if not isinstance(items, (list, tuple)):
+            raise TypeError(f"{name}: expected a list of tensors, got {type(items).__name__}")
+    if len(Y) != len(X):
+        raise ValueError(f"Y: expected {len(X)} matrices, as many as X, got {len(Y)}")
+    for index, (x, y) in enumerate(zip(X, Y, strict=True)):
+        check_matrix("X", x, f" at {index}")
+        check_matrix("Y", y, f" at {index}")
+        if y.shape != x.shape or y.dtype != x.dtype:
+            raise ValueError(
+                f"Y: expected {x.dtype} {tuple(x.shape)}, as X is, got {y.dtype} {tuple(y.shape)} at {index}"
+            )
+        for name, m in (("X", x), ("Y", y)):
+            if m.device != X[0].device:
+                raise ValueError(f"{name}: expected tensors on one device, {X[0].device}, got {m.device} at {index}")
+
+
 def check_matrix(name: str, A: Tensor, where: str = "") -> None:
     if not isinstance(A, Tensor):
         raise TypeError(f"{name}: expected a torch tensor, got {type(A).__name__}{where}")

@@ -12,6 +12,7 @@ from fastrank.kernels.rsvd import (
     ZETA,
     config,
     cosines_many,
+    distances_many,
     orthonormal_many,
     reference,
     sketch,
@@ -405,9 +406,35 @@ def test_operators_are_registered_as_they_behave():
     opcheck(torch.ops.fastrank.subspace_step_many, ([A, A], [V, V], 3), test_utils=tests)
     opcheck(torch.ops.fastrank.orthonormal_many, ([V],), test_utils=tests)
     opcheck(torch.ops.fastrank.cosines_many, ([A], [A[:2]]), test_utils=tests)
+    opcheck(torch.ops.fastrank.distances_many, ([A], [A + 1]), test_utils=tests)
     opcheck(torch.ops.fastrank.sketch, (A, 3, 0, 0, "gaussian"), test_utils=tests)
     arguments = (5, 3, 0, 0, "gaussian", torch.float32, torch.device("cpu"))
     opcheck(torch.ops.fastrank.test_matrix, arguments, test_utils=tests)
+
+
+@pytest.mark.parametrize("impl", [None, "reference"])
+def test_distances(impl):
+    """Against float64, over the edges of vectors and of ranges, of any strides and types."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, 1), (3, 127), (3, 128), (3, 129), (70, 300), (1500, 400), (5, 0), (0, 5)]
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        X = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+        Y = [x + (1e-2 * torch.randn(x.shape, generator=generator)).to(dtype) for x in X]
+        X[4], Y[4] = X[4].T, torch.cat([Y[4], Y[4]], 1)[:, :300].T
+        for x, y, (apart, norm) in zip(X, Y, distances_many(X, Y, impl), strict=True):
+            u = max(torch.finfo(torch.promote_types(dtype, torch.float32)).eps / 2, 1e-14)  # the truth is float64 too
+            # torch's norm adds up one by one, its sum in a tree.
+            exact = [z.square().sum().sqrt() for z in (x.double() - y.double(), x.double())]
+            assert abs(apart - exact[0]) <= 4 * u * exact[0] and abs(norm - exact[1]) <= 4 * u * exact[1]
+        if impl is None:
+            together = distances_many(X, Y)
+            torch.set_num_threads(2)
+            alone = torch.cat([distances_many([x], [y]) for x, y in zip(X, Y, strict=True)])
+            torch.set_num_threads(1)
+            assert torch.equal(alone, together)
+    assert distances_many([], []).shape == (0, 2)
+    nan = torch.full((2, 2), torch.nan)
+    assert distances_many([nan], [nan]).isnan().all()
 
 
 def test_cosines():
@@ -444,6 +471,9 @@ def test_cosines():
         (TypeError, "A", lambda: cosines_many([torch.ones(3, 4)], [torch.ones(3, 4).double()])),
         (ValueError, "A", lambda: cosines_many([torch.ones(3, 4)], [torch.ones(4, 3)])),
         (ValueError, "A", lambda: cosines_many([torch.ones(3, 4)], [])),
+        (ValueError, "Y", lambda: distances_many([torch.ones(3, 4)], [torch.ones(4, 3)])),
+        (ValueError, "Y", lambda: distances_many([torch.ones(3, 4)], [torch.ones(3, 4).double()])),
+        (ValueError, "Y", lambda: distances_many([torch.ones(3, 4)], [])),
     ],
 )
 def test_bad_arguments_are_named(error, argument, call):
