@@ -17,11 +17,13 @@ import torch
 import torch.nn.functional as F
 from fastrank.kernels.cost import Launch
 from fastrank.kernels.gram import (
+    DIGITS_BLOCK,
     Convolution,
     cost,
     cost_patches,
     depth,
     depth_patches,
+    digits,
     gram_accumulate_,
     gram_dual,
     gram_dual_many,
@@ -31,6 +33,9 @@ from harness import Benchmark, Case, Contender, Problem, run_alone
 from torch import Tensor
 
 U = 2.0**-53
+#: A number is rounded by 2^-23 of the largest in its column at most, DIGITS_BLOCK rows at a time, of which all others
+#: may be far smaller: 2 sqrt(512) 2^-23 of a product of two columns.
+ROUNDED = 2 * math.sqrt(DIGITS_BLOCK) * 2.0**-23
 #: Mean of the data of a shifted case, in units of its spread.
 OFFSET = 1000.0
 
@@ -173,6 +178,11 @@ def prepare(case: Product | Patches | Group, device: str) -> Problem:
         launches = account(case, rows, columns, mode, device)
         judge = of.full if case.kind == "dual" else of.state
         contenders[f"fastrank {mode}"] = Contender(ours(case, X, mode, shift), judge, budget, True, launches)
+    if digits(torch.device(device)) and dtype != torch.float64:
+        rounded = torch.zeros(1, dtype=torch.float64)
+        contenders["fastrank fast, rounded"] = Contender(
+            ours(case, X, "fast", shift, rounded), judge, ROUNDED + theirs, True
+        )
     return Problem(contenders, of.unit)
 
 
@@ -271,10 +281,12 @@ def column_sums(Y: Tensor) -> tuple[Tensor, Tensor]:
     return Y.sum(0), Y.abs().sum(0)
 
 
-def ours(case: Product, X: Tensor, mode: str, shift: Tensor | None) -> Callable[[], Tensor | tuple[Tensor, Tensor]]:
+def ours(
+    case: Product, X: Tensor, mode: str, shift: Tensor | None, rounded: Tensor | None = None
+) -> Callable[[], Tensor | tuple[Tensor, Tensor]]:
     if case.kind == "dual":
-        return lambda: gram_dual(X, mode)
-    return accumulating(case.d, X.device, lambda G, total: gram_accumulate_(G, total, X, shift, mode))
+        return lambda: gram_dual(X, mode) if rounded is None else gram_dual_many([X], mode, rounded=rounded)[0]
+    return accumulating(case.d, X.device, lambda G, total: gram_accumulate_(G, total, X, shift, mode, rounded=rounded))
 
 
 def accumulating(d: int, device: str, add: Callable[[Tensor, Tensor], None]) -> Callable[[], tuple[Tensor, Tensor]]:

@@ -213,14 +213,17 @@ def _start(jobs: list[_Job]) -> None:
     exact = [job for job in jobs if job.exact]
     for job, V in zip(exact, _eigenvectors([job.A for job in exact], [job.q for job in exact]), strict=True):
         job.V = V.to(job.dtype)
-    others = [job for job in jobs if not job.exact]
-    blocks = []
-    for job in others:
-        if job.warm:
-            kept = job.state.block[:, : max(job.q - FRESH, 0)].to(job.A.device, job.dtype)
-            blocks.append(torch.cat([kept, draw(job, job.q - kept.shape[1])], 1))
-        else:
-            blocks.append(draw(job, job.q))
+    kept = {job: job.state.block[:, : max(job.q - FRESH, 0)].to(job.A.device, job.dtype) for job in jobs if job.warm}
+    going_on = [job for job, block in kept.items() if block.shape[1] and job.q - block.shape[1] == FRESH]
+    draws = {"seeds": [job.seed for job in going_on], "streams": [job.calls for job in going_on]}
+    for job, V in zip(going_on, orthonormal_many([kept[job] for job in going_on], fresh=FRESH, **draws), strict=True):
+        job.V = V
+    others = [job for job in jobs if job.V is None]
+    # Cold ones, and blocks that were narrower in a matrix of fewer rows.
+    blocks = [
+        torch.cat([kept[job], draw(job, job.q - kept[job].shape[1])], 1) if job in kept else draw(job, job.q)
+        for job in others
+    ]
     for job, V in zip(others, orthonormal_many(blocks), strict=True):
         job.V = V
 

@@ -68,14 +68,15 @@ void steps(py::list items, int threads) {
   rsvd::Steps(std::move(problems), threads).run();
 }
 
-// Each of `items`: x, is_double, d, q, out.
+// Each of `items`: x, is_double, stride, d, q, out, fresh, seed, stream.
 void orthonormal_many(py::list items, int threads) {
   std::vector<rsvd::Block> blocks;
   for (py::handle each : items) {
     const auto item = py::cast<py::tuple>(each);
     blocks.push_back({&kernels_of(item[1].cast<bool>()), reinterpret_cast<const void*>(item[0].cast<uintptr_t>()),
-                      item[2].cast<int64_t>(), item[3].cast<int64_t>(),
-                      reinterpret_cast<void*>(item[4].cast<uintptr_t>())});
+                      item[2].cast<int64_t>(), item[3].cast<int64_t>(), item[4].cast<int64_t>(),
+                      reinterpret_cast<void*>(item[5].cast<uintptr_t>()), item[6].cast<int64_t>(),
+                      item[7].cast<uint64_t>(), item[8].cast<uint32_t>()});
   }
   const py::gil_scoped_release released;
   rsvd::orthonormal_many(blocks, threads);
@@ -107,7 +108,7 @@ void bind_rsvd(py::module_& m) {
         "rows [first, first + rows) of a test matrix, to contiguous float or double memory");
   m.def("sketch_cpu", &sketch, release, "y = A times a test matrix [columns, q]; y contiguous");
   m.def("subspace_step_many_cpu", &steps, "one warm step for each of a list of its arguments; see rsvd.h");
-  m.def("orthonormal_many_cpu", &orthonormal_many, "an orthonormal basis for each of a list of blocks");
+  m.def("orthonormal_many_cpu", &orthonormal_many, "an orthonormal basis for each of a list of blocks and test matrices");
   m.def("distances_cpu", &distances, "||x - y|| and ||x||, Frobenius norms, for each of a list of its arguments");
   m.attr("rsvd_max_columns") = rsvd::kMaxColumns;
   m.attr("rsvd_fill_seed") = rsvd::kFillSeed;

@@ -492,9 +492,13 @@ class Steps {
 
 struct Block {
   const Kernels* kernels;
-  const void* x;  // [d, q]
-  int64_t d, q;
+  const void* x;  // [d, q - fresh], rows `stride` apart
+  int64_t stride;
+  int64_t d, q;  // of the result
   void* out;
+  int64_t fresh;  // columns of a test matrix behind those of x
+  uint64_t seed;
+  uint32_t stream;
 };
 
 template <class T>
@@ -504,8 +508,9 @@ void orthonormal_one(const Block& block) {
   const int64_t offset = arena.take(block.d * width * static_cast<int64_t>(sizeof(T)));
   arena.open();
   T* const x = reinterpret_cast<T*>(arena.at(offset));
-  const T* const from = static_cast<const T*>(block.x);
-  copy_columns(from, block.q, block.d, block.q, T(1), x, width);
+  const int64_t given = block.q - block.fresh;
+  copy_columns(static_cast<const T*>(block.x), block.stride, block.d, given, T(1), x, width);
+  block.kernels->test_matrix(0, block.d, block.fresh, block.seed, block.stream, Kind::gaussian, x + given, width);
   orthonormalise(*block.kernels, x, block.d, block.q, width);
   copy_columns(x, width, block.d, block.q, T(1), static_cast<T*>(block.out), block.q);
 }

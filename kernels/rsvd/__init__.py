@@ -9,6 +9,7 @@ number of threads nor on what else is in the call.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -122,15 +123,31 @@ def subspace_step_many(
     return [Step(*members) for members in zip(*run(A, V, k, impl, entering), strict=True)]
 
 
-def orthonormal_many(X: list[Tensor], impl: str | None = None) -> list[Tensor]:
-    """For each X [d, q] an orthonormal basis [d, q], whose first j columns span those of X.
+def orthonormal_many(
+    X: list[Tensor],
+    impl: str | None = None,
+    *,
+    fresh: int = 0,
+    seeds: Sequence[int] = (),
+    streams: Sequence[int] = (),
+) -> list[Tensor]:
+    """For each X [d, p] an orthonormal basis [d, q] of it and, behind it, `fresh` Gaussian columns; q = p + fresh.
 
-    Columns that depend on those before them, or are not finite, are replaced by random directions, which come last.
-    X is float32 or float64, q <= min(d, 128).
+    Its first j columns span the first j of those. Columns that depend on others before them, or are not finite, are
+    replaced by random directions, which come last. X is float32 or float64, q <= min(d, 128).
+
+    Args:
+        fresh: columns of `test_matrix(d, fresh, seed, stream)`, from the seed and stream of each X.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit.
+        RuntimeError: an impl that cannot run here.
     """
-    check_orthonormal(X)
+    check_orthonormal(X, fresh, seeds, streams)
     X = [x.detach() for x in X]
-    return (register.orthonormal_many if unobserved(tuple(X)) else torch.ops.fastrank.orthonormal_many)(X, impl)
+    draws = [number for seed, stream in zip(seeds, streams, strict=True) for number in (_signed(seed), stream)]
+    run = register.orthonormal_many if unobserved(tuple(X)) else torch.ops.fastrank.orthonormal_many
+    return run(X, impl, fresh, draws)
 
 
 def cosines_many(W: list[Tensor], A: list[Tensor], impl: str | None = None) -> list[Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from fastrank.kernels import backend
 from fastrank.kernels.rsvd import reference, steps
@@ -19,7 +21,7 @@ _library.define(
     "subspace_step_many(Tensor[] A, Tensor[] V, int k, str? impl=None, bool entering=True) -> "
     "(Tensor[] U, Tensor[] S, Tensor[] V_next, Tensor[] residual, Tensor[] entering, Tensor[] norm)"
 )
-_library.define("orthonormal_many(Tensor[] X, str? impl=None) -> Tensor[]")
+_library.define("orthonormal_many(Tensor[] X, str? impl=None, int fresh=0, int[] draws=[]) -> Tensor[]")
 _library.define("cosines_many(Tensor[] W, Tensor[] A, str? impl=None) -> Tensor[]")
 _library.define("distances_many(Tensor[] X, Tensor[] Y, str? impl=None) -> Tensor")
 
@@ -80,10 +82,16 @@ def _steps(A: list[Tensor], V: list[Tensor], k: int) -> Steps:
     return tuple(map(list, zip(*(steps.subspace_step(a, v, k) for a, v in zip(A, V, strict=True)), strict=True)))
 
 
-def orthonormal_many(X: list[Tensor], impl: str | None = None) -> list[Tensor]:
+def orthonormal_many(
+    X: list[Tensor], impl: str | None = None, fresh: int = 0, draws: Sequence[int] = ()
+) -> list[Tensor]:
+    """draws: seed and stream of each, one after the other."""
     if not X:
         return []
     chosen = backend.chosen("orthonormal_many", X[0].device.type, impl)
+    pairs = list(zip(draws[::2], draws[1::2], strict=True)) or [(0, 0)] * len(X)
+    if chosen != "native" and fresh:
+        X = _extended(X, fresh, pairs)
     if chosen == "reference":
         return [steps.orthonormal(x) for x in X]
     if chosen == "triton":
@@ -92,13 +100,26 @@ def orthonormal_many(X: list[Tensor], impl: str | None = None) -> list[Tensor]:
         grouped = [i for i, x in enumerate(X) if x.shape[1] in range(1, STEP_WIDTHS[-1] + 1)]
         found = dict(zip(grouped, orthonormal_triton.orthonormal_many([X[i] for i in grouped]), strict=True))
         return [found[i] if i in found else steps.orthonormal(x) for i, x in enumerate(X)]
-    X = [x.contiguous() for x in X]
-    found = [torch.empty_like(x) for x in X]
+    X = [_by_rows(x) for x in X]
+    found = [x.new_empty(len(x), x.shape[1] + fresh) for x in X]
     items = [
-        (x.data_ptr(), x.dtype == torch.float64, *x.shape, out.data_ptr()) for x, out in zip(X, found, strict=True)
+        (x.data_ptr(), x.dtype == torch.float64, x.stride(0), *out.shape, out.data_ptr(), fresh, seed & _MASK, stream)
+        for x, out, (seed, stream) in zip(X, found, pairs, strict=True)
     ]
     backend.core().orthonormal_many_cpu(items, backend.threads())
     return found
+
+
+def _extended(X: list[Tensor], fresh: int, draws: list[tuple[int, int]]) -> list[Tensor]:
+    """Each with a test matrix behind it; the same one where all that it depends on is."""
+    drawn: dict[tuple, Tensor] = {}
+    extended = []
+    for x, (seed, stream) in zip(X, draws, strict=True):
+        key = len(x), seed, stream, x.dtype
+        if key not in drawn:
+            drawn[key] = test_matrix(len(x), fresh, seed, stream, "gaussian", x.dtype, x.device)
+        extended.append(torch.cat([x, drawn[key]], 1))
+    return extended
 
 
 def cosines_many(W: list[Tensor], A: list[Tensor], impl: str | None = None) -> list[Tensor]:
@@ -200,8 +221,8 @@ def _(A, V, k, impl=None, entering=True):
 
 
 @torch.library.register_fake("fastrank::orthonormal_many", lib=_library)
-def _(X, impl=None):
-    return [x.new_empty(x.shape) for x in X]
+def _(X, impl=None, fresh=0, draws=()):
+    return [x.new_empty(x.shape[0], x.shape[1] + fresh) for x in X]
 
 
 @torch.library.register_fake("fastrank::distances_many", lib=_library)

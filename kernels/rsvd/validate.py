@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from fastrank.kernels.rsvd.config import KINDS, MAX_COLUMNS
 from torch import Tensor
@@ -41,11 +43,17 @@ def check_steps(A: list[Tensor], V: list[Tensor], k: int) -> None:
                 raise ValueError(f"{name}: expected tensors on one device, {A[0].device}, got {x.device} at {index}")
 
 
-def check_orthonormal(X: list[Tensor]) -> None:
+def check_orthonormal(X: list[Tensor], fresh: int = 0, seeds: Sequence[int] = (), streams: Sequence[int] = ()) -> None:
     if not isinstance(X, (list, tuple)):
         raise TypeError(f"X: expected a list of tensors, got {type(X).__name__}")
+    check_whole("fresh", fresh, 0, MAX_COLUMNS)
+    for name, numbers in (("seeds", seeds), ("streams", streams)):
+        if len(numbers) != (len(X) if fresh else 0):
+            raise ValueError(f"{name}: expected {len(X) if fresh else 0}, one of each X, got {len(numbers)}")
+    for seed, stream in zip(seeds, streams, strict=True):
+        _check_draw(seed, stream, "gaussian")
     for index, x in enumerate(X):
-        check_block("X", x, None, f" at {index}")
+        check_block("X", x, None, f" at {index}", fresh)
         if x.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"X: expected float32 or float64, got {x.dtype} at {index}")
         if x.device != X[0].device:
@@ -101,12 +109,12 @@ def check_matrix(name: str, A: Tensor, where: str = "") -> None:
         raise ValueError(f"{name}: expected a matrix [n, d], got shape {tuple(A.shape)}{where}")
 
 
-def check_block(name: str, V: Tensor, d: int | None, where: str) -> None:
+def check_block(name: str, V: Tensor, d: int | None, where: str, fresh: int = 0) -> None:
     check_matrix(name, V, where)
     if d is not None and len(V) != d:
         raise ValueError(f"{name}: expected [{d}, q] to fit A, got shape {tuple(V.shape)}{where}")
-    if V.shape[1] > min(len(V), MAX_COLUMNS):
-        most = min(len(V), MAX_COLUMNS)
+    if V.shape[1] + fresh > min(len(V), MAX_COLUMNS):
+        most = min(len(V), MAX_COLUMNS) - fresh
         raise ValueError(f"{name}: expected at most {most} columns, got {V.shape[1]}{where}")
 
 

@@ -106,8 +106,8 @@ def test_a_wrong_gram_matrix_fails_the_run(tiny, monkeypatch, title, wrong):
 
     dual, accumulate = bench_gram.gram_dual, bench_gram.gram_accumulate_
 
-    def wrongly(G, total, *args):
-        accumulate(G, total, *args)
+    def wrongly(G, total, *args, **options):
+        accumulate(G, total, *args, **options)
         for target, source in zip((G, total), wrong(G, total), strict=True):
             target.copy_(source)
 

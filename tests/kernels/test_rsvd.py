@@ -353,6 +353,27 @@ def test_layouts_and_the_number_of_pairs(impl):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_bases_with_fresh_columns(dtype):
+    """The bits of a test matrix put behind the block by hand; of a block in whatever memory it lies."""
+    wide = [torch.linalg.qr(torch.randn(d, 27, dtype=dtype))[0] for d in (40, 300, 3000)]
+    X, seeds, streams = [x[:, :23] for x in wide], [3, -5, 2**63], [1, 7, 2**32 - 1]
+    found = orthonormal_many(X, fresh=4, seeds=seeds, streams=streams)
+    by_hand = [
+        torch.cat([x, test_matrix(len(x), 4, seed, stream, dtype=dtype)], 1)
+        for x, seed, stream in zip(X, seeds, streams, strict=True)
+    ]
+    for one, other in zip(found, orthonormal_many(by_hand), strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(orthonormal_many(X, "reference", fresh=4, seeds=seeds, streams=streams), found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+    assert orthonormal_many([], fresh=4) == []
+    with pytest.raises(ValueError, match="streams: expected 3, one of each X, got 1"):
+        orthonormal_many(X, fresh=4, seeds=seeds, streams=[1])
+    with pytest.raises(ValueError, match="X: expected at most 17 columns, got 23 at 0"):
+        orthonormal_many(X, fresh=23, seeds=seeds, streams=streams)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("impl", IMPLS)
 def test_orthonormal_bases(impl, dtype):
     X = test_matrix(50, 10, 1, dtype=dtype)
