@@ -53,5 +53,5 @@ def from_sketch(n: int, d: int, width: int) -> Counted:
     products = {"fp32": 4 * m * long * q + 4 * m * q * q, "fp64": 2 * m * q * q}
     sketch = Launch("torch.sketch", 2 * 4 * n * d, 4 * q * (m + long), products)
     numbers = n * d + q * (n + d)
-    checks = Launch("torch.probes", (4 + 3 * 8) * n * d, 8 * n * d, {"fp64": 3 * 2 * sketched.PROBES * numbers})
+    checks = Launch("torch.probes", 3 * 4 * n * d, 0, {"fp64": 3 * 2 * sketched.PROBES * numbers})
     return (sketch, checks, *gram.dual(q, long)), (("eigvalsh", 4 * q**3 // 3),)

@@ -24,7 +24,7 @@ from fastrank.kernels.cost import Device, Launch
 from fastrank.kernels.gram import cost as gram
 from fastrank.kernels.rsvd import cost as rsvd
 from fastrank.kernels.rsvd import cost_step
-from fastrank.kernels.rsvd.config import DISTANCE_ROWS
+from fastrank.kernels.rsvd.config import WIDE_ROWS
 from fastrank.kernels.small_eigh import MOST_VALUES, eigh_many, eigvalsh_many
 from fastrank.kernels.small_eigh import cost as small_eigh
 from fastrank.metrics.alignment import alignment
@@ -176,7 +176,7 @@ def measured_together(
                 launches += [launch for w in others for launch in w.launches]
                 ops += _count(how, [False] * len(others))
             if not on_cpu:  # where the reference reads carried matrices in blocks of rows, in eight operations each
-                ops += sum(8 * -(-w.n // DISTANCE_ROWS) for w in members if w.how == "carried")
+                ops += sum(8 * -(-w.n // WIDE_ROWS) for w in members if w.how == "carried")
             for length in {min(w.n, w.d) for w in members}:
                 ops += _count("figures", [False] * sum(min(w.n, w.d) == length for w in members), figures)
             continue

@@ -23,6 +23,8 @@ class Products(TorchDispatchMode):
         if name.startswith(("aten::mm", "aten::addmm")):
             (n, inner), (_, columns) = [X.shape for X in args if X.ndim == 2][-2:]
             self.flops[args[0].dtype] += 2 * n * inner * columns
+        elif name == "fastrank::products_many":
+            self.flops[torch.float64] += sum(2 * A.numel() * X.shape[1] for A, X in zip(*args[:2], strict=True))
         elif name == "fastrank::distances_many":
             self.read += sum(X.nbytes for side in args[:2] for X in side)
         return function(*args, **(kwargs or {}))
