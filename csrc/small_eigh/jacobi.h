@@ -1,5 +1,6 @@
 // Eigenvalues and eigenvectors of a small symmetric matrix by cyclic Jacobi rotations, which find small eigenvectors
-// as well as large ones and leave the vectors orthonormal to a few roundings.
+// as well as large ones and leave the vectors orthonormal to a few roundings. Eigenvalues may be negative; where none
+// is, rsvd/small.h has a faster one.
 #pragma once
 
 #include <math.h>

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 from fastrank.kernels.rsvd.config import COSINE_TILE
-from fastrank.kernels.rsvd.step_triton import tables
+from fastrank.kernels.tables import tables
 from torch import Tensor
 
 #: A pair's line of the table: address, rows and strides of W, the same of A, numbers in a row, where its cosines begin.

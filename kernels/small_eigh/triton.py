@@ -29,6 +29,7 @@ from fastrank.kernels.small_eigh.config import (
     budget,
     tile,
 )  # fmt: skip
+from fastrank.kernels.tables import tables
 from torch import Tensor
 
 #: What the kernels read of a matrix, a row of the table: address, order, strides.
@@ -442,15 +443,11 @@ def _offsets(sizes: list[int]) -> tuple[list[int], int]:
 
 
 def _table(group: list[Tensor], more: list[list[int]]) -> list[Tensor]:
-    """What the kernels read of the matrices, and other whole numbers of each, in one copy that nobody waits for (the
-    caching allocators keep both ends until the stream has done with them)."""
+    """What the kernels read of the matrices, and other whole numbers of each."""
     rows = [number for G in group for number in (G.data_ptr(), len(G), *G.stride())]
-    flat = [*rows, *(number for numbers in more for number in numbers)]
-    device = group[0].device
-    host = torch.tensor(flat, dtype=torch.int64, pin_memory=device.type == "cuda")
-    return list(host.to(device, non_blocking=True).split([len(rows), *(len(numbers) for numbers in more)]))
+    return tables([rows, *more], group[0].device)
 
 
 def _indices(members: list[int], device: torch.device) -> Tensor:
-    host = torch.tensor(members, pin_memory=device.type == "cuda")
-    return host.to(device, non_blocking=True)
+    (at,) = tables([members], device)
+    return at

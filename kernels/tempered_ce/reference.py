@@ -24,7 +24,13 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from fastrank.kernels.tempered_loss.reference import ScaledGradient, classes_last, per_label, per_sample, tempered
+from fastrank.kernels.tempered_loss.reference import (
+    classes_last,
+    per_label,
+    per_sample,
+    tempered,
+    with_scaled_gradient,
+)
 from torch import Tensor
 
 
@@ -59,12 +65,8 @@ def tempered_cross_entropy(
     scale_gradient: str | None = None,
 ) -> Tensor:
     """The loss of the module's docstring; arguments as in `fastrank.kernels.tempered_ce`, already validated."""
-    z, T = classes_last(input), per_sample(T, input)
-    if scale_gradient is not None:
-        factor = T.detach() if isinstance(T, Tensor) else T
-        z = ScaledGradient.apply(z, factor)
-        if scale_gradient == "T2":  # twice T: T^2 may be beyond the dtype where its product with the gradient is not
-            z = ScaledGradient.apply(z, factor)
+    T = per_sample(T, input)
+    z = with_scaled_gradient(classes_last(input), T, scale_gradient)
     if isinstance(target, tuple):
         rows, count = _mixed_rows(z, target, T, weight, label_smoothing)
     elif target.is_floating_point():

@@ -31,7 +31,16 @@ def tempered(z: Tensor, T: float | Tensor) -> Tensor:
     return torch.where(masked, 0, x) / T + torch.where(masked, x, 0) / T.detach()
 
 
-class ScaledGradient(torch.autograd.Function):
+def with_scaled_gradient(z: Tensor, T: float | Tensor, scale_gradient: str | None) -> Tensor:
+    """z, whose gradient is multiplied by T ("T"), by T^2 ("T2") or by nothing (None)."""
+    factor = T.detach() if isinstance(T, Tensor) else T
+    # T^2 may be beyond the dtype where its product with the gradient is not.
+    for _ in range({None: 0, "T": 1, "T2": 2}[scale_gradient]):
+        z = _ScaledGradient.apply(z, factor)
+    return z
+
+
+class _ScaledGradient(torch.autograd.Function):
     """The identity; its derivative is multiplied by `factor`."""
 
     generate_vmap_rule = True

@@ -27,7 +27,13 @@ for the others and M = sum_{j != a} p_j d_j, D = sum_j p_j d_j = p_a d_a + M, an
 from __future__ import annotations
 
 import torch
-from fastrank.kernels.tempered_loss.reference import ScaledGradient, classes_last, per_label, per_sample, tempered
+from fastrank.kernels.tempered_loss.reference import (
+    classes_last,
+    per_label,
+    per_sample,
+    tempered,
+    with_scaled_gradient,
+)
 from torch import Tensor
 
 
@@ -42,12 +48,8 @@ def tempered_mse(
     scale_gradient: str | None = None,
 ) -> Tensor:
     """The loss of the module's docstring; arguments as in `fastrank.kernels.tempered_mse`, already validated."""
-    z, T = classes_last(input), per_sample(T, input)
-    if scale_gradient is not None:
-        factor = T.detach() if isinstance(T, Tensor) else T
-        z = ScaledGradient.apply(z, factor)
-        if scale_gradient == "T2":  # twice T: T^2 may be beyond the dtype where its product with the gradient is not
-            z = ScaledGradient.apply(z, factor)
+    T = per_sample(T, input)
+    z = with_scaled_gradient(classes_last(input), T, scale_gradient)
     v = None if weight is None else weight.to(z.dtype)
     used = known = None
     if isinstance(target, tuple):

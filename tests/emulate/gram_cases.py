@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import CompletedProcess
+from typing import TypeVar
 
 import torch
 from emulate import toolchain
@@ -20,6 +22,7 @@ DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 
 SMALL, WIDE, WIDE_COLUMNS, SMALL_BLOCKS, WIDE_BLOCKS, SPLIT_ROWS = 64, 128, 1024, 512, 256, 4
 FAR = 2**31 + 8  # a stride, in elements: one step overflows an int, two end where a small offset should
 UPPER = 7.0  # what stands above the diagonal, and stays
+R = TypeVar("R")  # Result, or that of patch_cases.py
 
 
 @dataclass(frozen=True)
@@ -287,12 +290,18 @@ def run(
     timeout: float = 300,
 ) -> list[Complaint]:
     """Every complaint about these cases: wrong results, results that depend on the schedule, failures, crashes."""
-    problems = [build(case) for case in cases]
-    case_file, result_file = folder / "cases", folder / "results"
+    problems, case_file, result_file = [build(case) for case in cases], folder / "cases", folder / "results"
     write(problems, case_file)
     ended = toolchain.run(program, case_file, result_file, *schedules, sanitizer=sanitizer, timeout=timeout)
-    complaints = []
     results = list(read(problems, schedules, result_file)) if result_file.exists() else []
+    return complaints_about(ended, results, wrong, schedules, len(problems))
+
+
+def complaints_about(
+    ended: CompletedProcess, results: Sequence[R], wrong: Callable[[R], str], schedules: Sequence[str], problems: int
+) -> list[Complaint]:
+    """Of the results of each problem under every schedule, with C and the total; `wrong` says what is, or nothing."""
+    complaints = []
     for index, result in enumerate(results):
         where = f"{result.problem.case}, {result.schedule}"
         if complaint := wrong(result):
@@ -303,11 +312,11 @@ def run(
     if ended.returncode:
         text = f"exit status {ended.returncode} after {len(results)} results: {ended.stderr[-3000:]}"
         complaints.append(Complaint("crash", text))
-    elif len(results) != len(problems) * len(schedules):
-        complaints.append(Complaint("crash", f"{len(results)} results of {len(problems) * len(schedules)}"))
+    elif len(results) != problems * len(schedules):
+        complaints.append(Complaint("crash", f"{len(results)} results of {problems * len(schedules)}"))
     return complaints
 
 
-def _same_bits(a: Result, b: Result) -> bool:
+def _same_bits(a: R, b: R) -> bool:
     same = torch.equal(a.C.contiguous().view(torch.int64), b.C.contiguous().view(torch.int64))
     return same and (a.total is None or torch.equal(a.total.view(torch.int64), b.total.view(torch.int64)))

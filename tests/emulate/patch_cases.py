@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from emulate import toolchain
-from emulate.gram_cases import DTYPES, FAR, UPPER, Complaint
+from emulate.gram_cases import DTYPES, FAR, UPPER, Complaint, complaints_about
 from fastrank.kernels.gram.bound import Depth
 from fastrank.kernels.gram.config import FAST_BLOCK
 from torch import Tensor
@@ -211,23 +211,8 @@ def run(
     timeout: float = 300,
 ) -> list[Complaint]:
     """Every complaint about these cases: wrong results, results that depend on the schedule, failures, crashes."""
-    problems = [build(case) for case in cases]
-    case_file, result_file = folder / "cases", folder / "results"
+    problems, case_file, result_file = [build(case) for case in cases], folder / "cases", folder / "results"
     write(problems, case_file)
     ended = toolchain.run(program, case_file, result_file, *schedules, sanitizer=sanitizer, timeout=timeout)
-    complaints = []
     results = list(read(problems, schedules, result_file)) if result_file.exists() else []
-    for index, result in enumerate(results):
-        where = f"{result.problem.case}, {result.schedule}"
-        if complaint := wrong(result):
-            complaints.append(Complaint(result.schedule, f"{where}: {complaint}"))
-        first = results[index - index % len(schedules)]
-        pairs = [(result.C, first.C)] + ([] if result.total is None else [(result.total, first.total)])
-        if not all(torch.equal(a.contiguous().view(torch.int64), b.contiguous().view(torch.int64)) for a, b in pairs):
-            complaints.append(Complaint(result.schedule, f"{where}: not the bits of {first.schedule}"))
-    if ended.returncode:
-        text = f"exit status {ended.returncode} after {len(results)} results: {ended.stderr[-3000:]}"
-        complaints.append(Complaint("crash", text))
-    elif len(results) != len(problems) * len(schedules):
-        complaints.append(Complaint("crash", f"{len(results)} results of {len(problems) * len(schedules)}"))
-    return complaints
+    return complaints_about(ended, results, wrong, schedules, len(problems))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from emulate.mistakes import replaced
 from emulate.ptx.run import KernelFailure, Run
 from fastrank.kernels.rsvd import KINDS, reference, steps
 from fastrank.kernels.rsvd.config import SketchTile
-from rsvd_mutants import replaced
 
 OUTPUTS = {
     "test_matrix_kernel": {"out_ptr"},
@@ -144,10 +144,8 @@ def test_cosines_have_the_same_bits_under_every_schedule(driver):
 def test_a_missing_barrier_is_caught(driver, tmp_path):
     """What the interpreter, which has no threads, cannot show: rows of the Gram matrix are read by other threads than
     have written them."""
-    from fastrank.kernels.rsvd import step_triton
-
     line = "total = tl.zeros((Q, Q), tl.float64)\n    for at"
     barrier = "tl.debug_barrier()\n    " + line
-    with replaced(step_triton, barrier, line, tmp_path), pytest.raises((KernelFailure, AssertionError)):
+    with replaced("rsvd", barrier, line, tmp_path), pytest.raises((KernelFailure, AssertionError)):
         for schedule in ("warps", "warps-reverse+early"):
             orthonormal(schedule, driver)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import sys
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
+from emulate.mistakes import replaced
 from emulate.ptx.run import SCHEDULES, KernelFailure, Run
-from fastrank.kernels import small_eigh
 from fastrank.kernels.small_eigh.config import JACOBI, TILES, Tile, budget
 
 OUTPUTS = {
@@ -155,30 +152,13 @@ SOURCE_MUTANTS = [
 ]  # fmt: skip
 
 
-@contextmanager
-def replaced(old: str, new: str, folder: Path):
-    """kernels/small_eigh/triton.py with one piece of its text replaced, in the place of the real one."""
-    text = Path(small_eigh.__file__).with_name("triton.py").read_text()
-    assert text.count(old) == 1, f"the table is stale: {text.count(old)} times {old!r}"
-    path = folder / "triton.py"
-    path.write_text(text.replace(old, new))
-    spec = importlib.util.spec_from_file_location(NAME, path)
-    module, real = importlib.util.module_from_spec(spec), kernels()
-    spec.loader.exec_module(module)
-    sys.modules[NAME] = small_eigh.triton = module
-    try:
-        yield
-    finally:
-        sys.modules[NAME] = small_eigh.triton = real
-
-
 @pytest.mark.parametrize("mutant", SOURCE_MUTANTS, ids=lambda m: m[0])
 def test_mistakes_are_caught(mutant, driver, tmp_path, monkeypatch):
     _, old, new, shown_by = mutant
     larger = shown_by == "several warps"
     call = vectors if larger else shown_by
     sizes = {values: ((7, 20),), vectors: ((5,),), counts: ()}[call]
-    with replaced(old, new, tmp_path), on_cpu(driver):
+    with replaced("small_eigh", old, new, tmp_path), on_cpu(driver):
         monkeypatch.setattr(kernels(), "TILES", SMALL["TILES"])
         if larger:
             monkeypatch.setattr(kernels(), "JACOBI", LARGER["JACOBI"])

@@ -10,9 +10,9 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 pytest.importorskip("triton")
 
 import torch
+from emulate.mistakes import replaced
 from fastrank.kernels import rsvd
-from fastrank.kernels.rsvd import cosines_many, cosines_triton, orthonormal_many, orthonormal_triton, step_triton
-from rsvd_mutants import replaced
+from fastrank.kernels.rsvd import cosines_many, orthonormal_many, step_triton
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
@@ -47,25 +47,24 @@ def cosines():
     assert (got - true).abs().max() <= 1e-5
 
 
-#: (name, module, its text, the replacement, the call that shows it).
+#: (name, text of the kernels' source, its replacement, the call that shows it).
 MUTANTS = [
-    ("spans on top of each other", step_triton, "tl.load(t + _PART) + span * n, i, j, Q)\n    if FIRST:",
-     "tl.load(t + _PART), i, j, Q)\n    if FIRST:", step),
-    ("S in Z's units", step_triton, "s = tl.sqrt(s2) / tl.load(facts_ptr + 2 * b)", "s = tl.sqrt(s2)", step),
-    ("entering in Z's units", step_triton, "x_ptr + there, j, ROWS, Q) / power - change",
+    ("spans on top of each other", "tl.load(t + fields.PART) + span * n, i, j, Q)\n    if FIRST:",
+     "tl.load(t + fields.PART), i, j, Q)\n    if FIRST:", step),
+    ("S in Z's units", "s = tl.sqrt(s2) / tl.load(facts_ptr + 2 * b)", "s = tl.sqrt(s2)", step),
+    ("entering in Z's units", "x_ptr + there, j, ROWS, Q) / power - change",
      "x_ptr + there, j, ROWS, Q) - change", step),
-    ("the smallest first", step_triton, "values_ptr + b * Q + q - 1 - j", "values_ptr + b * Q + j", step),
-    ("Y transformed by the transpose", step_triton, "M = _times(t_ptr + there, Q, 1,",
-     "M = _times(t_ptr + there, 1, Q,", step),
-    ("residuals with the wrong sign", step_triton, "av - u * tl.load", "av + u * tl.load", step),
-    ("columns filled in their own place", step_triton, "tl.sum(kept, 0) + tl.cumsum(late, 0) - late",
+    ("the smallest first", "values_ptr + b * Q + q - 1 - j", "values_ptr + b * Q + j", step),
+    ("Y transformed by the transpose", "M = times(t_ptr + there, Q, 1,", "M = times(t_ptr + there, 1, Q,", step),
+    ("residuals with the wrong sign", "av - u * tl.load", "av + u * tl.load", step),
+    ("columns filled in their own place", "tl.sum(kept, 0) + tl.cumsum(late, 0) - late",
      "tl.cumsum(kept, 0) + tl.cumsum(late, 0) - late", orthonormal),
-    ("nothing filled", step_triton, "& 1) != 0) & (j < q)", "& 1) != 0) & (j < 0)", orthonormal),
-    ("what is not finite kept as zeros", orthonormal_triton, "tl.float64), mask=broken)",
-     "tl.float64), mask=broken & (j < 0))", orthonormal),
-    ("cosines above 1", cosines_triton, "tl.where(found > 1.0, 1.0, found)", "found", cosines),
-    ("A at W's stride", cosines_triton, "j[None, :] * a_row\n", "j[None, :] * w_row\n", cosines),
-    ("the last numbers left out", cosines_triton, "range(0, d, DEPTH)", "range(0, d - DEPTH, DEPTH)", cosines),
+    ("nothing filled", "& 1) != 0) & (j < q)", "& 1) != 0) & (j < 0)", orthonormal),
+    ("what is not finite kept as zeros", "tl.float64), mask=broken)", "tl.float64), mask=broken & (j < 0))",
+     orthonormal),
+    ("cosines above 1", "tl.where(found > 1.0, 1.0, found)", "found", cosines),
+    ("A at W's stride", "j[None, :] * a_row\n", "j[None, :] * w_row\n", cosines),
+    ("the last numbers left out", "range(0, d, DEPTH)", "range(0, d - DEPTH, DEPTH)", cosines),
 ]  # fmt: skip
 
 
@@ -75,8 +74,9 @@ def test_without_a_mutant_all_is_well(call, monkeypatch):
     call()
 
 
-@pytest.mark.parametrize(("name", "module", "old", "new", "call"), MUTANTS, ids=[m[0] for m in MUTANTS])
-def test_mistakes_are_caught(name, module, old, new, call, tmp_path):
-    with replaced(module, old, new, tmp_path) as mutant, pytest.raises(AssertionError):
-        mutant.SKETCH_ROWS = 16
-        call()
+@pytest.mark.parametrize(("name", "old", "new", "call"), MUTANTS, ids=[m[0] for m in MUTANTS])
+def test_mistakes_are_caught(name, old, new, call, tmp_path, monkeypatch):
+    with replaced("rsvd", old, new, tmp_path):
+        monkeypatch.setattr(rsvd.step_triton, "SKETCH_ROWS", 16)  # the one that is in its place now
+        with pytest.raises(AssertionError):
+            call()

@@ -26,7 +26,7 @@ def probabilities(n: int, c: int) -> Callable[[str], tuple]:
     return lambda impl: outputs(impl, z, q, T, **options, label_smoothing=0.2)
 
 
-#: (name, text of kernels/tempered_ce/triton.py, its replacement, the call that shows it).
+#: (name, text of the kernels' source, its replacement, the call that shows it).
 MUTANTS = [
     ("gradient over T for T^2", "scale = scale * temperature", "scale = scale * inverse", "mixed"),
     ("the mean of mixed targets by weight", 'if TARGET != "index":\n                denominator',

@@ -5,9 +5,7 @@ import tempered_ce_conformity as suite
 import torch
 import torch.nn.functional as F
 from conformity import check
-from fastrank.kernels import backend
-from fastrank.kernels.tempered_ce import RowStats, native, reference, tempered_cross_entropy
-from fastrank.kernels.tempered_loss.layout import as_ncd
+from fastrank.kernels.tempered_ce import RowStats, native, tempered_cross_entropy
 from torch.library import opcheck
 
 IMPLS = ("reference", "native")
@@ -21,14 +19,6 @@ def _seed():
 
 def batch(n=6, c=10, dtype=torch.float64, scale=3.0):
     return (scale * torch.randn(n, c)).to(dtype).requires_grad_(), torch.randint(c, (n,))
-
-
-def _layouts(z):
-    """Images [N, C, H, W] in four memory layouts; in the third H and W do not merge into one dimension."""
-    yield z.contiguous().clone()
-    yield z.contiguous(memory_format=torch.channels_last)
-    yield z.permute(2, 1, 3, 0).contiguous().permute(3, 1, 0, 2)
-    yield torch.stack([z, z], -1)[..., 0]
 
 
 def grad_of(loss, *inputs, **options):
@@ -77,34 +67,6 @@ def test_probabilities_near_zero_and_one_keep_relative_accuracy(impl, correct):
     assert ((grad / true_grad - 1).abs() < bound).all()
 
 
-@pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize("T", [0.5, 1.0, 64.0])
-def test_an_offset_changes_nothing(impl, T):
-    z = (torch.randn(5, 50) * 64).round() / 64  # z and z + 10000 are both exact in float32
-    y = torch.randint(50, (5,))
-    shifted = (z + 10000).requires_grad_()
-    z = z.requires_grad_()
-    loss, moved = (tempered_cross_entropy(v, y, T, impl=impl) for v in (z, shifted))
-    assert torch.equal(loss, moved)
-    assert torch.equal(*grad_of(loss, z), *grad_of(moved, shifted))
-
-
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_the_number_of_threads_changes_nothing(threads):
-    z, y = batch(300, 1000, torch.float32)
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, threads):
-            torch.set_num_threads(count)
-            loss = tempered_cross_entropy(z, y, 3.0, impl="native")
-            results.append((loss.detach(), *grad_of(loss, z)))
-    finally:
-        torch.set_num_threads(before)
-    for one, many in zip(*results, strict=True):
-        assert torch.equal(one, many)
-
-
 # ---- a drop-in for torch ----
 
 
@@ -115,17 +77,6 @@ def test_a_mean_over_nothing_is_nan_and_moves_no_logit(impl):
     loss = tempered_cross_entropy(z, torch.full((3,), -100), T, impl=impl)
     assert loss.isnan()
     assert torch.equal(grad_of(loss, z)[0], torch.zeros_like(z))
-
-
-@pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize("dtype", suite.DTYPES, ids=str)
-def test_dtypes(impl, dtype):
-    z, y = batch(dtype=dtype)
-    T = torch.tensor(2.0, dtype=torch.bfloat16, requires_grad=True)
-    loss = tempered_cross_entropy(z, y, T, impl=impl)
-    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    grad, grad_T = grad_of(loss, z, T)
-    assert (grad.dtype, grad_T.dtype) == (dtype, torch.bfloat16)
 
 
 # ---- the temperature ----
@@ -168,27 +119,6 @@ def test_masked_classes_leave_the_temperature_gradient_finite(impl):
 
 # ---- gradients ----
 
-OPTIONS = [
-    {},
-    {"reduction": "none"},
-    {"reduction": "sum", "label_smoothing": 0.3},
-    {"weight": torch.tensor([0.3, 1.0, 2.0, 0.7]).double(), "label_smoothing": 0.1},
-]
-
-
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("T", [torch.tensor(0.7), torch.tensor([0.7, 1.3, 2.0])], ids=["scalar", "per-sample"])
-@pytest.mark.parametrize("impl", IMPLS)
-def test_first_and_second_derivatives(impl, T, options):
-    z = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
-    T, y = T.double().requires_grad_(), torch.tensor([2, -100, 0])
-
-    def loss(z, T):
-        return tempered_cross_entropy(z, y, T, **options, impl=impl)
-
-    assert torch.autograd.gradcheck(loss, (z, T))
-    assert torch.autograd.gradgradcheck(loss, (z, T))
-
 
 def test_derivatives_of_probability_targets_and_weight():
     z, q = (torch.randn(3, 4, dtype=torch.float64).abs().requires_grad_() for _ in range(2))
@@ -217,50 +147,6 @@ def test_third_derivative_is_that_of_the_reference():
     torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
-def test_a_function_of_the_loss_has_the_right_second_derivative(impl):
-    """grad_loss depends on the logits too: that path must be counted once."""
-    z, y = batch()
-    assert torch.autograd.gradgradcheck(lambda z: tempered_cross_entropy(z, y, 2.0, impl=impl).square(), (z,))
-
-
-@pytest.mark.parametrize("impl", IMPLS)
-def test_a_small_half_precision_gradient_is_scaled_before_it_is_rounded(impl):
-    """At T = 1000 the mean's gradient is below float16's range; a loss scale must bring it back whole."""
-    z, y = batch(256, 1000, torch.float16)
-    scaled = grad_of(tempered_cross_entropy(z, y, 1000.0, impl=impl) * 2**20, z)[0]
-    exact = z.detach().double().requires_grad_()
-    true = grad_of(tempered_cross_entropy(exact, y, 1000.0) * 2**20, exact)[0]
-    assert true.abs().max() * 2**-20 < torch.finfo(torch.float16).smallest_normal
-    torch.testing.assert_close(scaled.double(), true, rtol=1e-3, atol=2**-24)
-
-
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-@pytest.mark.parametrize("dtype", suite.DTYPES, ids=str)
-def test_the_gradient_from_the_forward_pass_is_the_backward_kernels(dtype, reduction):
-    """Only the first backward with grad_loss = 1 takes it; it then belongs to the caller, who may overwrite it."""
-    weight, T = torch.rand(37) + 0.5, torch.rand(3) + 0.5
-    y = torch.randint(37, (3, 4, 5))
-    y[0, 1, 2] = -100
-    views = [(z, y) for z in _layouts(torch.randn(3, 37, 4, 5).to(dtype)) if as_ncd(z) is not None]
-    assert len(views) == 3
-    views += [(torch.randn(3, c).to(dtype), torch.randint(c, (3,))) for c in (1, 2, 16, 37, 1000)]
-    for z, target in views:
-        z.requires_grad_()
-        w = weight if z.shape[1] == 37 else None
-        loss = tempered_cross_entropy(z, target, T, w, reduction=reduction, impl="native")
-        assert loss.grad_fn.ready is not None
-        first = grad_of(loss, z, retain_graph=True)[0]
-        kept = first.clone()
-        first.fill_(nan)
-        assert loss.grad_fn.ready is None
-        assert torch.equal(grad_of(loss, z, retain_graph=True)[0], kept)
-        twice = grad_of(tempered_cross_entropy(z, target, T, w, reduction=reduction, impl="native") * 2, z)[0]
-        # Doubling commutes with rounding but for subnormal numbers.
-        subnormal = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
-        torch.testing.assert_close(twice, kept * 2, rtol=0, atol=2 * subnormal)
-
-
 @pytest.mark.parametrize("c", [5, 24, 25, 300, 9000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_gradient_may_take_the_place_of_the_logits(c, dtype):
@@ -276,52 +162,7 @@ def test_the_gradient_may_take_the_place_of_the_logits(c, dtype):
         assert torch.equal(loss, again) and torch.equal(grad, own)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
-def test_logits_without_gradient(impl):
-    z, y = batch()
-    T = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
-    frozen = tempered_cross_entropy(z.detach(), y, T, impl=impl)
-    assert torch.equal(grad_of(frozen, T)[0], grad_of(tempered_cross_entropy(z, y, T, impl=impl), T)[0])
-    with torch.no_grad():
-        assert torch.equal(tempered_cross_entropy(z, y, T, impl=impl), frozen)
-
-
-# ---- memory layouts ----
-
-
-def test_image_layouts_give_the_same_figures():
-    # The classes of Pascal VOC: so few that a row lies in a lane, whatever the layout.
-    z, y = torch.randn(3, 21, 4, 5), torch.randint(21, (3, 4, 5))
-    for dtype in suite.DTYPES:
-        rows = z.to(dtype).movedim(1, -1).reshape(-1, 21).contiguous().requires_grad_()
-        loss = tempered_cross_entropy(rows, y.flatten(), 2.0, reduction="none", impl="native")
-        grad = grad_of(loss.sum(), rows)[0].reshape(3, 4, 5, 21).movedim(-1, 1)
-        for view in _layouts(z.to(dtype)):
-            view.requires_grad_()
-            got = tempered_cross_entropy(view, y, 2.0, reduction="none", impl="native")
-            assert torch.equal(got.flatten(), loss)
-            assert torch.equal(grad_of(got.sum(), view)[0], grad)
-
-
 # ---- rows that are not finite ----
-
-
-@pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize("c", [3, 100])
-def test_a_bad_row_stays_alone(impl, c):
-    good, _ = batch(7, c, torch.float32)
-    y = torch.tensor([0, 1, 2, 0, 1, 2, 0])
-    z = good.detach().clone()
-    z[1, 0], z[2, 2], z[3] = nan, inf, -inf
-    z[4], y[4] = nan, -100
-    z.requires_grad_()
-    rows = tempered_cross_entropy(z, y, 2.0, reduction="none", impl=impl)
-    expected = tempered_cross_entropy(good, y, 2.0, reduction="none", impl=impl)
-    grad, expected_grad = grad_of(rows.sum(), z)[0], grad_of(expected.sum(), good)[0]
-    assert rows[1:4].isnan().all() and grad[1:4].isnan().all()
-    assert rows[4] == 0 and (grad[4] == 0).all()
-    rest = [0, 5, 6]
-    assert torch.equal(rows[rest], expected[rest]) and torch.equal(grad[rest], expected_grad[rest])
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -521,10 +362,3 @@ def test_bounded_number_of_torch_operations():
             tempered_cross_entropy(z, y, 2.0).backward()
         counts.append(count.calls)
     assert counts[0] == counts[1] <= 5
-
-
-def test_reference_runs_without_the_core(monkeypatch):
-
-    monkeypatch.setattr(backend, "_chosen", {("tempered_ce", "cpu", None): "reference"})
-    z, y = batch()
-    assert torch.equal(tempered_cross_entropy(z, y, 2.0), reference.tempered_cross_entropy(z, y, 2.0))

@@ -7,7 +7,7 @@ PTX_EXPORT void ptx_forget_buffers() { emulate::forget_buffers(); }
 PTX_EXPORT void ptx_register_buffer(uint64_t begin, uint64_t bytes, int writable, const char* name) {
   emulate::register_buffer(reinterpret_cast<const void*>(begin), bytes, writable, name);
 }
-// Returns why it failed, or null. `mutant` and `error_seed`: see runtime.h.
+// Returns why it failed, or null. `mutant`: see runtime.h; `error_seed`: approximations.h.
 PTX_EXPORT const char* ptx_launch(int kernel, const unsigned* grid, const unsigned* block, unsigned dynamic_shared,
                                   const char* parameters, const char* schedule, uint64_t error_seed, int mutant) {
   static std::string message;
