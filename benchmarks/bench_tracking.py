@@ -17,8 +17,9 @@ from harness import Benchmark, Case, Contender, Problem, run_alone
 from torch import Tensor, nn
 
 import fastrank
-from fastrank.capture import MAX_FEATURES, select_layers
+from fastrank.capture import MAX_FEATURES
 from fastrank.extras import require
+from fastrank.layers import select_layers
 
 T = 100.0
 

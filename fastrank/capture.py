@@ -16,10 +16,8 @@ that gradient, and of the first run in a forward.
 
 from __future__ import annotations
 
-import fnmatch
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +26,7 @@ from fastrank.errors import InputError
 from fastrank.factored import pays
 from fastrank.hooks import ForwardHook, Switch, find_logits
 from fastrank.kernels.gram import Convolution, patch_rows
+from fastrank.layers import Layer, is_linear, trained_weight, weight_matrix
 from fastrank.metrics.gradient_bound import input_spectrum
 from fastrank.spectra import Spectrum
 
@@ -48,70 +47,8 @@ WINDOW_FEATURES = 1024
 WINDOW_ROWS = 4096
 
 MODES = ("flatten", "channels", "pool")
-WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 Emit = Callable[[str, str, Callable[[], Tensor | Spectrum]], None]
-
-
-def clean_name(name: str) -> str:
-    """A module's name without the parts that torch.compile, DDP, FSDP and checkpointing add."""
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
-
-
-def is_nonlinearity(module: nn.Module) -> bool:
-    """An activation function: a parameter-free (or PReLU) leaf of torch.nn.modules.activation or a library's own."""
-    origin = type(module).__module__
-    known = origin.startswith(("torch.nn.modules.activation", "timm.layers.activations", "transformers.activations"))
-    return known and not isinstance(module, nn.MultiheadAttention | nn.Softmax | nn.LogSoftmax)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A module to watch: its clean name, and which sources it gives."""
-
-    name: str
-    module: nn.Module
-    output: bool
-    weight: bool
-
-
-def select_layers(model: nn.Module, layers: str | Iterable[str] = "*") -> list[Layer]:
-    """The layers whose clean names match one of the shell globs in `layers`, in the model's order.
-
-    `"*"` is every layer: weights and inputs of all linear and convolutional modules (embeddings, recurrent and fused
-    attention weights are no such: `unmeasured` names them), outputs of all nonlinearities
-    ([U] A.5 takes representations after the nonlinearity), or of the weighted modules where the model has no
-    nonlinearity modules. Any other glob watches the output of whatever it names, containers too, and the weight of
-    what has one.
-
-    Raises:
-        InputError: a glob that matches nothing.
-    """
-    patterns = [layers] if isinstance(layers, str) else layers
-    if not isinstance(patterns, list | tuple) or not patterns or not all(isinstance(p, str) for p in patterns):
-        raise InputError("layers", "a glob or a list of globs", repr(layers))
-    modules = {clean_name(name): module for name, module in model.named_modules() if clean_name(name)}
-    chosen: dict[str, Layer] = {}
-    for pattern in patterns:
-        if pattern == "*":
-            weighted = {name for name, module in modules.items() if is_weighted(module)}
-            outputs = {name for name, module in modules.items() if is_nonlinearity(module)} or weighted
-            found = {name: (name in outputs, name in weighted) for name in weighted | outputs}
-        else:
-            names = fnmatch.filter(modules, pattern)
-            found = {name: (True, is_weighted(modules[name])) for name in names}
-        if not modules:
-            raise InputError(
-                "model", "a module with submodules", f"a bare {type(model).__name__}", "wrap it in nn.Sequential"
-            )
-        if not found:
-            sample = ", ".join(list(modules)[:8])
-            raise InputError("layers", f"globs over module names such as {sample}", repr(pattern))
-        for name, (output, weight) in found.items():
-            old = chosen.get(name)
-            chosen[name] = Layer(name, modules[name], output or bool(old and old.output), weight)
-    return [chosen[name] for name in modules if name in chosen]
 
 
 class Capture:
@@ -140,7 +77,8 @@ class Capture:
         self.switch = Switch()
         #: A forward whose activations and inputs are left out; weights and bounds are not.
         self.skipping = False
-        #: Layers of which a forward was ever seen.
+        #: Layers that had a hook, and those of which a forward was ever seen.
+        self.hooked: set[str] = set()
         self.seen: set[str] = set()
         self._emit, self._kinds, self._mode, self._seed = emit, kinds, mode, seed
         self.max_features, self.input_rows, self._training = max_features, input_rows, training
@@ -171,6 +109,7 @@ class Capture:
         wants_output = layer.output and bool(self._kinds & {"act", "window"})
         if not (wants_input or wants_output or (layer.weight and {"weight", "factors"} & self._kinds)):
             return
+        self.hooked.add(layer.name)
 
         def receive(x: Tensor | None, output: Tensor | None) -> None:
             self._receive(layer, x, output)
@@ -247,14 +186,9 @@ class Capture:
         return self.features(X, name, WINDOW_FEATURES)
 
     def _is_factor(self, module: nn.Module, weight: Tensor, x: Tensor) -> bool:
-        if is_linear(module):
-            rows = x.numel() // max(x.shape[-1], 1)
-        elif (convolution := plain_convolution(module)) is not None and convolution.groups == 1:
-            rows = convolution.rows(x.shape if x.ndim == 4 else (1, *x.shape))
-        else:
-            return False
+        rows = factor_rows(module, x)
         # On a GPU whether the product is the gradient would have to be waited for.
-        wanted = weight.requires_grad and x.device.type == "cpu"
+        wanted = rows is not None and weight.requires_grad and x.device.type == "cpu"
         return wanted and rows <= self.input_rows and pays(rows, *weight_matrix(weight, module).shape)
 
     def _input(self, module: nn.Module, x: Tensor, name: str) -> Tensor:
@@ -335,17 +269,14 @@ def as_matrix(x: Tensor, mode: str) -> Tensor:
     return channels_last.flatten(1, -2).mean(1)
 
 
-def trained_weight(module: nn.Module) -> Tensor | None:
-    """The parameter behind `module.weight`, which holds its gradient; None where several make it up (weight_norm).
-
-    A parametrized weight is never read itself: that computes it anew, and a spectral norm or a dropout would move on.
-    """
-    if (parameter := module._parameters.get("weight")) is not None:
-        return parameter
-    parametrizations = module._modules.get("parametrizations")
-    if parametrizations is not None and "weight" in parametrizations:
-        return getattr(parametrizations["weight"], "original", None)
-    return module._parameters.get("weight_orig")
+def factor_rows(module: nn.Module, x: Tensor) -> int | None:
+    """Rows of the two factors of a weight's gradient for an input x; None where it is no product of two matrices."""
+    if is_linear(module):
+        return x.numel() // max(x.shape[-1], 1)
+    convolution = plain_convolution(module)
+    if convolution is None or convolution.groups != 1:
+        return None
+    return convolution.rows(x.shape if x.ndim == 4 else (1, *x.shape))
 
 
 def output_rows(module: nn.Module, y: Tensor) -> Tensor:
@@ -353,35 +284,6 @@ def output_rows(module: nn.Module, y: Tensor) -> Tensor:
     if not is_linear(module):
         y = y.movedim(y.ndim - 1 - len(module.kernel_size), -1)
     return y.reshape(-1, y.shape[-1])
-
-
-def weight_matrix(weight: Tensor, module: nn.Module) -> Tensor:
-    """The weight of `module`, or its gradient, as [out, in], a convolution's kernel flattened behind its outputs."""
-    return weight.detach().T if is_transposed(module) else weight.detach().flatten(1)
-
-
-def is_transposed(module: nn.Module) -> bool:
-    """A linear layer whose weight is [in, out]: `transformers.pytorch_utils.Conv1D`, of which GPT-2 is made."""
-    return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
-
-
-def is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or is_transposed(module)
-
-
-def is_weighted(module: nn.Module) -> bool:
-    """Whether the module multiplies rows with a matrix: linear layers and convolutions."""
-    return isinstance(module, WEIGHTED) or is_transposed(module)
-
-
-def unmeasured(model: nn.Module, layers: Iterable[Layer]) -> list[str]:
-    """The trained matrices of a model that belong to no weighted layer: embeddings, recurrent weights, ... by name."""
-    ours = {id(weight) for layer in layers if layer.weight and (weight := trained_weight(layer.module)) is not None}
-    return [
-        f"{clean_name(name)} {tuple(p.shape)}"
-        for name, p in model.named_parameters()
-        if p.requires_grad and p.ndim >= 2 and p.numel() > max(p.shape) and id(p) not in ours
-    ]
 
 
 def plain_convolution(module: nn.Module) -> Convolution | None:

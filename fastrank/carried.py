@@ -66,16 +66,22 @@ class Carried:
 
 
 def carried_spectra(jobs: list[tuple[Tensor, SubspaceState, Anchor | None]], step: int) -> list[Carried]:
-    """Spectra of matrices X [n, d], each with today's subspace and its anchor; without one, exact and a new anchor."""
-    fresh = iter(spectrum([X for X, _, anchor in jobs if anchor is None]))
+    """Spectra of matrices X [n, d], each with today's subspace and its anchor; without one, exact and a new anchor.
+
+    No version counter is trusted. Whoever writes to X unseen, through `.data` or from another process: an anchor is the
+    copy that its spectrum was computed from, and a bound is counted from the distance of X as it is read here. The
+    subspace may be of an X before that; it is an estimate, and no bound rests on it.
+    """
+    copies = [X.clone() for X, _, anchor in jobs if anchor is None]
+    fresh = iter(zip(copies, spectrum(copies), strict=True))
     moving = [(X, a.matrix) for X, _, a in jobs if a is not None]
     moved = iter(distances(*map(list, zip(*moving, strict=True)))) if moving else iter(())
-    return [_anchored(X, next(fresh), step) if a is None else _carried(*next(moved), X, top, a) for X, top, a in jobs]
+    return [_anchored(*next(fresh), step) if a is None else _carried(*next(moved), X, top, a) for X, top, a in jobs]
 
 
-def _anchored(X: Tensor, s: Spectrum, step: int) -> Carried:
+def _anchored(copy: Tensor, s: Spectrum, step: int) -> Carried:
     _, lo, hi = rank_counts(s)
-    return Carried(s, Anchor(X.clone(), s, step, hi - lo), s.sigma.new_zeros(()))
+    return Carried(s, Anchor(copy, s, step, hi - lo), s.sigma.new_zeros(()))
 
 
 def _carried(moved: Tensor, norm: Tensor, X: Tensor, top: SubspaceState, anchor: Anchor) -> Carried:

@@ -9,13 +9,15 @@ The model is built on torch's meta device, without memory, and run forward once 
   they take. On a GPU a share of the peak is assumed (`tracking_cost.LIBRARY_SHARE`), on a CPU the rate is measured on
   the spot.
 
-Spectra that `fastrank.tracking.followed` carries from step to step, and gradients that it sketches, are counted as if
-computed anew: for large weights and gradients an upper bound. Every figure is a prediction.
+A step is an average one: large weights are carried (`fastrank.tracking.followed`), and their exact spectra count as
+often as they may be renewed, which small steps never ask for; gradients come from their factors or a sketch where
+their shapes allow it. The first measured step computes every spectrum and is not it. Every figure is a prediction.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -24,14 +26,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastrank.capture import Capture, select_layers, trained_weight, weight_matrix
+from fastrank.capture import Capture, factor_rows
 from fastrank.errors import InputError
-from fastrank.hooks import find_logits
+from fastrank.hooks import find_logits, first_tensor
 from fastrank.kernels import cost
 from fastrank.kernels.cost import Device
-from fastrank.tracking.presets import PRESETS, parse_metrics
+from fastrank.layers import Layer, select_layers
+from fastrank.tracking.presets import BASIC, PRESETS, parse_metrics
 from fastrank.tracking.step_arguments import class_rows
-from fastrank.tracking_cost import Matrix, Operations, Work, measured_together, rates, work_on
+from fastrank.tracking_cost import Matrix, Operations, Work, followed, measured_together, rates, work_on
 
 DEVICES = ("cpu", *cost.DEVICES)
 #: Share of the peak that training itself is taken to reach: GPU (16-bit tensor cores under autocast), CPU (of fp32
@@ -43,7 +46,7 @@ BACKWARD = 2
 
 @dataclass(frozen=True)
 class Cost:
-    """Of some matrices, per tracked step: counts, and milliseconds on the plan's device.
+    """Of some matrices, per average tracked step: counts, and milliseconds on the plan's device.
 
     Launches, and with them milliseconds, are those of a step that measures these matrices together: two groups cost
     less in one step than one by one.
@@ -51,9 +54,9 @@ class Cost:
 
     matrices: int
     launches: int
-    bytes: int
-    flops: int
-    library_flops: int
+    bytes: float
+    flops: float
+    library_flops: float
     roofline_ms: float
     kernel_ms: float
     library_ms: float
@@ -81,22 +84,25 @@ class Plan:
     def cost(self, works: Iterable[Work] | None = None) -> Cost:
         """Of all matrices, or of some."""
         works = self.works if works is None else tuple(works)
-        launches = [launch for work in works for launch in work.launches]
-        calls = [call for work in works for call in work.calls]
+        launches = [(launch, 1) for work in works for launch in work.launches]
+        launches += [(launch, work.period) for work in works for launch in work.seldom]
+        calls = [(call, 1) for work in works for call in work.calls]
+        calls += [(call, work.period) for work in works for call in work.seldom_calls]
         on_cpu = self.device.name == "CPU"
         together, small = measured_together(works, self.figures, on_cpu)
         # The cut into blocks is that of the CUDA kernels.
         time = cost.roofline if on_cpu else cost.predict
         latency = self.device.launch * (small + (len(together) if on_cpu else 0))
+        seldom = sum(time(work.seldom, self.device) / work.period for work in works if work.seldom)
         return Cost(
             matrices=len(works),
             launches=len(together) + small,
-            bytes=sum(launch.bytes for launch in launches),
-            flops=sum(cost.total(launches, "flops").values()),
-            library_flops=sum(call.flops for call in calls),
-            roofline_ms=1e3 * cost.roofline(launches, self.device),
-            kernel_ms=1e3 * (time(together, self.device) + latency),
-            library_ms=1e3 * sum(call.flops / self.rates[call.name] for call in calls),
+            bytes=sum(launch.bytes / period for launch, period in launches),
+            flops=sum(sum(launch.flops.values()) / period for launch, period in launches),
+            library_flops=sum(call.flops / period for call, period in calls),
+            roofline_ms=1e3 * sum(cost.roofline([launch], self.device) / period for launch, period in launches),
+            kernel_ms=1e3 * (time(together, self.device) + latency + seldom),
+            library_ms=1e3 * sum(call.flops / period / self.rates[call.name] for call, period in calls),
         )
 
     def share(self, works: Iterable[Work] | None = None, every: int | None = None) -> float:
@@ -184,7 +190,8 @@ def plan(
     for matrix in matrices(model, example, kinds, layers, mode):
         if precision == "bf16" and matrix.source in ("act", "input", "logits"):
             matrix = matrix._replace(dtype=torch.bfloat16)
-        works.append(work_on(matrix, on_cpu))
+        # A preset that wants every figure of a spectrum has each computed anew.
+        works.append(work_on(followed(matrix, on_cpu) if figures == BASIC else matrix, on_cpu))
     step_flops, step_ops = ((1 + BACKWARD) * count for count in _forward(model, example))
     peak = utilisation * target.flops["bf16_tensor" if precision == "bf16" else "fp32"]
     # A small step is as long as its launches take.
@@ -205,15 +212,29 @@ def matrices(
         with Operations() as counter:
             X = matrix()
         if source in kinds:
-            found.append(Matrix(source, name, source, *X.shape, X.dtype, counter.count))
+            alone = source == "weight" and "align" not in kinds
+            found.append(Matrix(source, name, source, *X.shape, X.dtype, counter.count, alone=alone))
         if "align" in kinds and source != "act":
             found.append(Matrix("align", name, source, *X.shape, X.dtype, counter.count))
 
     selected = select_layers(model, layers)
     sources = {"act", "weight"} & kinds | ({"weight", "input"} if "align" in kinds else set())
     capture = Capture(selected, take, kinds=frozenset(sources), mode=mode)
+    rows: dict[str, int | None] = {}
+
+    def shape(layer: Layer) -> Callable:
+        def note(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            # The factors are those of a layer's only run.
+            x = first_tensor((args, kwargs))
+            rows[layer.name] = None if layer.name in rows or x is None else factor_rows(module, x)
+
+        return note
+
     capture.attach()
     capture.switch.armed = True
+    noting = [
+        layer.module.register_forward_pre_hook(shape(layer), with_kwargs=True) for layer in selected if layer.weight
+    ]
     training = model.training
     try:
         model.train()
@@ -227,13 +248,17 @@ def matrices(
     finally:
         model.train(training)
         capture.detach()
-    if "grad" in kinds:
-        for layer in selected:
-            weight = trained_weight(layer.module) if layer.weight else None
-            if weight is not None and weight.requires_grad:
-                found.append(
-                    Matrix("grad", layer.name, "grad", *weight_matrix(weight, layer.module).shape, weight.dtype)
-                )
+        for handle in noting:
+            handle.remove()
+    for layer in selected:
+        weight = layer.trained() if layer.has_matrix else None
+        if weight is None:
+            continue
+        sides = layer.matrix(weight).shape
+        if layer.parameter and "weight" in kinds:
+            found.append(Matrix("weight", layer.name, "weight", *sides, weight.dtype, alone=True))
+        if "grad" in kinds and weight.requires_grad:
+            found.append(Matrix("grad", layer.name, "grad", *sides, weight.dtype, rows=rows.get(layer.name)))
     # The watcher measures logits whatever the kinds are.
     logits, _ = class_rows(find_logits(logits), None)
     if logits is not None:
@@ -260,11 +285,15 @@ def cuts(found: Plan, budget: float) -> list[Cut]:
         always = [work for work in found.works if work.kind == "logits"]
         kept = {name: works for name, works in found.by(key).items() if works[0].kind != "logits"}
         dear = sorted(kept, key=lambda name: -found.cost(kept[name]).ms)
-        while len(kept) > 1 and found.share([*always, *(w for works in kept.values() for w in works)]) > budget:
-            kept.pop(dear.pop(0))
-        works = [*always, *(w for members in kept.values() for w in members)]
+
+        def without(dropped: int, kept=kept, dear=dear, always=always) -> list[Work]:
+            return [*always, *(w for name, works in kept.items() if name not in dear[:dropped] for w in works)]
+
+        # Each that is dropped makes it less; one is left in any case.
+        fewest = bisect_left(range(len(dear) - 1), True, key=lambda dropped: found.share(without(dropped)) <= budget)
+        works, names = without(fewest), tuple(name for name in kept if name not in dear[:fewest])
         if {id(work) for work in works} not in ({id(work) for work in light}, {id(work) for work in found.works}):
-            options.append(_cadence(found, budget, works, change, tuple(kept)))
+            options.append(_cadence(found, budget, works, change, names))
     return options
 
 

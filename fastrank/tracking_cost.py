@@ -1,8 +1,8 @@
 """What a tracked step does, counted: our kernels, torch's operations, factorisations.
 
-It follows `fastrank.spectra` and `fastrank.subspace` as they stand, for a GPU or a CPU. `work_on` is about one matrix
-by itself: bytes, flops and memory, which add up. `measured_together` is about the launches of many, which do not: the
-watcher measures all layers in one call for each kind of figure.
+It follows `fastrank.spectra`, `fastrank.subspace` and what `fastrank.tracking.followed` uses as they stand, for a GPU
+or a CPU. `work_on` is about one matrix by itself: bytes, flops and memory, which add up. `measured_together` is about
+the launches of many, which do not: the watcher measures all layers in one call for each kind of figure.
 """
 
 from __future__ import annotations
@@ -15,16 +15,21 @@ from typing import NamedTuple
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastrank.capture import MAX_FEATURES
+from fastrank.capture import INPUT_ROWS, MAX_FEATURES
+from fastrank.carried import carried_spectra
+from fastrank.factored import factored_spectra, pays
+from fastrank.followed_cost import carried, from_factors, from_sketch, is_carried, renewal
 from fastrank.kernels import cost
 from fastrank.kernels.cost import Device, Launch
 from fastrank.kernels.gram import cost as gram
 from fastrank.kernels.rsvd import cost as rsvd
 from fastrank.kernels.rsvd import cost_step
+from fastrank.kernels.rsvd.config import WIDE_ROWS
 from fastrank.kernels.small_eigh import MOST_VALUES, eigh_many, eigvalsh_many
 from fastrank.kernels.small_eigh import cost as small_eigh
 from fastrank.metrics.alignment import alignment
 from fastrank.precision import one_thread
+from fastrank.sketched import sketch_width, sketched_spectrum
 from fastrank.spectra import spectrum
 from fastrank.subspace import FRESH, OVERSAMPLE, top_svd
 from fastrank.tracking.figures import Figures
@@ -36,7 +41,12 @@ LIBRARY_SHARE = 0.02
 
 
 class Matrix(NamedTuple):
-    """A matrix [n, d] that a tracked step measures, and the small operations that cut it out of its source."""
+    """A matrix [n, d] that a tracked step measures, and the small operations that cut it out of its source.
+
+    rows: of a gradient, those of the two factors that it is the product of, where there are such. alone: of a weight,
+    whether no alignment follows its subspace. how: "exact", anew at every step; "carried", "factors" or "sketch", see
+    `fastrank.tracking.followed`.
+    """
 
     kind: str
     layer: str
@@ -45,6 +55,21 @@ class Matrix(NamedTuple):
     d: int
     dtype: torch.dtype
     ops: int = 0
+    rows: int | None = None
+    alone: bool = False
+    how: str = "exact"
+
+
+def followed(matrix: Matrix, on_cpu: bool) -> Matrix:
+    """How the watcher gets at a large weight's or gradient's spectrum, as far as shapes tell."""
+    n, d, rows = matrix.n, matrix.d, matrix.rows
+    if matrix.kind == "weight" and is_carried(n, d):
+        return matrix._replace(how="carried")
+    if matrix.kind != "grad" or not on_cpu or rows is None or matrix.dtype == torch.float64:
+        return matrix
+    if rows <= INPUT_ROWS and pays(rows, n, d):
+        return matrix._replace(how="factors")
+    return matrix._replace(how="sketch") if sketch_width(n, d, min(rows, n, d)) is not None else matrix
 
 
 @dataclass(frozen=True)
@@ -66,6 +91,7 @@ class Work:
         source: "act", "input", "weight", "grad" or "logits": where the matrix is from.
         launches: our kernels and torch's matrix products. ops: torch's small operations that cut it out of its source.
         calls: factorisations. kept: bytes from step to step. temporary: bytes while it is measured.
+        how: as of `Matrix`. seldom, seldom_calls: what a step of every `period` at most does on top.
     """
 
     kind: str
@@ -79,10 +105,16 @@ class Work:
     calls: tuple[Call, ...]
     kept: int
     temporary: int
+    how: str = "exact"
+    seldom: tuple[Launch, ...] = ()
+    seldom_calls: tuple[Call, ...] = ()
+    period: int = 1
 
 
 def work_on(matrix: Matrix, on_cpu: bool = False) -> Work:
-    kind, layer, source, n, d, dtype, ops = matrix
+    if matrix.how != "exact":
+        return _followed_work(matrix, on_cpu)
+    kind, layer, source, n, d, dtype, ops = matrix[:7]
     copied = _is_copied(kind, source, d)
     if kind == "align":
         launches, calls, kept, temporary = _subspace(n, d, dtype, on_cpu)
@@ -95,6 +127,29 @@ def work_on(matrix: Matrix, on_cpu: bool = False) -> Work:
         moved = n * d * dtype.itemsize
         launches, temporary = (Launch("torch.index", moved, moved), *launches), temporary + moved
     return Work(kind, layer, source, n, d, dtype, launches, ops, calls, kept, temporary)
+
+
+def _followed_work(matrix: Matrix, on_cpu: bool) -> Work:
+    kind, layer, source, n, d, dtype, ops, rows, alone, how = matrix
+    seldom, seldom_calls, period, kept = (), (), 1, 0
+    exact, exact_calls, temporary = _spectrum(n, d, dtype, on_cpu)
+    if how == "carried":
+        launches, calls = carried(n, d, dtype)
+        kept = n * d * dtype.itemsize
+        seldom, seldom_calls, period = (*exact, Launch("torch.clone", kept, kept)), exact_calls, renewal(n, d)
+    elif how == "factors":
+        (launches, calls), temporary = from_factors(n, d, rows), 8 * (4 * rows * rows)
+    else:
+        width = sketch_width(n, d, min(rows, n, d))
+        (launches, calls), temporary = from_sketch(n, d, width), (8 + 4) * n * d + 2 * 8 * width * width
+    calls = tuple(Call(name, flops, "fp64") for name, flops in calls)
+    if alone and how == "carried":
+        products, problems, block, during = _subspace(n, d, dtype, on_cpu)
+        launches, calls = (*launches, *products), (*calls, *problems)
+        kept, temporary = kept + block, max(temporary, during)
+    return Work(
+        kind, layer, source, n, d, dtype, launches, ops, calls, kept, temporary, how, seldom, seldom_calls, period
+    )
 
 
 def measured_together(
@@ -113,8 +168,15 @@ def measured_together(
     for kind in dict.fromkeys(work.kind for work in works):
         members = [work for work in works if work.kind == kind]
         if kind != "align":
-            launches += _spectra_together(members, on_cpu, each_alone=kind == "act")
-            ops += _count("spectrum", [w.n < w.d for w in members])
+            anew = [w for w in members if w.how == "exact"]
+            launches += _spectra_together(anew, on_cpu, each_alone=kind == "act")
+            ops += _count("spectrum", [w.n < w.d for w in anew])
+            for how in ("carried", "factors", "sketch"):
+                others = [w for w in members if w.how == how]
+                launches += [launch for w in others for launch in w.launches]
+                ops += _count(how, [False] * len(others))
+            if not on_cpu:  # where the reference reads carried matrices in blocks of rows, in eight operations each
+                ops += sum(8 * -(-w.n // WIDE_ROWS) for w in members if w.how == "carried")
             for length in {min(w.n, w.d) for w in members}:
                 ops += _count("figures", [False] * sum(min(w.n, w.d) == length for w in members), figures)
             continue
@@ -222,7 +284,14 @@ def _ops(what: str, wide: bool, matrices: int, figures: tuple[str, ...]) -> int:
     X = [torch.eye(6, 9) if wide else torch.eye(9, 6)] * matrices
     states = top_svd(X, 3)
     s = {str(i): one for i, one in enumerate(spectrum(X))}
+    anchored = carried_spectra([(x, state, None) for x, state in zip(X, states, strict=True)], 0)
+    A, G = torch.eye(40)[:, :3] @ torch.eye(50)[:3], (torch.eye(40)[:3], torch.eye(50)[:3])
     calls = {
+        "carried": lambda: carried_spectra(
+            [(x, state, c.anchor) for x, state, c in zip(X, states, anchored, strict=True)], 1
+        ),
+        "factors": lambda: factored_spectra([(A, *G)] * matrices, 0, 0),
+        "sketch": lambda: [sketched_spectrum(A, 16, 0, 0) for _ in range(matrices)],
         "spectrum": lambda: spectrum(X),
         "figures": lambda: Figures().add_spectra(s, figures, TOP),
         "top_svd": lambda: top_svd(X, 3, states),

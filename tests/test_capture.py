@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastrank import InputError
-from fastrank.capture import LINE, Capture, as_matrix, clean_name, patch_view, select_layers
+from fastrank.capture import LINE, Capture, as_matrix, patch_view
+from fastrank.layers import clean_name, select_layers
 
 
 class Branching(nn.Module):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import fastrank.carried
 from fastrank.carried import DRIFT, RENEW, Anchor, carried_spectra, distances
 from fastrank.ranks import rank_counts
 from fastrank.subspace import top_svd
@@ -45,6 +46,23 @@ def test_the_bound_is_not_larger_than_what_was_moved():
     # Without what it moved by, the truth lies outside.
     too_tight = second.spectrum.bound - moved
     assert not ((second.spectrum.sigma - torch.linalg.svdvals(Y.double())).abs() <= too_tight.clamp_min(0)).all()
+
+
+def test_an_anchor_is_the_matrix_that_its_spectrum_is_of(monkeypatch):
+    """Another process may write to a weight while it is measured: no version counter tells."""
+    X = torch.randn(30, 50, generator=torch.Generator().manual_seed(0))
+    real = fastrank.carried.spectrum
+
+    def meanwhile(matrices):
+        found = real(matrices)
+        X.mul_(1.5)
+        return found
+
+    monkeypatch.setattr(fastrank.carried, "spectrum", meanwhile)
+    (first,) = carried_spectra([(X, top_svd(X, 15), None)], 0)
+    assert torch.linalg.svdvals(first.anchor.matrix) == pytest.approx(first.spectrum.sigma.float().numpy(), rel=1e-4)
+    (now,) = carried_spectra([(X, top_svd(X, 15), first.anchor)], 1)
+    assert ((now.spectrum.sigma - torch.linalg.svdvals(X.double())).abs() <= now.spectrum.bound).all()
 
 
 def test_an_unsettled_subspace_does_not_hide_what_the_anchor_knows():

@@ -57,6 +57,7 @@ def measured(monkeypatch, metrics, mode="flatten"):
 
     monkeypatch.setattr(measurements, "spectrum", noting("spectrum", spectrum))
     monkeypatch.setattr(followed, "spectrum", noting("spectrum", spectrum))
+    monkeypatch.setattr(followed, "quick_spectra", noting("spectrum", followed.quick_spectra))
     monkeypatch.setattr(logits_figures, "spectrum", noting("spectrum", spectrum))
     monkeypatch.setattr(measurements, "small_gram", noting("spectrum", small_gram))
     monkeypatch.setattr(measurements, "top_svd", noting("subspace", top_svd))
@@ -121,14 +122,62 @@ def test_larger_spectra_are_the_librarys():
     """Above the kernels' orders, on a GPU; a CPU has its own solver, at the rate that it shows."""
     with torch.device("meta"):
         model, example = nn.Sequential(nn.Linear(600, 513)), torch.empty(600, 600)
-    found = plan(model, example, device="h100", track=["weight"], precision="fp32")
-    (call,) = found.works[0].calls
+    found = plan(model, example, device="h100", track="full", precision="fp32")
+    (call,) = next(work for work in found.works if work.kind == "weight").calls
     assert (call.name, call.flops) == ("eigvalsh", 4 * 513**3 // 3)
     assert found.rates["eigvalsh"] == pytest.approx(LIBRARY_SHARE * 34e12)
     found = plan(model, example, device="cpu", track=["align"])
     assert {call.name for work in found.works for call in work.calls} == {"eigvalsh", "eigh"}
     step = found.works[0].launches[-1]
     assert step.kernel == "subspace_step" and step.flops["fp32"] >= 2 * 2 * 513 * 600 * 27 + 2 * 513 * 600 * 15
+
+
+def large(device="cpu"):
+    """Weights that are carried, gradients from factors, by a sketch and anew."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        return nn.Sequential(nn.Linear(20, 520), nn.ReLU(), nn.Linear(520, 600), nn.ReLU(), nn.Linear(600, 300))
+
+
+@pytest.mark.parametrize("rows", [40, 280])
+def test_what_is_not_computed_anew_is_what_a_real_step_does_not(monkeypatch, rows):
+    done = {}
+
+    def noting(how, name, shape=lambda job: tuple(job[0].shape)):
+        work = getattr(followed, name)
+
+        def call(jobs, *arguments, **options):
+            done.setdefault(how, []).extend(shape(job) for job in jobs)
+            return work(jobs, *arguments, **options)
+
+        monkeypatch.setattr(followed, name, call)
+
+    noting("factors", "factored_spectra")
+    noting("carried", "carried_spectra")
+    noting("exact", "spectrum", lambda X: tuple(X.shape))
+    noting("exact", "quick_spectra", lambda X: tuple(X.shape))
+    sketched = followed.sketched_spectrum
+    monkeypatch.setattr(
+        followed, "sketched_spectrum",
+        lambda A, *job: done.setdefault("sketch", []).append(tuple(A.shape)) or sketched(A, *job),
+    )  # fmt: skip
+    model = large()
+    with watch(model, metrics=["weight", "grad"]) as w:
+        for _ in range(2):
+            done.clear()
+            model.zero_grad()
+            model(torch.randn(rows, 20)).square().sum().backward()
+            w.step()
+    found = plan(large("meta"), torch.empty(rows, 20, device="meta"), track=["weight", "grad"], device="cpu")
+    planned = {}
+    for work in found.works:
+        if work.kind != "logits":
+            planned.setdefault(work.how, []).append((work.n, work.d))
+    assert planned == done and ("factors" if rows == 40 else "sketch") in done
+    text = to_text(found, "a title", None, width=200)
+    assert "2 weights are carried, their exact spectra at most every 18 to 32 steps; " in text
+    assert f"{len(done['factors' if rows == 40 else 'sketch'])} gradients are from" in text
+    assert sum(work.kept for work in found.works) > 4 * (600 * 520 + 300 * 600)  # the anchors
 
 
 def test_groups_add_up_and_every_divides():

@@ -1,4 +1,4 @@
-"""One of two processes that train one small network: `python watched_ranks.py RANK FOLDER`; see test_watcher_ranks."""
+"""Two processes that train one small network: `python watched_ranks.py FOLDER`; see test_watcher_ranks."""
 
 import os
 import sys
@@ -81,4 +81,5 @@ def main(rank, folder):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    # All is imported once, for both.
+    main(1 if os.fork() else 0, Path(sys.argv[1]))

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastrank.capture import MAX_FEATURES, Capture, Layer, clean_name, select_layers
+from fastrank.capture import MAX_FEATURES, Capture
 from fastrank.errors import InputError
+from fastrank.layers import Layer, clean_name, select_layers
 
 
 @dataclass(frozen=True)

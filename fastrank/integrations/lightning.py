@@ -33,13 +33,14 @@ from torch import Tensor, nn
 from fastrank.errors import InputError
 from fastrank.extras import require
 from fastrank.hooks import find_logits, member
-from fastrank.integrations.tracking import Tracking, rank_0_only
+from fastrank.integrations.tracking import Tracking
 
 pl = require("lightning.pytorch", "the Lightning callback")
 
 
 class WatchCallback(pl.Callback):
-    """Measures a LightningModule after each of its optimizer steps, on the process of rank 0.
+    """Measures a LightningModule after each of its optimizer steps: rank 0's batch, or with all_ranks=True those of all
+    processes as one. Rank 0 writes.
 
     The figures go to `log` and, every `log_every_n_steps` steps, to the Trainer's own loggers. Checkpoints of the
     Trainer hold what a resumed run needs to go on with the same figures and the same `log`. Of accumulated batches the
@@ -53,7 +54,7 @@ class WatchCallback(pl.Callback):
         loggers: False keeps the figures out of the Trainer's loggers.
         logits: finds the logits in the output of the watched module's forward; by default `find_logits`.
         target: finds class indices in a batch, for `train/accuracy`; by default its second member.
-        options: all others of `watch`: layers, every, metrics, seed, T, mode, config.
+        options: all others of `watch`: layers, every, metrics, seed, T, mode, window, budget, all_ranks, config.
 
     Attributes:
         watcher: the Watcher while training runs, else None.
@@ -68,7 +69,6 @@ class WatchCallback(pl.Callback):
         target: Callable[[Any], Tensor | None] | None = None,
         **options: Any,
     ) -> None:
-        rank_0_only(options)
         self._module, self._log, self._loggers, self._options = module, log, loggers, options
         self._logits, self._target = logits, target or _second
         self._tracking: Tracking | None = None
@@ -82,7 +82,7 @@ class WatchCallback(pl.Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._end(finished=False)
         self._steps = trainer.global_step
-        if not trainer.is_global_zero:
+        if not (trainer.is_global_zero or self._options.get("all_ranks")):
             return
         sinks = self._log if isinstance(self._log, list | tuple) and not hasattr(self._log, "log_step") else [self._log]
         sinks = [sink for sink in sinks if sink is not None]

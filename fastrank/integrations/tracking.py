@@ -18,24 +18,19 @@ from fastrank.hooks import Hook
 from fastrank.record import RunWriter, load_run
 from fastrank.record.schema import DATABASE
 from fastrank.tracking.all_ranks import Ranks
+from fastrank.tracking.step_arguments import class_rows
 from fastrank.tracking.watcher import Watcher
 
 #: What a forward gave: any of logits [N, C], target [N] and loss.
 Seen = Mapping[str, Tensor]
 
 
-def rank_0_only(options: Mapping[str, Any]) -> None:
-    """For adapters that libraries call on rank 0 where it counts, such as to save a checkpoint."""
-    if options.get("all_ranks"):
-        cure = "call fastrank.watch on every process, or fastrank.integrations.timm.watch_task"
-        raise InputError("all_ranks", "False: this adapter watches on the process of rank 0", True, cure)
-
-
 class Tracking:
     """A watcher of `module` that is stepped after every optimizer step of a loop that is not ours.
 
     Mistakes in the options raise here, before training. From then on nothing does: an exception is said once, the
-    watcher is closed and its run marked as interrupted, and training goes on.
+    watcher is closed and its run marked as interrupted, and training goes on. Where all processes measure together,
+    they ask each other first at every measured step, and end the watching together: none waits for another that failed.
 
     Args:
         module: what the loop calls; its forward in training mode must run once for every batch.
@@ -54,24 +49,26 @@ class Tracking:
         state: dict | None = None,
         where: nn.Module | None = None,
     ) -> None:
-        ranks = Ranks(bool(options.get("all_ranks")))
+        self._ranks = ranks = Ranks(bool(options.get("all_ranks")))
+        self._failed = False
         self._writers: list[RunWriter] = []
         self._find, self._seen, self._forwards = seen, {}, 0
         try:
             if state is not None:
                 log = self._resumed(log, int(state["step"]), options.get("config")) if ranks.first else None
-                # A checkpoint has one process's rows of a window: with all processes together it starts over.
-                state = {**state, "window": None} if ranks.together else state
+                if ranks.together:
+                    # A checkpoint may be there for rank 0 alone, and has one process's rows of a window: when to
+                    # measure is rank 0's to say, and windows start over.
+                    when = [(key, state[key]) for key in ("step", "forwards", "budget") if key in state]
+                    state = {**state, **dict(ranks.agree(when)), "window": None}
             self.watcher: Watcher | None = Watcher(module, log=log, **options)
         except BaseException:
             self._close_writers(finished=False)
             raise
         self._handles = [module.register_forward_hook(Hook(self._count))]
         self._handles.append((where or module).register_forward_hook(Hook(self._look), with_kwargs=True))
-        self._step = 0
         if state is not None:
             device = next((p.device for p in module.parameters()), torch.device("cpu"))
-            self._step = int(state["step"])
             with self._guarded():
                 # A checkpoint comes back on the CPU; a subspace on another device than its layer would start anew.
                 moved = tree_map(lambda v: v.to(device) if isinstance(v, Tensor) else v, state)
@@ -84,6 +81,8 @@ class Tracking:
         """
         if self.watcher is None:
             return
+        logits = classes = None
+        named: dict[str, Any] = {}
         with self._guarded():
             if not self._forwards:
                 cure = "name the module that the loop calls"
@@ -94,10 +93,21 @@ class Tracking:
                     cure,
                 )
             seen, self._seen, self._forwards = self._seen, {}, 0
-            self._step += 1
             logits, classes = seen.get("logits"), seen.get("target") if target is None else target()
+            logits, classes = class_rows(logits, classes if logits is not None and _fit(classes, logits) else None)
             named = {name: value for name, value in {"loss": seen.get("loss"), **scalars}.items() if value is not None}
-            self.watcher.step(logits, classes if logits is not None and _fit(classes, logits) else None, **named)
+        if self.watcher is not None and self.watcher.meeting and not self._all_are_well():
+            self.close(finished=False)
+        if self.watcher is not None:
+            with self._guarded():
+                self.watcher.step(logits, classes, **named)
+
+    def _all_are_well(self) -> bool:
+        with self._guarded():
+            everywhere, _ = self._ranks.shared({"well": not self._failed})
+            if not all(facts["well"] for facts in everywhere):
+                raise RuntimeError("another process failed")
+        return not self._failed
 
     def state_dict(self) -> dict | None:
         """What `state` takes; None where watching has ended."""
@@ -117,6 +127,7 @@ class Tracking:
             handle.remove()
         self._seen = {}
         if watcher is not None:
+            finished = finished and not self._failed
             watcher.close(finished=finished)
             self._close_writers(finished)
 
@@ -153,8 +164,11 @@ class Tracking:
         try:
             yield
         except Exception as error:
-            warnings.warn(f"fastrank: no longer watching: {error}", RuntimeWarning, stacklevel=4)
-            self.close(finished=False)
+            if not self._failed:
+                warnings.warn(f"fastrank: no longer watching: {error}", RuntimeWarning, stacklevel=4)
+            self._failed = True
+            if not self._ranks.together:  # else all of them, at the next step in which they meet
+                self.close(finished=False)
 
 
 def _fit(target: Tensor | None, logits: Tensor) -> bool:

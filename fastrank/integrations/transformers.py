@@ -29,7 +29,7 @@ from torch import Tensor
 
 from fastrank.extras import require
 from fastrank.hooks import find_logits, member
-from fastrank.integrations.tracking import Tracking, rank_0_only
+from fastrank.integrations.tracking import Tracking
 from fastrank.tracking.step_arguments import class_rows
 
 transformers = require("transformers", "the Trainer callback")
@@ -39,7 +39,8 @@ STATE = "fastrank.pt"
 
 
 class WatchCallback(transformers.TrainerCallback):
-    """Measures the Trainer's model after each optimizer step, on the process of rank 0.
+    """Measures the Trainer's model after each optimizer step: the batch of rank 0, or with all_ranks=True those of all
+    processes as one. Rank 0 writes.
 
     Gradients are those that the optimizer used, after clipping. Every checkpoint gets a file `fastrank.pt`, with which
     a resumed training goes on with the same figures and the same `log`. Logits are found in any output that has them;
@@ -50,7 +51,7 @@ class WatchCallback(transformers.TrainerCallback):
     Args:
         log: as of `watch`. A `WandB()` of `fastrank.sinks` and the Trainer's own reports share one run.
         logits: finds the logits in the model's output; by default `find_logits`.
-        options: all others of `watch`: layers, every, metrics, seed, T, mode, config.
+        options: all others of `watch`: layers, every, metrics, seed, T, mode, window, budget, all_ranks, config.
 
     Attributes:
         watcher: the Watcher while training runs, else None.
@@ -59,7 +60,6 @@ class WatchCallback(transformers.TrainerCallback):
     def __init__(
         self, log: Any = None, logits: Callable[[object], Tensor | None] = find_logits, **options: Any
     ) -> None:
-        rank_0_only(options)
         self._log, self._logits, self._options = log, logits, options
         self._tracking: Tracking | None = None
         self._whole_loss = True
@@ -73,7 +73,7 @@ class WatchCallback(transformers.TrainerCallback):
             self._tracking.close(finished=False)
             self._tracking = None
         self._whole_loss = args.gradient_accumulation_steps == 1
-        if state.is_world_process_zero:
+        if state.is_world_process_zero or self._options.get("all_ranks"):
             before = _stored(args, state.global_step) if state.global_step else None
             self._tracking = Tracking(model, self._log, self._options, self._see, before)
 
@@ -84,7 +84,9 @@ class WatchCallback(transformers.TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         folder = _checkpoint(args, state.global_step)
-        if self._tracking is not None and folder.is_dir() and (watched := self._tracking.state_dict()) is not None:
+        if self._tracking is None or not state.is_world_process_zero or not folder.is_dir():
+            return
+        if (watched := self._tracking.state_dict()) is not None:
             self._tracking.attempt(lambda: torch.save(watched, folder / STATE))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -75,17 +75,27 @@ class Run:
 
     @property
     def overhead(self) -> float | None:
-        """What tracking adds to the training time, as a share; None without tracking.
+        """What tracking adds to the training time, as a share; None without tracking. `setup_seconds` come on top.
 
         Steps that were not measured are taken to last as long as the others without tracking.
         """
         if not {"cost/track_ms", "cost/step_ms"} <= set(self.keys):
             return None
-        (steps, track), (_, whole) = self.series("cost/track_ms"), self.series("cost/step_ms")
+        (steps, track), (all_steps, whole) = self.series("cost/track_ms"), self.series("cost/step_ms")
+        whole = whole[np.searchsorted(all_steps, steps)]
         known = np.isfinite(track) & np.isfinite(whole)
         rest = float((whole - track)[known].sum())
-        measured = known.sum() / (1 + steps.max()) if len(steps) else 0.0
+        measured = known.sum() / (1 + steps.max() - self._setups) if len(steps) else 0.0
         return float(track[known].sum()) / rest * float(measured) if rest > 0 else None
+
+    @property
+    def setup_seconds(self) -> float | None:
+        """What the first measured steps took, one of each session: every spectrum was computed anew; None without."""
+        return float(self.series("cost/setup_ms")[1].sum()) / 1e3 if self._setups else None
+
+    @property
+    def _setups(self) -> int:
+        return len(self.series("cost/setup_ms")[0]) if "cost/setup_ms" in self.keys else 0
 
     @property
     def metrics(self):

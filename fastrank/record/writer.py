@@ -138,7 +138,7 @@ class RunWriter:
         if tables and application != APPLICATION_ID:
             raise InputError("path", "a run directory", f"{self.path / DATABASE}, which fastrank did not write")
         if tables and not resume:
-            cure = "pass --resume (resume=True) to continue it, or choose another path"
+            cure = "pass --resume (resume=True, to `watch` resume=state) to continue it, or choose another path"
             raise InputError("path", "a directory that holds no run", self.path, cure)
         if resume and not tables:  # killed before its tables were made
             raise InputError("path", "a run to resume", f"{self.path}, which holds none", "start it without --resume")

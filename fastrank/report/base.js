@@ -48,12 +48,15 @@ function plain(text, longest = 26) {
     .replace(/\$/g, "&#36;");
 }
 
+// Made once: toLocaleString makes one for each of a heatmap's 20,000 cells, which took seconds.
+const NUMBER = new Intl.NumberFormat("en", { maximumFractionDigits: 12 });
+
 function round(value, digits = 4) {
   if (value === null || value === undefined || typeof value !== "number") return value ?? "—";
   if (Number.isInteger(value) && Math.abs(value) < 1e7) return String(value);
   const size = Math.abs(value);
   if (size >= 1e8 || size < 1e-3) return value.toExponential(2);
-  return Number(value.toPrecision(digits)).toLocaleString("en", { maximumFractionDigits: 12 });
+  return NUMBER.format(Number(value.toPrecision(digits)));
 }
 
 function finite(values) {
@@ -79,10 +82,13 @@ let drawing = false;
 
 function picture(node, draw) {
   pictures.set(node, { node, draw, drawn: false, done: Promise.resolve() });
-  if (!drawing) {
-    drawing = true;
-    setTimeout(drawNext);
-  }
+  if (window.Plotly) startDrawing();
+}
+
+function startDrawing() {
+  if (drawing) return;
+  drawing = true;
+  setTimeout(drawNext);
 }
 
 function drawNext() {
@@ -104,7 +110,7 @@ function repaint(nodes) {
 function forget(container) {
   for (const node of container.querySelectorAll(".plot")) {
     const entry = pictures.get(node);
-    if (entry && pictures.delete(node)) entry.done.then(() => Plotly.purge(node));
+    if (entry && pictures.delete(node)) entry.done.then(() => window.Plotly?.purge(node));
   }
   container.replaceChildren();
 }

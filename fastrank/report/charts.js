@@ -128,12 +128,10 @@ function drawHeatmap(node, { rows, texts, layers, steps, bounds, log, x, label, 
     },
   });
   options.plot_bgcolor = theme().gap;
-  const hover = rows.map((row, i) =>
-    row.map(
-      (value, j) =>
-        `<b>${plain(layers[i], 60)}</b><br>step ${steps[j]}<br>${label} ${round(value)}${texts ? texts(i, j) : ""}`,
-    ),
-  );
+  const hover = rows.map((row, i) => {
+    const name = `<b>${plain(layers[i], 60)}</b><br>step `;
+    return row.map((value, j) => `${name}${steps[j]}<br>${label} ${round(value)}${texts ? texts(i, j) : ""}`);
+  });
   const trace = {
     type: "heatmap",
     x: steps,

@@ -18,7 +18,7 @@ from fastrank.record import Run, load_run
 from fastrank.report.content import flatten, run_names
 
 #: What is shown of the whole network, and of each layer, if nothing is asked for.
-FIGURES = ("train/*", "logits/*", "align/mean_max", "cost/share")
+FIGURES = ("train/*", "logits/*", "align/mean_max", "cost/share", "cost/setup_ms")
 LAYERS = ("act/*/rank",)
 #: Settings that differ between any two runs and say nothing.
 ALWAYS_DIFFER = ("out", "session", "watch.T")

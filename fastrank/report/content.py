@@ -5,7 +5,8 @@ The page's scripts draw this and nothing else, so its shape is stated here:
     {"generated", "version", "runs": [{
         "name", "path", "status", "T", "steps": count, "last": last step, "started",
         "evaluation", "config", "environment", "git": {dotted key: value},
-        "overhead": tracking share or null,
+        "overhead": tracking share or null, "setup": seconds of the first measured step or null,
+        "costs": [[source, ms, share, MB]], the dearest first, of `w.cost(by="source")`,
         "notes": [{"key", "text", "count", "first", "last"}],
         "lines":    {key: {"steps": [n], "values": [n]}},                        scalars without a layer
         "maps":     {kind: {"layers": [L], "steps": [n], "metrics": {metric: [L][n]}, "uncertain": {metric: share}}},
@@ -21,6 +22,7 @@ A missing or non-finite number is null. A row of a map that holds one number at 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable
 from datetime import datetime
@@ -38,6 +40,7 @@ from fastrank.report.evaluated import evaluated_content
 MAP_NUMBERS, VECTOR_NUMBERS, COSINE_NUMBERS = 400_000, 400_000, 350_000
 MAP_STEPS, VECTOR_STEPS, COSINE_STEPS = 400, 400, 30
 FEWEST_STEPS = 4
+COST_ROWS = 300
 BOUNDS = ("_lo", "_hi")
 
 
@@ -77,6 +80,8 @@ def _run_content(run: Run, name: str, map_steps: int, vector_steps: int, cosine_
         "environment": flatten(run.environment),
         "git": flatten(run.git or {}),
         "overhead": _number(run.overhead, 4) if run.overhead is not None else None,
+        "setup": _number(run.setup_seconds, 3) if run.setup_seconds is not None else None,
+        "costs": _costs(run),
         "notes": _notes(run),
         "lines": {key: _line(run, key) for key in run.keys if not split_key(key)[1]},
         "maps": _maps(run, map_steps),
@@ -142,6 +147,20 @@ def _notes(run: Run) -> list[dict[str, Any]]:
         {"key": key, "text": text, "count": len(steps), "first": min(steps), "last": max(steps)}
         for (key, text), steps in groups.items()
     ][:200]
+
+
+def _costs(run: Run) -> list[list]:
+    """What each layer and figure cost, as the watcher left it at its end; nothing where it was killed."""
+    texts = [text for _, key, text in run.notes if key == "cost"]
+    try:
+        sources = json.loads(texts[-1]) if texts else {}
+        rows = [
+            [source, *(_number(float(cost[name]), 3) for name in ("ms", "share", "MB"))]
+            for source, cost in sources.items()
+        ]
+    except (ValueError, TypeError, KeyError, AttributeError):  # a note of somebody else's
+        return []
+    return sorted(rows, key=lambda row: -(row[1] or 0))[:COST_ROWS]
 
 
 def _line(run: Run, key: str) -> dict[str, list]:

@@ -149,7 +149,9 @@ const DEFINITIONS = {
   "cost/share": {
     label: "Tracking over the rest of the step",
     percent: true,
-    text: "Tracking time over the rest of the step: 100 % means that tracking doubles it. The table gives the whole run's.",
+    text:
+      "Tracking time over the rest of the step: 100 % means that tracking doubles it. The table gives the whole run's, " +
+      "and apart from it the seconds of the first measured step, which computes every spectrum.",
     source: "",
   },
 };

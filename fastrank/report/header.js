@@ -21,7 +21,7 @@ function drawHeader() {
       (run) => round(run.evaluation.logits_norm),
     ],
     ["‖M‖ / T", "The same divided by T: what the softmax sees", (run) => round(run.evaluation.logits_norm_over_T)],
-    ["tracking", define("cost/share").text, (run) => percent(run.overhead)],
+    ["tracking", define("cost/share").text, trackingCell],
     ["steps", "Number of recorded steps", (run) => run.steps.toLocaleString("en")],
   ];
   const head = element(
@@ -52,6 +52,13 @@ function drawHeader() {
   ]
     .filter(Boolean)
     .join(" ");
+}
+
+function trackingCell(run) {
+  const parts = [];
+  if (run.overhead !== null) parts.push(`${(100 * run.overhead).toFixed(1)} %`);
+  if (run.setup !== null) parts.push(`${run.setup} s`);
+  return parts.join(" + ") || "—";
 }
 
 function rankCell(run) {

@@ -32,7 +32,7 @@ function drawLogits() {
     "train/accuracy",
   ];
   for (const key of keys) lineCard(container, key, () => runLines([key]), options[key]);
-  const elsewhere = /^(cost\/(track_ms|step_ms|share)|align\/mean_max|train\/epoch)$|_(lo|hi)$/;
+  const elsewhere = /^(cost\/(track_ms|step_ms|share|setup_ms)|align\/mean_max|train\/epoch)$|_(lo|hi)$/;
   const others = union(RUNS.map((run) => Object.keys(run.lines))).filter(
     (key) => !keys.includes(key) && !elsewhere.test(key),
   );
@@ -59,4 +59,25 @@ function drawCost() {
     const span = extent(runLines(["cost/share"]).map((one) => one.y));
     return { percent: true, range: span && [0, 1.05 * span[1]] };
   });
+  const rows = shown().flatMap((run) => run.costs.map((row) => [run, ...row]));
+  byId("costs").hidden = !rows.length;
+  const head = ["run", "source", "ms", "share", "MB"].map((name, i) => element("th", { className: i > 1 ? "number" : "" }, name));
+  byId("cost-table").replaceChildren(
+    element("thead", {}, element("tr", {}, ...head)),
+    element(
+      "tbody",
+      {},
+      ...rows.map(([run, source, ms, share, megabytes]) =>
+        element(
+          "tr",
+          {},
+          element("td", {}, run.name),
+          element("td", {}, source),
+          ...[round(ms), share === null ? "—" : `${round(100 * share, 3)} %`, round(megabytes)].map((text) =>
+            element("td", { className: "number" }, text),
+          ),
+        ),
+      ),
+    ),
+  );
 }

@@ -78,4 +78,6 @@ def describe(step: int, scalars: Mapping[str, float]) -> str:
         parts.append(f"alignment {scalars['align/mean_max']:.2f}")
     if math.isfinite(scalars.get("cost/share", math.nan)):
         parts.append(f"tracking +{scalars['cost/share']:.1%}")
+    elif "cost/setup_ms" in scalars:
+        parts.append(f"tracking set up in {scalars['cost/setup_ms'] / 1e3:.2g} s")
     return " · ".join(parts)

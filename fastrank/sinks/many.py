@@ -7,16 +7,20 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from fastrank.errors import InputError
-from fastrank.record import RunWriter
+from fastrank.record import RunWriter, load_run
+from fastrank.record.schema import DATABASE
 
 KINDS = "a path, a sink with log_step(step, scalars, arrays), a function of the same, a list of these, or None"
 
 
-def open_log(log: Any, config: Mapping[str, Any], watch: Mapping[str, Any]) -> Sinks | None:
+def open_log(log: Any, config: Mapping[str, Any], watch: Mapping[str, Any], resume: bool = False) -> Sinks | None:
     """`log` as one sink; a run that it opens stores `config` and `watch`, other sinks get `watch` as a note.
+
+    With `resume` a path that holds a run is continued, and its config kept where `config` says nothing else.
 
     Raises InputError for anything that is none of `KINDS`, before a file is made.
     """
@@ -30,7 +34,8 @@ def open_log(log: Any, config: Mapping[str, Any], watch: Mapping[str, Any]) -> S
     try:
         for item in given:
             if isinstance(item, str | PathLike):
-                sinks.add(RunWriter(item, {**config, "watch": dict(watch)}), owned=True)
+                old = load_run(item).config if (again := resume and (Path(item) / DATABASE).exists()) else {}
+                sinks.add(RunWriter(item, {**old, **config, "watch": dict(watch)}, resume=again), owned=True)
             else:
                 # A RunWriter belongs to who opened it: evaluation and further sessions may follow.
                 sinks.add(item if hasattr(item, "log_step") else Call(item), owned=not isinstance(item, RunWriter))
@@ -85,6 +90,15 @@ class Sinks:
                     sink.note(step, key, text)
                 except Exception as error:
                     self._disable(sink, step, error)
+
+    def truncate(self, after_step: int) -> None:
+        """For a run that goes on from a checkpoint: sinks that can, forget what came after it."""
+        for sink in list(self._sinks):
+            if hasattr(sink, "truncate"):
+                try:
+                    sink.truncate(after_step)
+                except Exception as error:
+                    self._disable(sink, after_step, error)
 
     def close(self, finished: bool = True) -> None:
         """Close the sinks that are owned and have a `close`; calling it twice is harmless."""

@@ -92,9 +92,9 @@ class Ranks:
             found[key] = SmallGram(G, n, g.d, g.dtype, g.centered, error, moved.sqrt())
         return found
 
-    def agree(self, numbers: Sequence[int]) -> tuple[int, ...]:
-        """Rank 0's numbers."""
-        told = [tuple(numbers)]
+    def agree(self, facts: Sequence[Any]) -> tuple[Any, ...]:
+        """Rank 0's facts."""
+        told = [tuple(facts)]
         dist.broadcast_object_list(told, src=0)
         return told[0]
 

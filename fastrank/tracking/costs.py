@@ -20,10 +20,15 @@ class Costs:
     Args:
         device: where the model is.
 
+    The first measured step is the set-up and stands apart: subspaces and spectra start cold, and memory is touched for
+    the first time. Its figures are given only until there is a second.
+
     Attributes:
-        seconds: by kind of work, over all measured steps; `rest` is the remainder of those steps. steps: how many.
+        seconds: by kind of work, over the measured steps but the first; `rest` is the remainder of those. steps: how
+            many there were, the first included.
         of: seconds by source such as "act/layer1". A call for many sources counts to each by its share of the flops.
         bytes: by source, the most that was held of it at once during a step.
+        setup: seconds of tracking in the first one.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -31,7 +36,7 @@ class Costs:
         self.seconds: dict[str, float] = defaultdict(float)
         self.of: dict[str, float] = defaultdict(float)
         self.bytes: dict[str, int] = defaultdict(int)
-        self.rest, self.steps = 0.0, 0
+        self.rest, self.steps, self.setup = 0.0, 0, math.nan
         self.begin()
 
     def begin(self, **seconds: float) -> None:
@@ -61,6 +66,10 @@ class Costs:
 
     def end(self) -> tuple[float, float]:
         """(seconds of tracking, seconds of the whole step), after whatever the step's figures waited for."""
+        if self.steps == 1:  # so far it was all there is
+            self.seconds.clear()
+            self.of.clear()
+            self.rest = 0.0
         for kind, flops, start, stop in self._blocks:
             if self._on_cuda:
                 stop.synchronize()
@@ -75,6 +84,7 @@ class Costs:
         for kind, seconds in self._now.items():
             self.seconds[kind] += seconds
         self.rest += elapsed - tracked
+        self.setup = self.setup if self.steps else tracked
         self.steps += 1
         return tracked, elapsed
 
@@ -82,23 +92,26 @@ class Costs:
         self.bytes[source] = max(self.bytes[source], tensor.numel() * tensor.element_size())
 
     def by_kind(self) -> dict[str, float]:
-        """Mean ms per measured step by kind of work, their `total`, and `share`: tracking over the rest of the step."""
-        steps = max(self.steps, 1)
-        kinds = {kind: 1e3 * seconds / steps for kind, seconds in self.seconds.items()}
-        total, rest = sum(kinds.values()), 1e3 * self.rest / steps
-        return {**kinds, "total": total, "share": total / rest if rest > 0 else math.nan}
+        """Mean ms per measured step by kind of work, their `total`, `share`: tracking over the rest of the step, and
+        `setup`: ms of the first, which enters no mean."""
+        kinds = {kind: 1e3 * seconds / self._counted for kind, seconds in self.seconds.items()}
+        total, rest = sum(kinds.values()), 1e3 * self.rest / self._counted
+        return {**kinds, "total": total, "share": total / rest if rest > 0 else math.nan, "setup": 1e3 * self.setup}
 
     def by_source(self, kept: Mapping[str, int]) -> dict[str, dict[str, float]]:
         """{source: {ms, share, MB}}; `kept` are bytes of a source that live from step to step."""
-        steps = max(self.steps, 1)
         return {
             source: {
-                "ms": 1e3 * self.of[source] / steps,
+                "ms": 1e3 * self.of[source] / self._counted,
                 "share": self.of[source] / self.rest if self.rest > 0 else math.nan,
                 "MB": (self.bytes.get(source, 0) + kept.get(source, 0)) / 1e6,
             }
             for source in sorted({*self.of, *self.bytes, *kept})
         }
+
+    @property
+    def _counted(self) -> int:
+        return max(self.steps - 1, 1)
 
     def _mark(self):
         if not self._on_cuda:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrank.capture import Layer, trained_weight, weight_matrix
 from fastrank.carried import SMALLEST_SIDE
+from fastrank.layers import Layer
 from fastrank.metrics.alignment import alignment
 from fastrank.ranks import rank_counts
 from fastrank.small_grams import SmallGram, small_gram
@@ -22,6 +22,7 @@ from fastrank.tracking.followed import Followed
 from fastrank.tracking.logits import add_logits
 from fastrank.tracking.presets import BASIC, TOP
 from fastrank.tracking.remarks import Remarks
+from fastrank.tracking.touched_rows import touched_rows, with_untouched
 from fastrank.tracking.window import Window
 
 
@@ -50,7 +51,7 @@ class Measurements:
         costs: Costs,
         window: Window | None,
     ) -> None:
-        self._layers, self._modules = layers, {layer.name: layer.module for layer in layers}
+        self._layers, self._named = layers, {layer.name: layer for layer in layers}
         self._kinds, self._names, self._seed, self._sharded = kinds, names, seed, sharded
         self._ranks, self._costs, self._window, self._remarks = ranks, costs, window, remarks
         self._explain, self._guarded = remarks.explain, remarks.guarded
@@ -112,26 +113,29 @@ class Measurements:
         held = {}
         for name, (X, version) in self._held_weights.items():
             if self._sharded:
-                weight = self._whole(f"weight/{name}", trained_weight(self._modules[name]))
-                held |= {} if weight is None else {name: weight_matrix(weight, self._modules[name])}
+                weight = self._whole(f"weight/{name}", self._named[name].trained())
+                held |= {} if weight is None else {name: self._named[name].matrix(weight)}
             elif X._version == version:
                 held[name] = X
             else:
                 self._explain(f"weight/{name}", "changed before the end of the watched model's own forward")
+        if "weight" in self._kinds and self.forwards:
+            held |= self._parameters()
         if not self._ranks.first:
             return
-        if "align" in self._kinds:
-            with self._costs.block("align"):
-                self._warm(held, self._tops, settled=True)
+        aligns, follows = "align" in self._kinds, "weight" in self._kinds and self._followed is not None
+        warm = {
+            name: X for name, X in held.items()
+            if (aligns and not self._named[name].parameter) or (follows and min(X.shape) >= SMALLEST_SIDE)
+        }  # fmt: skip
+        with self._costs.block("align" if aligns else "weight"):
+            self._warm(warm, self._tops, settled=True)
         if "weight" in self._kinds:
             with self._costs.block("weight"):
                 weights = {f"weight/{name}": X for name, X in held.items()}
                 if self._followed is None:
                     self._add_spectra(self._together(weights, spectrum))
                 else:
-                    if "align" not in self._kinds:
-                        large = {name: X for name, X in held.items() if min(X.shape) >= SMALLEST_SIDE}
-                        self._warm(large, self._tops, settled=True)
                     tops = {f"weight/{name}": state for name, state in self._tops.items()}
                     self._add_spectra(self._followed.weights(weights, tops, self._step, self.figures))
 
@@ -295,17 +299,23 @@ class Measurements:
         ranks, before = rank_counts(s), self._bounds.get(layer)
         self._bounds[layer] = list(ranks) if before is None else [a + b for a, b in zip(before, ranks, strict=True)]
 
+    def _parameters(self) -> dict[str, Tensor]:
+        """The trained matrices of which no hook tells, as they are now."""
+        whole = {x.name: self._whole(f"weight/{x.name}", x.trained()) for x in self._layers if x.parameter}
+        return {name: self._named[name].matrix(X) for name, X in whole.items() if X is not None}
+
     def _gradients(self) -> dict[str, Tensor]:
         found = {}
         for layer in self._layers:
-            if not layer.weight:
+            if not layer.has_matrix:
                 continue
-            key, weight = f"grad/{layer.name}", trained_weight(layer.module)
+            key, weight = f"grad/{layer.name}", layer.trained()
             if weight is None:
                 self._explain(key, "no single parameter behind the weight")
             elif weight.grad is not None:
                 gradient = self._whole(key, weight.grad)
-                found |= {} if gradient is None else {key: weight_matrix(gradient, layer.module)}
+                matrix = touched_rows if layer.is_looked_up else layer.matrix
+                found |= {} if gradient is None else {key: matrix(gradient)}
             elif weight.requires_grad:
                 self._explain(key, "no gradient at step(); call it before zero_grad()")
         return found
@@ -329,6 +339,9 @@ class Measurements:
             spectra = self._together(found, spectrum)
         else:
             spectra = self._followed.gradients(found, self._factors(), self._step)
+        for layer in self._layers:
+            if layer.is_looked_up and (key := f"grad/{layer.name}") in spectra:
+                spectra[key] = with_untouched(spectra[key], len(layer.trained()))
         self._add_spectra(spectra)
         for layer, bound in self._bounds.items():
             if (s := spectra.get(f"grad/{layer}")) is not None:

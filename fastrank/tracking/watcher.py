@@ -21,12 +21,10 @@ from fastrank.capture import (
     WINDOW_FEATURES,
     WINDOW_ROWS,
     Capture,
-    select_layers,
-    trained_weight,
-    unmeasured,
 )
 from fastrank.errors import InputError
 from fastrank.hooks import is_compiled
+from fastrank.layers import select_layers, unmeasured
 from fastrank.sinks import open_log
 from fastrank.spectra import Spectrum
 from fastrank.tracking.all_ranks import Ranks, is_sharded
@@ -56,7 +54,7 @@ class Watcher:
 
     Args:
         model: any torch.nn.Module; the hooks are removed when the context ends.
-        layers: shell globs over `named_modules()` names (wrappers' prefixes stripped); see `capture.select_layers`.
+        layers: shell globs over `named_modules()` names (wrappers' prefixes stripped); see `layers.select_layers`.
         every: the steps to measure, counted from 0: every k-th, "log" or "log:n" (n steps per decade, 10 by default),
             "epoch:n" (the last of every n), a function of the step's number, or a list of these. On the others no
             layer has a hook.
@@ -79,6 +77,8 @@ class Watcher:
         all_ranks: under torch.distributed, measure the batches of all processes as one; `watch` and its `step` are then
             called on every process. Left out, the batch of rank 0 is measured, and the other processes' watchers rest.
             Either way rank 0 alone writes. What FSDP2 shards is measured with all_ranks=True only.
+        resume: the `state_dict()` of an earlier watcher, to go on from. A run that `log` names is continued then, its
+            steps after that state removed.
         mode: activations as "flatten" [B, features] (at most 10,000, seeded runs of 16), "channels" or "pool".
         config: stored with a run that `log` opens.
 
@@ -106,6 +106,7 @@ class Watcher:
         window: Any = None,
         budget: float | str | None = None,
         all_ranks: bool = False,
+        resume: dict | None = None,
         config: dict | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -114,6 +115,8 @@ class Watcher:
             raise InputError("seed", "a whole number", repr(seed))
         if not 0 < number("T", T) < math.inf:
             raise InputError("T", "a temperature > 0", float(T))
+        if resume is not None:
+            _check_state("resume", resume)
         self._kinds, names = parse_metrics(metrics)
         if all_ranks and "bound" in self._kinds:
             raise InputError("metrics", "kinds that all_ranks=True measures: all but bound", repr(metrics))
@@ -146,13 +149,13 @@ class Watcher:
             "window_rows": WINDOW_ROWS,
             "top": TOP,
         }
-        self.log = open_log(log if self._ranks.first else None, config or {}, self.config)
+        self.log = open_log(log if self._ranks.first else None, config or {}, self.config, resume is not None)
         self._remarks = Remarks(self.log)
         self._explain, self._guarded = self._remarks.explain, self._remarks.guarded
         if {"weight", "grad"} & self._kinds and layers == "*" and (left := unmeasured(model, self._layers)):
             more = f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
             self._explain(
-                "weight", f"in no linear or convolutional layer, not measured: {', '.join(left[:NAMED])}{more}"
+                "weight", f"a part of a weight that is computed, not measured: {', '.join(left[:NAMED])}{more}"
             )
         self._costs = Costs(next((p.device for p in model.parameters()), torch.device("cpu")))
         self._measurements = Measurements(
@@ -171,6 +174,8 @@ class Watcher:
         self._step = self._first = 0
         self._paused = self._closed = False
         self._begin()
+        if resume is not None:
+            self.load_state_dict(resume)
 
     def __enter__(self) -> Watcher:
         self._costs.begin()
@@ -180,6 +185,11 @@ class Watcher:
     def tracking(self) -> bool:
         """Whether the step under way is measured."""
         return self._capture.switch.armed
+
+    @property
+    def meeting(self) -> bool:
+        """Whether `step` will be a collective call: all processes measure together, and this step."""
+        return self._ranks.together and (self.tracking or self._closes())
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         self.close(finished=kind is None)
@@ -217,7 +227,7 @@ class Watcher:
         """
         step = self._step
         measured = self._capture.switch.armed
-        closes = self._ranks.measures and self._window is not None and not self._paused and self._window.ends(step)
+        closes = self._closes()
         if not (measured or closes):
             self._step = step + 1
             if self._budget is not None and not self._paused:
@@ -265,12 +275,13 @@ class Watcher:
         self._measurements.finish(logits, target, self._T)
 
     def cost(self, by: str = "kind") -> dict[str, Any]:
-        """What measured steps cost on average; on a GPU the device's time.
+        """What measured steps cost on average; on a GPU the device's time. The first is the set-up: it computes every
+        spectrum, and enters no average once there is a second.
 
         Args:
-            by: "kind": {kind of work: ms, "total": ms, "share": of the rest of the step}. "source": {source, such as
-                "act/layer3.1": {"ms", "share", "MB"}}, a call for many layers counting to each by its flops; MB is
-                what the watcher holds of the source during a step and between steps.
+            by: "kind": {kind of work: ms, "total": ms, "share": of the rest of the step, "setup": ms of the first}.
+                "source": {source, such as "act/layer3.1": {"ms", "share", "MB"}}, a call for many layers counting to
+                each by its flops; MB is what the watcher holds of the source during a step and between steps.
         """
         if by == "kind":
             return self._costs.by_kind()
@@ -290,11 +301,12 @@ class Watcher:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        if not isinstance(state, dict) or not {"step", "weights", "inputs"} <= state.keys():
-            got = f"keys {sorted(state)}" if isinstance(state, dict) else type(state).__name__
-            raise InputError("state", "what state_dict() of a Watcher returned", got)
+        """Go on from `state`. Of a run that `log` continues the steps after it are removed: they come anew."""
+        _check_state("state", state)
         self._step, self._expected = int(state["step"]), int(state.get("forwards", 1))
         self._first = self._step
+        if self.log is not None:
+            self.log.truncate(self._step - 1)
         if self._window is not None and state.get("window") is not None:
             self._window.load_state_dict(state["window"])
         if self._budget is not None and state.get("budget") is not None:
@@ -302,6 +314,11 @@ class Watcher:
             self._resize()
         self._measurements.load_state_dict(state)
         self._begin()
+
+    def _closes(self) -> bool:
+        """Whether a window closes with the step under way."""
+        open = self._ranks.measures and self._window is not None and not self._paused
+        return bool(open and self._window.ends(self._step))
 
     def _due(self) -> bool:
         scheduled = self._ranks.measures and not self._paused and self._scheduled(self._step)
@@ -340,7 +357,7 @@ class Watcher:
     def _look_for_graphs(self) -> None:
         """After the first measured step: a graph compiled before the hooks were there does not run them."""
         self._looked = True
-        seen, layers = self._capture.seen, {layer.name for layer in self._layers}
+        seen, layers = self._capture.seen, self._capture.hooked
         compiled = is_compiled(self._model)
         if seen and not compiled and (never := sorted(layers - seen)):
             more = f" and {len(never) - NAMED} more" if len(never) > NAMED else ""
@@ -362,7 +379,7 @@ class Watcher:
         if not due or self._ranks.together or any(map(callable, (*args[1:], *kwargs.values()))):
             return
         moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        weights = (trained_weight(layer.module) for layer in self._layers if layer.weight)
+        weights = (layer.trained() for layer in self._layers if layer.has_matrix)
         if any(id(weight) in moved for weight in weights):
             with torch.no_grad():
                 self._measurements.gradients()
@@ -382,11 +399,11 @@ class Watcher:
             values, arrays = self._measurements.figures.to_host()
         tracked, elapsed = self._costs.end()
         rest = elapsed - tracked
-        values |= {
-            "cost/track_ms": 1e3 * tracked,
-            "cost/step_ms": 1e3 * elapsed,
-            "cost/share": tracked / rest if rest > 0 else math.nan,
-        }
+        values["cost/step_ms"] = 1e3 * elapsed
+        if self._costs.steps == 1:
+            values["cost/setup_ms"] = 1e3 * tracked
+        else:
+            values |= {"cost/track_ms": 1e3 * tracked, "cost/share": tracked / rest if rest > 0 else math.nan}
         if self._budget is not None:
             decided = self._budget.took(step, tracked, rest, self._costs.seconds)
             if decided is not None:
@@ -405,6 +422,12 @@ class Watcher:
         self._capture.max_features = MAX_FEATURES >> level
         # The samples of all processes together are as large as that of one.
         self._capture.input_rows = (INPUT_ROWS >> level) // (self._ranks.size if self._ranks.together else 1)
+
+
+def _check_state(argument: str, state: Any) -> None:
+    if not isinstance(state, dict) or not {"step", "weights", "inputs"} <= state.keys():
+        got = f"keys {sorted(state)}" if isinstance(state, dict) else type(state).__name__
+        raise InputError(argument, "what state_dict() of a Watcher returned", got)
 
 
 #: The public name, for what reads as an action: `with fastrank.watch(model) as w`.

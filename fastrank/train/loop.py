@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from fastrank import RunWriter, TemperatureSchedule, TemperedCE, TemperedMSE, load_run, logits_norm, watch
-from fastrank.capture import select_layers
 from fastrank.errors import InputError
+from fastrank.layers import select_layers
 from fastrank.record.schema import DATABASE
 from fastrank.temperature import Curve, constant, cosine, linear
 from fastrank.tracking.schedule import parse_schedule
@@ -154,7 +154,9 @@ def train(
                 if last and stop.is_set():
                     raise Interrupted(f"interrupted after step {step - 1}, saved in {path}; --resume continues")
         evaluation = evaluate_run(model, data, schedule.value, device, workers)
-        evaluation |= {"temperature": schedule.value, "first_logits_norm": first, "overhead": load_run(path).overhead}
+        run = load_run(path)
+        evaluation |= {"temperature": schedule.value, "first_logits_norm": first}
+        evaluation |= {"overhead": run.overhead, "tracking_setup": run.setup_seconds}
         if also is not None:
             evaluation |= also(model, data, schedule.value)
         writer.set_evaluation(evaluation)

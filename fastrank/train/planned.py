@@ -98,8 +98,8 @@ def to_text(found: Plan, title: str, budget: float | None, width: int | None = N
     console.print(
         f"tracking: {all_of_it.ms:.1f} ms a tracked step, every {found.every}: +{100 * found.share():.3g} % of training"
     )
-    if {"weight", "grad"} & {work.kind for work in found.works} and found.settings["track"] != "full":
-        console.print("at most: weights and gradients count as computed anew, which watch avoids where it can")
+    if followed := _followed(found):
+        console.print(f"an average step: {followed}")
     console.print(f"memory: {_si(found.kept)}B kept between steps, {_si(found.temporary)}B at most while measuring")
     if budget is not None:
         _print_cuts(console, found, budget)
@@ -129,9 +129,23 @@ def _assumptions(found: Plan) -> dict[str, Any]:
         "utilisation": found.utilisation,
         "launch_us": 1e6 * found.device.launch,
         "library": library,
-        "weights and gradients": "each computed anew; with the preset default large ones take less",
+        "weights and gradients": _followed(found) or "each computed anew",
         "every_figure": "predicted, not measured",
     }
+
+
+def _followed(found: Plan) -> str:
+    """What is not computed anew at every step."""
+    of = {how: [work for work in found.works if work.how == how] for how in ("carried", "factors", "sketch")}
+    parts = []
+    if of["carried"]:
+        periods = sorted(work.period for work in of["carried"])
+        spread = f"{periods[0]}" if periods[0] == periods[-1] else f"{periods[0]} to {periods[-1]}"
+        parts.append(f"{len(of['carried'])} weights are carried, their exact spectra at most every {spread} steps")
+    for how, text in (("factors", "from their factors"), ("sketch", "from a sketch")):
+        if of[how]:
+            parts.append(f"{len(of[how])} gradients are {text}")
+    return "; ".join(parts) and "; ".join(parts) + "; the first measured step computes every spectrum and takes longer"
 
 
 def _peaks(found: Plan) -> str:

@@ -71,15 +71,19 @@ class Progress:
             shown.append(f"norm {figures['logits/norm']:.2g}")
         if "cost/share" in self._means:
             shown.append(f"tracking +{_percent(self._means['cost/share'], 0)}")
+        elif "cost/setup_ms" in figures:
+            shown.append(f"tracking set up in {figures['cost/setup_ms'] / 1e3:.2g} s")
         return " ".join(shown)
 
 
 def print_summary(results: Sequence[Result]) -> None:
     """One row a run: temperature, accuracies, solution rank with its interval, logits norm, overhead, directory."""
     console = require("rich.console", "the summary").Console()
+    setups = [found for result in results if (found := result.evaluation.get("tracking_setup")) is not None]
+    first = f", after the first, which took up to {max(setups):.1f} s more" if setups else ""
     table = require("rich.table", "the summary").Table(
         box=require("rich.box", "the summary").SIMPLE_HEAD,
-        caption="accuracy and rank over whole splits; tracking: time added to a training step",
+        caption=f"accuracy and rank over whole splits; tracking: time added to a training step{first}",
     )
     for column in ("T", "train", "test", "solution rank", "logits norm", "norm / T", "tracking"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -92,7 +96,9 @@ def print_summary(results: Sequence[Result]) -> None:
             "{rank} [{lo}, {hi}]".format(**found["solution_rank"]),
             f"{found['logits_norm']:.4g}",
             f"{found['logits_norm_over_T']:.4g}",
-            "off" if found["overhead"] is None else f"+{_percent(found['overhead'])}",
+            ("off" if found.get("tracking_setup") is None else "-")
+            if found["overhead"] is None
+            else f"+{_percent(found['overhead'])}",
         )
     console.print(table)
     for result in results:  # below the table, where a long path can be copied whole

@@ -8,6 +8,7 @@ are no textbook's least.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 
 from fastrank.kernels.cost import Launch, together
 from fastrank.kernels.small_eigh.config import COUNTED, HALVINGS, JACOBI, LANES, TILES, Tile, tile
@@ -58,6 +59,7 @@ def eigh(sizes: Iterable[int], sweeps: int = EXPECTED_SWEEPS) -> tuple[Launch, .
     )
 
 
+@cache
 def tridiagonal(m: int, shape: Tile) -> Launch:
     """One matrix's reduction: each step goes over what is left of the matrix."""
     N, rows, columns = shape.size, shape.rows, shape.columns

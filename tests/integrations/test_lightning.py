@@ -221,8 +221,3 @@ def test_the_example_runs(tmp_path, monkeypatch):
     run_example(adapter, tmp_path, monkeypatch)
     run = load_run("runs/lightning")
     assert run.status == "finished" and len(run.steps) == 6 and "logits/rank" in run.keys
-
-
-def test_all_ranks_is_refused_before_training_begins():
-    with pytest.raises(InputError, match=r"^all_ranks: expected False: this adapter .*watch_task$"):
-        WatchCallback(all_ranks=True)

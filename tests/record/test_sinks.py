@@ -106,9 +106,10 @@ def test_tensorboard_has_every_scalar_and_the_shape_of_spectra(tmp_path):
     everything = dict.fromkeys(("scalars", "histograms", "tensors"), 0)
     events = EventAccumulator(str(tmp_path / "tb"), size_guidance=everything)
     events.Reload()
-    for key in records[0][1]:
+    for key in records[0][1] | records[1][1]:
         found = [(event.step, event.value) for event in events.Scalars(key)]
-        assert found == [(step, pytest.approx(scalars[key], rel=1e-6, nan_ok=True)) for step, scalars, _ in records]
+        wanted = [(step, scalars[key]) for step, scalars, _ in records if key in scalars]
+        assert found == [(step, pytest.approx(value, rel=1e-6, nan_ok=True)) for step, value in wanted]
     bars = events.Histograms("act/1/sigma/spectrum")
     assert [event.step for event in bars] == [0, 2]
     assert bars[1].histogram_value.bucket == pytest.approx(records[2][2]["act/1/sigma"])

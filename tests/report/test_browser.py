@@ -18,6 +18,11 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium or chrome 
 # a row, each run hidden and shown.
 READER = """
 <script>
+// Tables are there before Plotly is compiled; and no number of the page makes a format of its own.
+document.body.dataset.early = String(!window.Plotly && document.querySelector("#summary tbody tr") !== null);
+const localise = Number.prototype.toLocaleString;
+let localised = 0;
+Number.prototype.toLocaleString = function (...how) { localised += 1; return localise.apply(this, how); };
 window.addEventListener("load", async () => {
   const pause = () => new Promise((done) => setTimeout(done, 20));
   await pause();
@@ -42,6 +47,7 @@ window.addEventListener("load", async () => {
   }
   document.getElementById("more").open = true;
   await pause();
+  document.body.dataset.localised = localised;
   document.body.dataset.read = "all";
 });
 </script>
@@ -75,6 +81,7 @@ def test_two_runs_are_drawn_and_every_control_works(tmp_path):
     paths = [write_run(tmp_path / f"T{T}", T=T, layers=4, steps=20) for T in (1, 100)]
     document, console = browse(write_report(paths, tmp_path / "page.html"), tmp_path, READER)
     assert_drawn(document, console)
+    assert 'data-early="true"' in document and int(re.search(r'data-localised="(\d+)"', document)[1]) < 50
     page = body(document)
     # 6 lines, learning rate, mean and layer alignment, 2 of cost; 2 runs x (map, sigma, alignment, cosines)
     assert len(re.findall(r'class="plot js-plotly-plot"', page)) == 6 + 1 + 2 + 2 + 2 * 4

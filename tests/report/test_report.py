@@ -203,6 +203,33 @@ def test_schedules_and_layouts_may_differ(tmp_path):
     assert len(sigma) == 3 and sigma[2] == [None, 3] * 4 + [None]
 
 
+def test_the_first_steps_of_sessions_are_apart(tmp_path):
+    with RunWriter(tmp_path / "run", {}) as writer:
+        for step, setup in enumerate([True, False, False, True, False]):
+            name, ms = ("setup", 2000.0) if setup else ("track", 50.0)
+            writer.log_step(step, {"cost/step_ms": 100.0 + ms, f"cost/{name}_ms": ms})
+    run = load_run(tmp_path / "run")
+    assert run.overhead == pytest.approx(0.5) and run.setup_seconds == pytest.approx(4.0)
+    assert [content["setup"] for content in page_content([run])["runs"]] == [4]
+
+
+def test_costs_by_layer_are_the_watchers_last_note(tmp_path):
+    with RunWriter(tmp_path / "run", {}) as writer:
+        writer.log_step(0, {"logits/rank": 3.0})
+        writer.note(0, "cost", '{"act/a": {"ms": 9.0, "share": 0.9, "MB": 1.0}}')
+        table = {
+            "act/a": {"ms": 1.0, "share": 0.1, "MB": 0.5},
+            "grad/<b>": {"ms": 2.0, "share": float("nan"), "MB": 0.0},
+        }
+        writer.note(1, "cost", json.dumps(table))
+    (run,) = page_content([load_run(tmp_path / "run")])["runs"]
+    assert run["costs"] == [["grad/<b>", 2, None, 0], ["act/a", 1, 0.1, 0.5]] and run["notes"] == []
+    with RunWriter(tmp_path / "other", {}) as writer:
+        writer.note(3, "cost", "too much")
+    (run,) = page_content([load_run(tmp_path / "other")])["runs"]
+    assert run["costs"] == []
+
+
 def test_uncertain_ranks_are_counted(tmp_path):
     with RunWriter(tmp_path / "run", {}) as writer:
         for step in range(4):

@@ -1,5 +1,6 @@
 """A watched network with layers large enough to be followed: every figure holds at every step, restarts included."""
 
+import copy
 import io
 
 import pytest
@@ -75,6 +76,65 @@ def test_a_sketch_is_used_and_gives_way_to_a_larger_rank(monkeypatch):
     settled = {step: s is not None for step, s in found}
     assert list(settled) == [1, 2, 3, 4, 5, 6, 7] and [step for step in settled if not settled[step]] == [5]
     assert records[5][1]["grad/2/rank_lo"] > 100
+
+
+def test_a_killed_training_goes_on_in_its_run(tmp_path):
+    whole, expected = network(), []
+    with fastrank.watch(whole, log=lambda *record: expected.append(record)) as w:
+        train(whole, w, range(5))
+    model = network()
+    with pytest.raises(KeyboardInterrupt), fastrank.watch(model, log=tmp_path, config={"mine": 1}) as w:
+        train(model, w, range(3))
+        saved, weights = copy.deepcopy(w.state_dict()), copy.deepcopy(model.state_dict())
+        train(model, w, range(3, 5))  # beyond the checkpoint: comes anew
+        raise KeyboardInterrupt
+    with pytest.raises(fastrank.InputError, match=r"^path: .*to `watch` resume=state"):
+        fastrank.watch(network(), log=tmp_path)
+    with pytest.raises(fastrank.InputError, match=r"^resume: expected what state_dict"):
+        fastrank.watch(network(), log=tmp_path, resume={})
+    model = network()
+    model.load_state_dict(weights)
+    with fastrank.watch(model, log=tmp_path, resume=saved) as w:
+        train(model, w, range(3, 5))
+    run = fastrank.load_run(tmp_path)
+    assert run.steps.tolist() == list(range(5)) and run.status == "finished" and run.config["mine"] == 1
+    for key in ("weight/2/frobenius", "weight/2/drift", "align/2/max", "grad/2/rank"):
+        assert run.series(key)[1].tolist() == [scalars[key] for _, scalars, _ in expected]
+
+
+def test_a_weight_that_is_changed_unseen_inside_a_forward_has_figures_that_hold():
+    """Through `.data`, after its layer has run, as some quantisers and teachers do: no version counter moves."""
+    model, records, truth = network(), [], []
+
+    class Changes(nn.Module):
+        step = -1
+
+        def forward(self, x):
+            self.step += 1
+            weight = model[2].weight
+            before = weight._version
+            if self.step == 2:
+                weight.data.mul_(3)
+            elif self.step == 3:  # from rank 360 to 100
+                weight.data.copy_(torch.randn(380, 100) @ torch.randn(100, 360))
+            assert weight._version == before
+            return x
+
+    model.append(Changes())
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with fastrank.watch(model, metrics=["weight"], log=lambda *record: records.append(record)) as w:
+        for step in range(6):
+            optimizer.zero_grad()
+            model(torch.randn(16, 40, generator=torch.Generator().manual_seed(step))).square().sum().backward()
+            truth.append(model[2].weight.detach().double())
+            optimizer.step()
+            w.step()
+    ranks = [int((s > 380 * 2**-23 * s[0]).sum()) for s in map(torch.linalg.svdvals, truth)]
+    assert ranks[:3] == [360] * 3 and ranks[3] == 100
+    for (_, scalars, _), X, rank in zip(records, truth, ranks, strict=True):
+        assert scalars["weight/2/rank_lo"] <= rank <= scalars["weight/2/rank_hi"]
+        assert scalars["weight/2/frobenius"] == pytest.approx(float(X.norm()), rel=1e-5)
+    assert records[2][1]["weight/2/drift"] == pytest.approx(2, rel=0.01)
 
 
 def test_a_restart_continues_the_same_figures():

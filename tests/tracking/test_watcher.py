@@ -250,11 +250,22 @@ def test_measurement_ignores_autocast():
 def test_cost_adds_up():
     model, sink = small_net(), Sink()
     with fastrank.watch(model, log=sink) as w:
+        train(model, 1, watcher=w)
+        alone = w.cost()
         train(model, 3, watcher=w)
         cost = w.cost()
-    assert cost["total"] == pytest.approx(sum(v for k, v in cost.items() if k not in ("total", "share")))
-    assert {"act", "weight", "grad", "align", "logits", "log"} <= set(cost)
-    for _, scalars, _ in sink:
+    for found in (alone, cost):
+        kinds = {k: v for k, v in found.items() if k not in ("total", "share", "setup")}
+        assert found["total"] == pytest.approx(sum(kinds.values()))
+        assert {"act", "weight", "grad", "align", "logits"} <= set(kinds)
+    # The first step is the set-up: it stands for itself, and enters no mean once there is another.
+    first, *others = [scalars for _, scalars, _ in sink]
+    assert first["cost/setup_ms"] == pytest.approx(cost["setup"]) == pytest.approx(alone["total"])
+    assert not {"cost/share", "cost/track_ms"} & set(first) and "log" in cost
+    tracked = [scalars["cost/track_ms"] for scalars in others]
+    assert cost["total"] == pytest.approx(sum(tracked) / 3)
+    for scalars in others:
+        assert "cost/setup_ms" not in scalars
         rest = scalars["cost/step_ms"] - scalars["cost/track_ms"]
         assert rest > 0
         assert scalars["cost/share"] == pytest.approx(scalars["cost/track_ms"] / rest)

@@ -19,21 +19,13 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="to
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    script = [sys.executable, "-P", Path(__file__).parents[1] / "watched_ranks.py"]
-    processes = [
-        subprocess.Popen(
-            [*script, str(rank), folder],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder,
-            env={"PYTHONPATH": str(Path(__file__).parents[1]), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        output = [process.communicate(timeout=200)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert (folder / "rank0.pt").exists() and (folder / "rank1.pt").exists(), "\n".join(output)
+    done = subprocess.run(
+        [sys.executable, "-P", Path(__file__).parents[1] / "watched_ranks.py", folder],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder, timeout=200,
+        env={"PYTHONPATH": str(Path(__file__).parents[1]), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    # The pipe ends with the last of the two.
+    assert (folder / "rank0.pt").exists() and (folder / "rank1.pt").exists(), done.stdout
     return folder, [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
 
 
