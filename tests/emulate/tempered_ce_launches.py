@@ -53,7 +53,8 @@ def record(calls: Iterable[Callable[[], object]]) -> list[gpu_builds.TritonBuild
 
 def build(emulator: Emulator, builds: Iterable[gpu_builds.TritonBuild], hints: bool = True, arch: int = 80) -> None:
     """Compiles side by side what would else be compiled launch by launch."""
-    toolchain.side_by_side(lambda b: emulator.library(b.compile(arch, hints).asm["ptx"]), builds)
+    with gpu_builds.not_assembled():
+        toolchain.side_by_side(lambda b: emulator.library(b.compile(arch, hints).asm["ptx"]), builds)
 
 
 def prepare(emulator: Emulator, calls: Iterable[Callable[[], object]], hints: bool = True) -> None:

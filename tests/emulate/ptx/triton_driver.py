@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import triton
+from gpu_builds import not_assembled
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -124,7 +125,7 @@ def ptx_of(source: ASTSource, metadata: Any, hints: bool) -> str:
     """The PTX of what Triton has just compiled (from its cache), or the same without hints of divisibility."""
     attributes = source.attrs if hints else {}
     plain = ASTSource(source.fn, source.signature, source.constants, attributes)
-    options = {"num_warps": metadata.num_warps}
+    options = {"num_warps": metadata.num_warps, "maxnreg": metadata.maxnreg}
     return triton.compile(plain, target=metadata.target, options=options).asm["ptx"]
 
 
@@ -134,6 +135,7 @@ def emulated(driver: EmulatedDriver) -> Iterator[EmulatedDriver]:
     active = triton.runtime.driver._active
     triton.runtime.driver.set_active(driver)
     try:
-        yield driver
+        with not_assembled():
+            yield driver
     finally:
         triton.runtime.driver._active = active
