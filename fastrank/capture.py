@@ -111,18 +111,17 @@ class Capture:
             return
         self.hooked.add(layer.name)
 
-        def receive(x: Tensor | None, output: Tensor | None) -> None:
+        def receive(x: Tensor | None, output: Tensor | None) -> bool:
             self._receive(layer, x, output)
+            return layer.name in self._factored
 
         def receive_gradient(gradient: Tensor) -> None:
-            if layer.name in self._factored:
-                self._emit("slope", layer.name, lambda: output_rows(layer.module, gradient))
+            self._emit("slope", layer.name, lambda: output_rows(layer.module, gradient))
 
-        wants_gradient = layer.weight and "factors" in self._kinds
+        wants_input |= layer.weight and "factors" in self._kinds
         hook = ForwardHook(
-            layer.module, self.switch, receive, wants_input or wants_gradient, wants_output, self._training,
-            receive_gradient if wants_gradient else None,
-        )  # fmt: skip
+            layer.module, self.switch, receive, wants_input, wants_output, self._training, receive_gradient
+        )
         yield layer.module.register_forward_hook(hook, with_kwargs=True)
 
     def _receive(self, layer: Layer, x: Tensor | None, output: Tensor | None) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastrank.kernels.rsvd import distances_many
 from fastrank.ranks import rank_counts
-from fastrank.spectra import Spectrum, nan_spectrum, spectrum
+from fastrank.spectra import Spectrum, Stack, nan_spectrum, spectrum
 from fastrank.subspace import SubspaceState
 
 #: Below this smaller side an exact spectrum takes about a millisecond, and nothing is won.
@@ -72,11 +72,20 @@ def carried_spectra(jobs: list[tuple[Tensor, SubspaceState, Anchor | None]], ste
     copy that its spectrum was computed from, and a bound is counted from the distance of X as it is read here. The
     subspace may be of an X before that; it is an estimate, and no bound rests on it.
     """
-    copies = [X.clone() for X, _, anchor in jobs if anchor is None]
-    fresh = iter(zip(copies, spectrum(copies), strict=True))
-    moving = [(X, a.matrix) for X, _, a in jobs if a is not None]
-    moved = iter(distances(*map(list, zip(*moving, strict=True)))) if moving else iter(())
-    return [_anchored(*next(fresh), step) if a is None else _carried(*next(moved), X, top, a) for X, top, a in jobs]
+    new = [i for i, (_, _, anchor) in enumerate(jobs) if anchor is None]
+    old = [i for i, (_, _, anchor) in enumerate(jobs) if anchor is not None]
+    copies = [jobs[i][0].clone() for i in new]
+    exact = spectrum(copies)
+    found = {i: _anchored(copy, s, step) for i, copy, s in zip(new, copies, exact, strict=True)}
+    apart = distances([jobs[i][0] for i in old], [jobs[i][2].matrix for i in old]) if old else ()
+    groups: dict[tuple, list[tuple[int, Tensor]]] = {}
+    for i, numbers in zip(old, apart, strict=True):
+        _, top, anchor = jobs[i]
+        groups.setdefault((top.k, len(anchor.spectrum.sigma), anchor.matrix.device), []).append((i, numbers))
+    for members in groups.values():
+        here, numbers = zip(*members, strict=True)
+        found |= zip(here, _carried([jobs[i] for i in here], *torch.stack(numbers).unbind(1)), strict=True)
+    return [found[i] for i in range(len(jobs))]
 
 
 def _anchored(copy: Tensor, s: Spectrum, step: int) -> Carried:
@@ -84,24 +93,33 @@ def _anchored(copy: Tensor, s: Spectrum, step: int) -> Carried:
     return Carried(s, Anchor(copy, s, step, hi - lo), s.sigma.new_zeros(()))
 
 
-def _carried(moved: Tensor, norm: Tensor, X: Tensor, top: SubspaceState, anchor: Anchor) -> Carried:
-    old = anchor.spectrum
-    drift = moved / old.sigma.norm()
-    if top.reason or old.reason:
-        reason = top.reason or "the weight was not finite when its spectrum was last computed"
-        return Carried(nan_spectrum(*X.shape, X.dtype, False, X.device, reason), anchor, drift)
+def _carried(jobs: list[tuple[Tensor, SubspaceState, Anchor]], moved: Tensor, norm: Tensor) -> list[Carried]:
+    """Of m matrices with spectra of one length; moved, norm: [m]."""
+    old = Stack([anchor.spectrum for _, _, anchor in jobs])
+    drift, apart = moved / old.sigma.norm(dim=1), moved[:, None]
     # Two estimates of the leading values, each with its error: the subspace's, off by its residual at most where it has
     # settled, and the anchor's. Their mean goes by the inverse squares; no value is less than the subspace has of it.
-    subspace, residual, tail = top.S.double(), top.residual.double(), old.sigma[top.k :]
-    weight = residual**2 / (residual**2 + (old.bound[: top.k] + moved) ** 2)
-    leading = torch.lerp(subspace, torch.maximum(subspace, old.sigma[: top.k]), weight)
+    subspace = torch.stack([top.S for _, top, _ in jobs]).double()
+    residual = torch.stack([top.residual for _, top, _ in jobs]).double()
+    k = subspace.shape[1]
+    weight = residual**2 / (residual**2 + (old.bound[:, :k] + apart) ** 2)
+    leading, tail = torch.lerp(subspace, torch.maximum(subspace, old.sigma[:, :k]), weight), old.sigma[:, k:]
     # What the leading values leave of today's norm, in the proportions of the anchor's tail.
-    rest = (norm**2 - leading.square().sum()).clamp_min(0).sqrt()
-    scale = rest / tail.norm().clamp_min(torch.finfo(torch.float64).tiny)
+    rest = (norm**2 - leading.square().sum(1)).clamp_min(0).sqrt()
+    scale = rest / tail.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
     # A subspace that has not settled may be below the tail's first.
-    sigma = torch.cat([leading, scale * tail]).sort(descending=True).values
-    bound = (sigma - old.sigma).abs() + old.bound + moved
-    return Carried(replace(old, sigma=sigma, bound=bound, zero_bound=old.zero_bound + moved), anchor, drift)
+    sigma = torch.cat([leading, scale[:, None] * tail], 1).sort(1, descending=True).values
+    bound = (sigma - old.sigma).abs() + old.bound + apart
+    columns = zip(jobs, *(x.unbind() for x in (sigma, bound, old.zero_bound + moved, drift)), strict=True)
+    return [Carried(_with_values(job, *values), job[2], drift) for job, *values, drift in columns]
+
+
+def _with_values(job: tuple[Tensor, SubspaceState, Anchor], sigma: Tensor, bound: Tensor, zero: Tensor) -> Spectrum:
+    X, top, anchor = job
+    if top.reason or anchor.spectrum.reason:
+        reason = top.reason or "the weight was not finite when its spectrum was last computed"
+        return nan_spectrum(*X.shape, X.dtype, False, X.device, reason)
+    return replace(anchor.spectrum, sigma=sigma, bound=bound, zero_bound=zero)
 
 
 def distances(X: list[Tensor], Y: list[Tensor]) -> Tensor:

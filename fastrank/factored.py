@@ -80,7 +80,7 @@ def _of_product(g: SmallGram, x: SmallGram) -> SmallGram | None:
     # |L L^T - g| <= gamma_{r+1} |L| |L|^T (Higham 2002, theorem 10.3); two products of r terms each.
     of_g, of_S = g.error + shift + 2 * (r + 1) * U64 * raised, 3 * (r + 1) * U64 * raised * norm
     error = (of_g * norm + (raised + of_g) * x.error + of_S) * (1 + 16 * U64)
-    return SmallGram(S, g.d, x.d, torch.float32, False, error)
+    return SmallGram(S, g.d, x.d, torch.float32, False, error, torch.zeros_like(error))
 
 
 @dataclass(frozen=True)

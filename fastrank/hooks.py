@@ -69,6 +69,7 @@ class ForwardHook(Hook):
     checkpointing repeats. Of the replicas of nn.DataParallel that of the first device counts.
 
     Args:
+        receive: returns whether `receive_gradient` is wanted for this output; anything false if not.
         takes_input, takes_output: which of the two `receive` wants; the other is None.
         receive_gradient: called with the output's gradient in every backward through it; not in a compiled graph.
         find: the tensor of an output; the first if left out.
@@ -78,7 +79,7 @@ class ForwardHook(Hook):
         self,
         module: nn.Module,
         switch: Switch,
-        receive: Callable[[Tensor | None, Tensor | None], None],
+        receive: Callable[[Tensor | None, Tensor | None], bool | None],
         takes_input: bool = False,
         takes_output: bool = False,
         training: bool = True,
@@ -101,11 +102,12 @@ class ForwardHook(Hook):
             x, y = self._tensors(args, kwargs, output)
             if module is self._module or _on_first_device(self._module, x if y is None else y):
                 with torch.no_grad():
-                    self._receive(x, y)
-                self._await_gradient(first_tensor(output))
+                    wants_gradient = self._receive(x, y)
+                if wants_gradient:
+                    self._await_gradient(first_tensor(output))
 
     def _await_gradient(self, output: Tensor | None) -> None:
-        if self._receive_gradient is None or output is None or not output.requires_grad:
+        if output is None or not output.requires_grad:
             return
 
         def arrived(gradient: Tensor) -> None:

@@ -222,9 +222,8 @@ def _ranks_by_inertia(
     for i, ((low, high), g) in enumerate(zip(brackets, grams, strict=True)):
         if not len(g.G) or not math.isfinite(high):
             # Empty or not finite: no question of accuracy.
-            results[i] = estimate_rank(
-                of_eigenvalues(g, g.G.new_full((len(g.G),), math.nan), g.error * math.nan), rtol, atol
-            )
+            (broken,) = of_eigenvalues([g], [g.G.new_full((len(g.G),), math.nan)], g.error[None] * math.nan)
+            results[i] = estimate_rank(broken, rtol, atol)
         else:
             tops[i] = low, high
     rest = list(tops)

@@ -35,7 +35,7 @@ class SmallGram:
     dtype: torch.dtype
     centered: bool
     error: Tensor
-    moved: Tensor | float = 0.0
+    moved: Tensor
 
     @property
     def zero_bound(self) -> Tensor:
@@ -88,21 +88,28 @@ def _pays_to_round(X: Tensor) -> bool:
 
 def _of_one_mode(matrices: list[Tensor], centered: bool, mode: str) -> list[SmallGram]:
     """In mode "fast" the numbers are rounded."""
+    if not matrices:
+        return []
     data, shift_errors = matrices, [0.0] * len(matrices)
     if centered:
         data, shift_errors = map(list, zip(*map(centred, matrices), strict=True))
-    wide = [i for i, X in enumerate(data) if X.shape[0] < X.shape[1]]
-    tall = [i for i, X in enumerate(data) if X.shape[0] >= X.shape[1]]
+    shapes = [X.shape for X in data]
+    wide = [i for i, (n, d) in enumerate(shapes) if n < d]
+    tall = [i for i, (n, d) in enumerate(shapes) if n >= d]
     # Squares of what rounding changed: zeros where nothing was rounded.
-    of_wide, of_tall = (data[0].new_zeros(len(some), dtype=torch.float64) if data else None for some in (wide, tall))
-    G: dict[int, Tensor] = dict(zip(wide, gram_dual_many([data[i] for i in wide], mode, rounded=of_wide), strict=True))
-    G |= {i: data[i].new_zeros((data[i].shape[1],) * 2, dtype=torch.float64) for i in tall}
-    totals = [G[i].new_zeros(len(G[i])) for i in tall]
-    gram_accumulate_many_([G[i] for i in tall], totals, [data[i] for i in tall], mode=mode, rounded=of_tall)
-    moved = dict(zip((*wide, *tall), torch.cat([of_wide, of_tall]).sqrt() if data else (), strict=True))
+    changed = data[0].new_zeros(len(data), dtype=torch.float64)
+    of_wide, of_tall = (changed[: len(wide)], changed[len(wide) :]) if mode == "fast" else (None, None)
+    G: dict[int, Tensor] = {}
+    if wide:
+        G = dict(zip(wide, gram_dual_many([data[i] for i in wide], mode, rounded=of_wide), strict=True))
+    if tall:
+        G |= {i: data[i].new_zeros((shapes[i][1],) * 2, dtype=torch.float64) for i in tall}
+        totals = [G[i].new_zeros(shapes[i][1]) for i in tall]
+        gram_accumulate_many_([G[i] for i in tall], totals, [data[i] for i in tall], mode=mode, rounded=of_tall)
+    moved = dict(zip((*wide, *tall), changed.sqrt().unbind(), strict=True))
     results = []
-    for i, X in enumerate(data):
-        n, d = X.shape
+    for i, (n, d) in enumerate(shapes):
+        X = data[i]
         roundings = depth(max(n, d), min(n, d), X.dtype, mode, X.device.type, rounded=mode == "fast")
         # ||E||_2 <= c * ||X||_F^2, proven in kernels/gram/bound.py; the trace itself carries the same relative error.
         c = roundings.factor(extra=1)

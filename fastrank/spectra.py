@@ -116,12 +116,11 @@ def _spectra(matrices: list[Tensor], centered: bool, rounded: bool) -> list[Spec
 
 
 def of_grams(grams: list[SmallGram]) -> list[Spectrum]:
-    values, errors = _eigenvalues([g.G for g in grams])
-    return [of_eigenvalues(g, v, e) for g, v, e in zip(grams, values, errors, strict=True)]
+    return of_eigenvalues(grams, *_eigenvalues([g.G for g in grams]))
 
 
-def _eigenvalues(G: list[Tensor]) -> tuple[list[Tensor], Sequence[Tensor]]:
-    """Ascending, of lower triangles, with a bound; NaN where a matrix is not finite."""
+def _eigenvalues(G: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+    """Ascending, of lower triangles, with a bound of each matrix; NaN where one is not finite."""
     if not G or G[0].device.type == "cpu":
         return eigvalsh_many(G)
     # Beyond the kernels' orders cuSOLVER takes over.
@@ -129,7 +128,7 @@ def _eigenvalues(G: list[Tensor]) -> tuple[list[Tensor], Sequence[Tensor]]:
     found = dict(zip(grouped, zip(*eigvalsh_many([G[i] for i in grouped]), strict=True), strict=True))
     found |= {i: _large(g) for i, g in enumerate(G) if i not in found}
     values, errors = zip(*(found[i] for i in range(len(G))), strict=True)
-    return list(values), errors
+    return list(values), torch.stack(errors)
 
 
 def _large(G: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,21 +140,42 @@ def _large(G: Tensor) -> tuple[Tensor, Tensor]:
     return values, EIGH * len(G) * U64 * values[-1].abs()
 
 
-def of_eigenvalues(g: SmallGram, eigenvalues: Tensor, eigen_error: Tensor) -> Spectrum:
-    size, k = min(g.n, g.d), len(g.G)
-    if size == 0 or k == 0:
-        empty = g.G.new_zeros(size)
-        return Spectrum(empty, empty, g.G.new_zeros(()), g.n, g.d, g.dtype, g.centered, "gram64")
-    if not math.isfinite(eigen_error):
-        reason = _where_not_finite(g.G, "features" if k == g.d else "samples")
-        return nan_spectrum(g.n, g.d, g.dtype, g.centered, g.G.device, reason)
-    eigenvalues = eigenvalues.flip(0)[:size].clamp_min(0)
-    error = (g.error + eigen_error) * (1 + 8 * U64)  # and the roundings of these very lines
-    sigma = eigenvalues.sqrt()
-    down = sigma - (eigenvalues - error).clamp_min(0).sqrt()
-    up = (eigenvalues + error).sqrt() - sigma
-    bound = torch.maximum(down, up) + 8 * U64 * sigma + g.moved
-    return Spectrum(sigma, bound, error.sqrt() + g.moved, g.n, g.d, g.dtype, g.centered, "gram64")
+def of_eigenvalues(grams: list[SmallGram], eigenvalues: list[Tensor], eigen_errors: Tensor) -> list[Spectrum]:
+    """From ascending eigenvalues; those of all matrices lie in one tensor, for a dozen small operations in all."""
+    sizes = [min(g.n, g.d, len(g.G)) for g in grams]
+    finite = eigen_errors.isfinite().tolist()  # waits for a device, once
+    found = {i: _without_values(g) for i, (g, size) in enumerate(zip(grams, sizes, strict=True)) if not size}
+    found |= {i: _not_finite(g) for i, g in enumerate(grams) if sizes[i] and not finite[i]}
+    rest = [i for i in range(len(grams)) if i not in found]
+    if rest:
+        sizes = [sizes[i] for i in rest]
+        # Backwards, so that one reversal puts matrices and values in order; of values the largest count.
+        tails = [eigenvalues[i][-size:] for i, size in zip(reversed(rest), reversed(sizes), strict=True)]
+        values = torch.cat(tails).flip(0).clamp_min(0)
+        moved = torch.stack([grams[i].moved for i in rest])
+        error = torch.stack([grams[i].error for i in rest]) + (eigen_errors[rest] if found else eigen_errors)
+        error = error * (1 + 8 * U64)  # and the roundings of these very lines
+        each = torch.tensor(sizes, device=values.device)
+        of_value, of_matrix = torch.stack([error, moved]).repeat_interleave(each, 1, output_size=len(values))
+        sigma = values.sqrt()
+        down = sigma - (values - of_value).clamp_min(0).sqrt()
+        up = (values + of_value).sqrt() - sigma
+        bound = torch.maximum(down, up) + 8 * U64 * sigma + of_matrix
+        columns = sigma.split(sizes), bound.split(sizes), (error.sqrt() + moved).unbind()
+        for i, *column in zip(rest, *columns, strict=True):
+            g = grams[i]
+            found[i] = Spectrum(*column, g.n, g.d, g.dtype, g.centered, "gram64")
+    return [found[i] for i in range(len(grams))]
+
+
+def _without_values(g: SmallGram) -> Spectrum:
+    zeros = g.G.new_zeros(min(g.n, g.d))
+    return Spectrum(zeros, zeros, g.G.new_zeros(()), g.n, g.d, g.dtype, g.centered, "gram64")
+
+
+def _not_finite(g: SmallGram) -> Spectrum:
+    reason = _where_not_finite(g.G, "features" if len(g.G) == g.d else "samples")
+    return nan_spectrum(g.n, g.d, g.dtype, g.centered, g.G.device, reason)
 
 
 def svd_spectrum(A: Tensor, centered: bool) -> Spectrum:

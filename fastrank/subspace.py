@@ -276,25 +276,17 @@ def _finished(jobs: list[_Job]) -> list[SubspaceState]:
     pace = pace.view(-1, 2, PACE)
     # -1: not finite.
     directions = torch.where(S[:, 0].isfinite(), (S > 0).sum(1), -1).tolist()
-    return [
-        _nan_state(job, "non-finite values in the matrix, or singular values beyond the largest number of its dtype")
-        if directions[i] < 0
-        else SubspaceState(
-            job.step.U,
-            S[i],
-            job.step.V[:, :k].T,
-            residual[i],
-            error[i],
-            cluster[i],
-            job.step.V,
-            outside[i],
-            pace[i],
-            job.calls,
-            job.seed,
-            directions[i],
+    reason = "non-finite values in the matrix, or singular values beyond the largest number of its dtype"
+    columns = zip(*(x.unbind() for x in (S, residual, error, cluster, outside, pace)), strict=True)
+    found = []
+    for job, known, (s, r, e, c, o, p) in zip(jobs, directions, columns, strict=True):
+        U, V = job.step.U, job.step.V
+        found.append(
+            _nan_state(job, reason)
+            if known < 0
+            else SubspaceState(U, s, V[:, :k].T, r, e, c, V, o, p, job.calls, job.seed, known)
         )
-        for i, job in enumerate(jobs)
-    ]
+    return found
 
 
 def _vector_error(S: Tensor, residual: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:

@@ -144,7 +144,8 @@ def test_the_bracket_of_sigma_1_holds():
     for A in (*families, flat, flat.relu(), torch.eye(5), torch.ones(4, 4), torch.zeros(3, 3)):
         gram = small_gram(A)
         hold(gram, torch.linalg.svdvals(A.double())[0])
-    hold(SmallGram(hidden, 60, 60, torch.float32, False, torch.zeros(())), torch.linalg.eigvalsh(hidden)[-1].sqrt())
+    zero = torch.zeros((), dtype=torch.float64)
+    hold(SmallGram(hidden, 60, 60, torch.float32, False, zero, zero), torch.linalg.eigvalsh(hidden)[-1].sqrt())
 
 
 def hold(gram, sigma_1):

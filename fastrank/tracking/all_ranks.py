@@ -101,8 +101,7 @@ class Ranks:
 
 def _message(g: SmallGram) -> Tensor:
     """What adds up over matrices of other rows: Gram matrices, their errors, and the squares of Frobenius norms."""
-    moved = torch.as_tensor(g.moved, dtype=g.G.dtype, device=g.G.device)
-    return torch.cat([g.G.reshape(-1), g.error.reshape(1), moved.square().reshape(1)])
+    return torch.cat([g.G.reshape(-1), g.error.reshape(1), g.moved.square().reshape(1)])
 
 
 def is_sharded(tensor: Tensor) -> bool:

@@ -245,17 +245,18 @@ class Measurements:
         names = [name for name in self._held_inputs if name in self._inputs and name.partition("#")[0] in self._tops]
         pairs = {f"align/{name}": (self._tops[name.partition("#")[0]], self._inputs[name]) for name in names}
         results = self._together(pairs, lambda sides: alignment(*map(list, zip(*sides, strict=True)), TOP))
-        largest = []
         for key, result in results.items():
             if result.reason:
                 self._explain(key, result.reason)
-            chance = result.max.new_tensor(result.chance)
-            values = torch.stack([result.max, result.diagonal, result.error.to(result.max), chance])
-            self.figures.add([f"{key}/{name}" for name in ("max", "diagonal", "error", "chance")], values)
             self.figures.add_array(f"{key}/cosines", result.cosines)
-            largest.append(result.max)
-        if largest:
-            self.figures.add(["align/mean_max"], torch.stack(largest).double().mean())
+        if results:
+            first = next(iter(results.values())).max
+            measured = [x.to(first) for r in results.values() for x in (r.max, r.diagonal, r.error)]
+            chances = first.new_tensor([r.chance for r in results.values()])
+            values = torch.cat([torch.stack(measured).view(-1, 3), chances[:, None]], 1)
+            names = ("max", "diagonal", "error", "chance")
+            self.figures.add([f"{key}/{name}" for key in results for name in names], values)
+            self.figures.add(["align/mean_max"], values[:, 0].double().mean())
 
     def _warm(self, matrices: dict[str, Tensor], states: dict[str, SubspaceState], settled: bool = False) -> None:
         """One step of every layer's own subspace; it starts over where a layer's width or device changed."""

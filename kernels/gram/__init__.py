@@ -140,8 +140,9 @@ def patch_rows(x: Tensor, convolution: Convolution, rows: Tensor, impl: str | No
         TypeError, ValueError: as `gram_patches_`.
     """
     check_patch_rows(x, convolution, rows)
-    kernel_size, stride, padding, dilation, groups = convolution
-    return torch.ops.fastrank.patch_rows(x.detach(), kernel_size, stride, padding, dilation, groups, rows, impl)
+    x = x.detach()
+    run = register.patch_rows if unobserved((x, rows)) else torch.ops.fastrank.patch_rows
+    return run(x, *convolution, rows, impl)
 
 
 def gram_accumulate_many_(
@@ -169,7 +170,10 @@ def gram_accumulate_many_(
     check_apart("G", G)
     check_apart("total", total)
     check_rounded(rounded, len(X), *X[:1])
-    torch.ops.fastrank.gram_accumulate_many_(G, total, [x.detach() for x in X], shift, mode, impl, rounded)
+    X = [x.detach() for x in X]
+    seen = (*G, *total, *X, *shift, rounded)
+    run = register.accumulate_many_ if unobserved(seen) else torch.ops.fastrank.gram_accumulate_many_
+    run(G, total, X, shift, mode, impl, rounded)
 
 
 def gram_dual_many(
@@ -180,7 +184,9 @@ def gram_dual_many(
     for x in X:
         check_dual(x, mode)
     check_rounded(rounded, len(X), *X[:1])
-    found, each = torch.ops.fastrank.gram_dual_many([x.detach() for x in X], mode, impl, rounded is not None)
+    X = [x.detach() for x in X]
+    run = register.dual_many if unobserved(tuple(X)) else torch.ops.fastrank.gram_dual_many
+    found, each = run(X, mode, impl, rounded is not None)
     if rounded is not None:
         rounded += each
     return found

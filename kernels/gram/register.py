@@ -89,7 +89,7 @@ def _patches(
         core.gram_patches_cuda(*arguments, workspace.data_ptr(), torch.cuda.current_stream().cuda_stream)
 
 
-def _patch_rows(
+def patch_rows(
     x: Tensor, kernel_size: list[int], stride: list[int], padding: list[int], dilation: list[int], groups: int,
     rows: Tensor, impl: str | None = None,
 ) -> Tensor:  # fmt: skip
@@ -105,7 +105,7 @@ def _patch_rows(
     return out
 
 
-def _accumulate_many(
+def accumulate_many_(
     G: list[Tensor], total: list[Tensor], X: list[Tensor], shift: list[Tensor | None], precision: str = "exact",
     impl: str | None = None, rounded: Tensor | None = None,
 ) -> None:  # fmt: skip
@@ -125,7 +125,7 @@ def _accumulate_many(
     _written(*G, *total, *([] if rounded is None else [rounded]))
 
 
-def _dual_many(
+def dual_many(
     X: list[Tensor], precision: str = "exact", impl: str | None = None, may_round: bool = False
 ) -> tuple[list[Tensor], Tensor]:
     """Also `rounded`, one of each; zeros where nothing may be."""
@@ -227,9 +227,9 @@ for _key in ("CPU", "CUDA", "CompositeExplicitAutograd"):  # the last: every oth
     _library.impl("gram_accumulate_", accumulate_, _key)
     _library.impl("gram_dual", _dual, _key)
     _library.impl("gram_patches_", _patches, _key)
-    _library.impl("patch_rows", _patch_rows, _key)
-    _library.impl("gram_accumulate_many_", _accumulate_many, _key)
-    _library.impl("gram_dual_many", _dual_many, _key)
+    _library.impl("patch_rows", patch_rows, _key)
+    _library.impl("gram_accumulate_many_", accumulate_many_, _key)
+    _library.impl("gram_dual_many", dual_many, _key)
 
 
 @torch.library.register_fake("fastrank::gram_accumulate_", lib=_library)

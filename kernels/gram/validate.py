@@ -62,8 +62,10 @@ def check_patch_rows(x: Tensor, convolution: Convolution, rows: Tensor) -> None:
         got = f"{rows.dtype} {tuple(rows.shape)} on {rows.device}" if isinstance(rows, Tensor) else type(rows).__name__
         raise ValueError(f"rows: expected int64 [m] on {x.device}, got {got}")
     count = convolution.rows(x.shape)
-    if rows.device.type == "cpu" and rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < count:
-        raise ValueError(f"rows: expected 0 .. {count - 1}, got {int(rows.min())} .. {int(rows.max())}")
+    if rows.device.type == "cpu" and rows.numel():
+        least, most = map(int, torch.aminmax(rows))
+        if not 0 <= least <= most < count:
+            raise ValueError(f"rows: expected 0 .. {count - 1}, got {least} .. {most}")
 
 
 def _check_convolution(x: Tensor, convolution: Convolution) -> None:
