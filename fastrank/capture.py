@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -228,13 +229,17 @@ class Capture:
         generator = self._generator(draw)
         if population > 16 * size:
             # Strata instead of a permutation of millions: one position in each of `size` equal intervals.
-            edges = torch.arange(size, dtype=torch.float64) * (population / size)
-            offset = torch.rand(size, generator=generator, dtype=torch.float64) * (population / size)
-            return (edges + offset).long().clamp_max(population - 1)
+            places = torch.rand(size, generator=generator, dtype=torch.float64).add_(_numbers(size))
+            return places.mul_(population / size).long().clamp_max_(population - 1)
         return torch.randperm(population, generator=generator)[:size].sort().values
 
     def _generator(self, draw: int) -> torch.Generator:
         return torch.Generator().manual_seed((self._seed * 0x9E3779B97F4A7C15 + draw) & 0x7FFFFFFFFFFFFFFF)
+
+
+@lru_cache(maxsize=8)
+def _numbers(size: int) -> Tensor:
+    return torch.arange(size, dtype=torch.float64, device="cpu")
 
 
 def _comb(population: int, most: int, generator: torch.Generator) -> tuple[int, int, int, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import overload
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from fastrank.arrays import as_matrices
 from fastrank.kernels.small_eigh import MOST_VALUES, eigvalsh_many
+from fastrank.precision import one_thread
 from fastrank.small_grams import U64, SmallGram, centred, small_gram_groups
 
 #: On CUDA the eigenvalues of matrices of order k > 512 are cuSOLVER's, whose backward error is taken as EIGH * k * u *
@@ -140,6 +142,7 @@ def _large(G: Tensor) -> tuple[Tensor, Tensor]:
     return values, EIGH * len(G) * U64 * values[-1].abs()
 
 
+@one_thread()
 def of_eigenvalues(grams: list[SmallGram], eigenvalues: list[Tensor], eigen_errors: Tensor) -> list[Spectrum]:
     """From ascending eigenvalues; those of all matrices lie in one tensor, for a dozen small operations in all."""
     sizes = [min(g.n, g.d, len(g.G)) for g in grams]
@@ -155,8 +158,7 @@ def of_eigenvalues(grams: list[SmallGram], eigenvalues: list[Tensor], eigen_erro
         moved = torch.stack([grams[i].moved for i in rest])
         error = torch.stack([grams[i].error for i in rest]) + (eigen_errors[rest] if found else eigen_errors)
         error = error * (1 + 8 * U64)  # and the roundings of these very lines
-        each = torch.tensor(sizes, device=values.device)
-        of_value, of_matrix = torch.stack([error, moved]).repeat_interleave(each, 1, output_size=len(values))
+        of_value, of_matrix = torch.stack([error, moved])[:, _owners(tuple(sizes), values.device)]
         sigma = values.sqrt()
         down = sigma - (values - of_value).clamp_min(0).sqrt()
         up = (values + of_value).sqrt() - sigma
@@ -166,6 +168,12 @@ def of_eigenvalues(grams: list[SmallGram], eigenvalues: list[Tensor], eigen_erro
             g = grams[i]
             found[i] = Spectrum(*column, g.n, g.d, g.dtype, g.centered, "gram64")
     return [found[i] for i in range(len(grams))]
+
+
+@lru_cache(maxsize=64)
+def _owners(sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """Of values side by side, the number of the matrix that each belongs to; the same at every training step."""
+    return torch.repeat_interleave(torch.tensor(sizes, device="cpu")).to(device)
 
 
 def _without_values(g: SmallGram) -> Spectrum:
