@@ -42,11 +42,12 @@ def factored_spectra(jobs: list[tuple[Tensor, Tensor, Tensor]], seed: int, strea
     found: list[Spectrum | None] = [None] * len(jobs)
     fits = [i for i, job in enumerate(jobs) if torch.float64 not in {matrix.dtype for matrix in job}]
     grams = small_grams([Y for i in fits for Y in jobs[i][1:]])
-    with one_thread():
-        products = {i: _of_product(g, x) for i, g, x in zip(fits, grams[::2], grams[1::2], strict=True)}
-    sound = {i: product for i, product in products.items() if product is not None}
+    products = _of_products(list(zip(grams[::2], grams[1::2], strict=True)))
+    sound = {i: product for i, product in zip(fits, products, strict=True) if product is not None}
     spectra = dict(zip(sound, of_grams(list(sound.values())), strict=True))
-    rests = _rests([jobs[i] for i in spectra], seed, stream)
+    traces = torch.stack([g.G.diagonal().sum() for g in grams]) if grams else torch.empty(0)
+    norms = dict(zip(fits, (traces[::2] * traces[1::2]).sqrt(), strict=True))  # ||G||_F ||X||_F
+    rests = _rests([jobs[i] for i in spectra], [norms[i] for i in spectra], seed, stream)
     open_ = {}
     for (i, product), rest in zip(spectra.items(), rests, strict=True):
         found[i] = _with_rest(jobs[i][0], product, rest.multiple, _largest(rest.products) + rest.rounding)
@@ -61,26 +62,39 @@ def factored_spectra(jobs: list[tuple[Tensor, Tensor, Tensor]], seed: int, strea
     return found
 
 
-def _of_product(g: SmallGram, x: SmallGram) -> SmallGram | None:
-    """`L^T K L` [r, r] with L L^T = g, K = x, whose eigenvalues are the squares of the singular values of G^T X.
+def _of_products(pairs: list[tuple[SmallGram, SmallGram]]) -> list[SmallGram | None]:
+    """Of each pair g = G G^T, K = X X^T `L^T K L` [r, r] with L L^T = g, whose eigenvalues are the squares of the
+    singular values of G^T X; None where g or K is not finite.
 
     With exact g and K they are those of `K^(1/2) g K^(1/2)`: an error E of g moves them by at most ||E|| ||K||, one of
     K by its norm times ||g|| (Weyl).
     """
-    r = len(g.G)
-    K = x.G.tril() + x.G.tril(-1).T
-    size, norm = g.G.diagonal().sum(), x.G.diagonal().sum()  # at least the Frobenius norms
-    # Cholesky of a Gram matrix of lower rank: raised by more than it rounds.
-    shift = 2 * (g.error + (r + 2) * U64 * size)
-    L, failed = torch.linalg.cholesky_ex(g.G.tril() + g.G.tril(-1).T + shift * torch.eye(r, dtype=g.G.dtype))
-    if bool(failed) or not bool(norm.isfinite()):
-        return None
-    S = L.T @ (K @ L)
-    raised = size + r * shift
-    # |L L^T - g| <= gamma_{r+1} |L| |L|^T (Higham 2002, theorem 10.3); two products of r terms each.
-    of_g, of_S = g.error + shift + 2 * (r + 1) * U64 * raised, 3 * (r + 1) * U64 * raised * norm
-    error = (of_g * norm + (raised + of_g) * x.error + of_S) * (1 + 16 * U64)
-    return SmallGram(S, g.d, x.d, torch.float32, False, error, torch.zeros_like(error))
+    orders: dict[int, list[int]] = {}
+    for i, (g, _) in enumerate(pairs):
+        orders.setdefault(len(g.G), []).append(i)
+    found: list[SmallGram | None] = [None] * len(pairs)
+    for r, here in orders.items():
+        g, K = (torch.stack([pairs[i][side].G for i in here]) for side in range(2))
+        of_g, of_K = (torch.stack([pairs[i][side].error for i in here]) for side in range(2))
+        K = K.tril() + K.tril(-1).mT
+        size, norm = (x.diagonal(dim1=1, dim2=2).sum(1) for x in (g, K))  # at least the Frobenius norms
+        # Cholesky of a Gram matrix of lower rank: raised by more than it rounds.
+        shift = 2 * (of_g + (r + 2) * U64 * size)
+        g.diagonal(dim1=1, dim2=2).add_(shift[:, None])
+        with one_thread():
+            L, failed = torch.linalg.cholesky_ex(g)
+        S = L.mT @ (K @ L)
+        raised = size + r * shift
+        # |L L^T - g| <= gamma_{r+1} |L| |L|^T (Higham 2002, theorem 10.3); two products of r terms each.
+        of_g, of_S = of_g + shift + 2 * (r + 1) * U64 * raised, 3 * (r + 1) * U64 * raised * norm
+        error = (of_g * norm + (raised + of_g) * of_K + of_S) * (1 + 16 * U64)
+        sound = ((failed == 0) & norm.isfinite()).tolist()
+        for i, fine, *own in zip(here, sound, S, error, torch.zeros_like(error), strict=True):
+            product, e, moved = own
+            if fine:
+                n, d = (side.d for side in pairs[i])
+                found[i] = SmallGram(product, n, d, torch.float32, False, e, moved)
+    return found
 
 
 @dataclass(frozen=True)
@@ -92,14 +106,16 @@ class _Rest:
     rounding: Tensor
 
 
-def _rests(jobs: list[tuple[Tensor, Tensor, Tensor]], seed: int, stream: int) -> list[_Rest]:
+def _rests(
+    jobs: list[tuple[Tensor, Tensor, Tensor]], norms: list[Tensor], seed: int, stream: int
+) -> list[_Rest]:  # fmt: skip
     A, G, X = ([job[i] for job in jobs] for i in range(3))
     V = [test_matrix(a.shape[1], 1 + PROBES, seed, 1 + stream, device=a.device).double() for a in A]
     rests = []
-    for a, g, x, mine, theirs in zip(A, G, X, products_many(A, V), _explained(G, X, V), strict=True):
+    for a, norm, mine, theirs in zip(A, norms, products_many(A, V), _explained(G, X, V), strict=True):
         # The first vector is for the multiple alone, so that the others know nothing of the difference they probe.
         multiple = (mine[:, 0] @ theirs[:, 0]) / theirs[:, 0].square().sum()
-        rounding = 4 * max(a.shape) * U64 * multiple.abs() * (g.norm().double() * x.norm().double())
+        rounding = 4 * max(a.shape) * U64 * multiple.abs() * norm
         rests.append(_Rest(multiple, (mine - multiple * theirs)[:, 1:], rounding))
     return rests
 

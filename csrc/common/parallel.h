@@ -1,7 +1,7 @@
 // A small persistent thread pool: parallel_for(tasks, threads, body) runs body(i) for every i in [0, tasks).
 //
 // Why not OpenMP: torch ships its own copy of libgomp, and two copies keep two pools that spin against each other.
-// Workers sleep between calls. The caller works too, so `threads` counts it. A call made while another is running
+// Workers sleep between calls, 50 us after the last. The caller works too, so `threads` counts it. A call made while another is running
 // (from a second Python thread, or nested) runs in the caller alone rather than waiting. A forked child starts with
 // an empty pool, so DataLoader workers are safe.
 #pragma once
