@@ -166,13 +166,13 @@ inline void widen_run(const S* from, int64_t count, T* to) {
 
 // Where the rows of a tile are: two pointers and two strides, which all addresses follow from. Of a pointer for each row
 // the compiler would keep half in vector registers, and fetch them from there, in the place of products, for each term.
-template <class T>
+template <class T, int R>
 struct Rows {
   const char *low, *high;
   int64_t one, three;
   Rows(const T* a, int64_t lda)
       : low(reinterpret_cast<const char*>(a)), one(lda * static_cast<int64_t>(sizeof(T))), three(3 * one) {
-    high = low + 4 * one;
+    high = R > 4 ? low + 4 * one : low;
   }
   void move(int64_t terms) {
     low += terms * static_cast<int64_t>(sizeof(T)), high += terms * static_cast<int64_t>(sizeof(T));
@@ -209,7 +209,7 @@ inline void times_tile(const S* a, int64_t lda, int64_t depth, const T* x, int64
       for (int r = 0; r < R; ++r) widen_run(a + r * lda + first, terms, wide + r * line);
       from = wide;
     }
-    Rows<T> rows(from, same ? lda : line);
+    Rows<T, R> rows(from, same ? lda : line);
     const T* b = x + first * width;
     const auto term = [&](int k, V (&sums)[R][N]) __attribute__((always_inline)) {
       V factor[N];
@@ -348,6 +348,15 @@ inline const double* as_double(const T* x, int64_t count, double* space) {
   return space;
 }
 
+// Rows [k, k + R) of the lower triangle of x^T x: the vectors that begin left of its end.
+template <int R>
+inline void lower_rows(const double* x, int64_t k, int64_t rows, int64_t width, double* g) {
+  constexpr int64_t L = kLanes<double>;
+  int64_t j = 0;
+  for (; j + L < k + R; j += 2 * L) turned_tile<double, R, 2>(x + k, width, rows, x + j, width, g + k * width + j);
+  if (j < k + R) turned_tile<double, R, 1>(x + k, width, rows, x + j, width, g + k * width + j);
+}
+
 template <class T>
 void gram(const void* block, int64_t rows, int64_t width, double* g) {
   alignas(64) double space[kTall * kMaxWidth];
@@ -355,7 +364,9 @@ void gram(const void* block, int64_t rows, int64_t width, double* g) {
   for (int64_t i = 0; i < rows; i += kTall) {
     const int64_t count = rows - i < kTall ? rows - i : kTall;
     const double* const xd = as_double(x + i * width, count * width, space);
-    turned<double, double>(xd, width, count, width, xd, width, g);
+    int64_t k = 0;
+    for (; k + kRows <= width; k += kRows) lower_rows<kRows>(xd, k, count, width, g);
+    for (; k < width; ++k) lower_rows<1>(xd, k, count, width, g);
   }
 }
 
@@ -487,11 +498,50 @@ void sum(const void* from, int64_t parts, int64_t stride, int64_t count, void* t
 
 // ---- test matrices ----
 
+constexpr int64_t kRun = 16;  // counters at a time
+
+inline void words(uint64_t seed, uint32_t stream, const uint64_t* rows, const uint32_t* quarters, uint32_t (*w)[kRun]) {
+#if defined(__AVX512F__)
+  // Products of even and of odd lanes: of 64-bit numbers the compiler would multiply all bits.
+  using Wide = Vector<uint64_t, 8>;
+  alignas(64) uint32_t low[kRun], high[kRun];
+  for (int64_t i = 0; i < kRun; ++i) low[i] = static_cast<uint32_t>(rows[i]), high[i] = static_cast<uint32_t>(rows[i] >> 32);
+  __m512i c[4] = {_mm512_load_si512(low), _mm512_load_si512(high), _mm512_loadu_si512(quarters),
+                  _mm512_set1_epi32(static_cast<int>(stream))};
+  const __m512i of[2] = {_mm512_set1_epi64(0xD2511F53), _mm512_set1_epi64(0xCD9E8D57)};
+  uint32_t key[2] = {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
+  for (int round = 0; round < 10; ++round, key[0] += 0x9E3779B9u, key[1] += 0xBB67AE85u) {
+    __m512i bottom[2], top[2];
+    for (int i = 0; i < 2; ++i) {
+      const Wide even = (Wide)_mm512_maskz_mul_epu32(0xff, c[2 * i], of[i]);
+      const Wide odd = (Wide)_mm512_maskz_mul_epu32(0xff, (__m512i)((Wide)c[2 * i] >> 32), of[i]);
+      bottom[i] = _mm512_mask_blend_epi32(0xAAAA, (__m512i)even, (__m512i)(odd << 32));
+      top[i] = _mm512_mask_blend_epi32(0xAAAA, (__m512i)(even >> 32), (__m512i)odd);
+    }
+    c[0] = _mm512_xor_si512(_mm512_xor_si512(top[1], c[1]), _mm512_set1_epi32(static_cast<int>(key[0])));
+    c[2] = _mm512_xor_si512(_mm512_xor_si512(top[0], c[3]), _mm512_set1_epi32(static_cast<int>(key[1])));
+    c[1] = bottom[1], c[3] = bottom[0];
+  }
+  for (int j = 0; j < 4; ++j) _mm512_storeu_si512(w[j], c[j]);
+#else
+  for (int64_t i = 0; i < kRun; ++i) {
+    const philox::Words x = philox::words(seed, stream, rows[i], quarters[i]);
+    w[0][i] = x.w[0], w[1][i] = x.w[1], w[2][i] = x.w[2], w[3][i] = x.w[3];
+  }
+#endif
+}
+
+inline void pairs(const uint32_t* length, const uint32_t* angle, float* first, float* second) {
+  for (int64_t i = 0; i < kRun; ++i) {
+    const philox::Pair pair = philox::normal_pair(length[i], angle[i]);
+    first[i] = pair.first, second[i] = pair.second;
+  }
+}
+
 template <class T>
 void normal_or_sign(int64_t first, int64_t rows, int64_t columns, uint64_t seed, uint32_t stream, bool normal, T* to,
                     int64_t ld) {
-  // Counters, row after row, sixteen at a time: each step is a loop over them, which vectorises.
-  constexpr int64_t kRun = 16;
+  // Counters, row after row, kRun at a time: each step is a loop over them, which vectorises.
   const int64_t quarters = (columns + 3) / 4;
   int64_t row = 0, quarter = 0;
   while (row < rows) {
@@ -503,19 +553,15 @@ void normal_or_sign(int64_t first, int64_t rows, int64_t columns, uint64_t seed,
       rows_of[count] = static_cast<uint64_t>(first + row), quarters_of[count] = static_cast<uint32_t>(quarter);
       if (++quarter == quarters) quarter = 0, ++row;
     }
-    for (int64_t i = 0; i < kRun; ++i) {
-      const philox::Words x = philox::words(seed, stream, rows_of[i], quarters_of[i]);
-      w[0][i] = x.w[0], w[1][i] = x.w[1], w[2][i] = x.w[2], w[3][i] = x.w[3];
-    }
+    words(seed, stream, rows_of, quarters_of, w);
     float found[4][kRun];
-    for (int64_t half = 0; half < 4; half += 2)
-      for (int64_t i = 0; i < kRun; ++i)
-        if (normal) {
-          const philox::Pair pair = philox::normal_pair(w[half][i], w[half + 1][i]);
-          found[half][i] = pair.first, found[half + 1][i] = pair.second;
-        } else {
-          found[half][i] = philox::sign(w[half][i]), found[half + 1][i] = philox::sign(w[half + 1][i]);
-        }
+    if (normal) {
+      pairs(w[0], w[1], found[0], found[1]);
+      pairs(w[2], w[3], found[2], found[3]);
+    } else {
+      for (int64_t j = 0; j < 4; ++j)
+        for (int64_t i = 0; i < kRun; ++i) found[j][i] = philox::sign(w[j][i]);
+    }
     for (int64_t i = 0; i < count; ++i)
       for (int64_t j = 0; j < 4 && j < left[i]; ++j) to[place[i] + j] = static_cast<T>(found[j][i]);
   }
