@@ -110,7 +110,10 @@ def _rests(
     jobs: list[tuple[Tensor, Tensor, Tensor]], norms: list[Tensor], seed: int, stream: int
 ) -> list[_Rest]:  # fmt: skip
     A, G, X = ([job[i] for job in jobs] for i in range(3))
-    V = [test_matrix(a.shape[1], 1 + PROBES, seed, 1 + stream, device=a.device).double() for a in A]
+    # Layers of one width share what is drawn.
+    widths = {(a.shape[1], a.device) for a in A}
+    drawn = {(d, on): test_matrix(d, 1 + PROBES, seed, 1 + stream, device=on).double() for d, on in widths}
+    V = [drawn[a.shape[1], a.device] for a in A]
     rests = []
     for a, norm, mine, theirs in zip(A, norms, products_many(A, V), _explained(G, X, V), strict=True):
         # The first vector is for the multiple alone, so that the others know nothing of the difference they probe.

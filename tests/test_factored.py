@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+import fastrank.kernels.rsvd
+from fastrank import factored
 from fastrank.factored import _of_products, factored_spectra, pays
 from fastrank.ranks import rank_counts
 from fastrank.small_grams import small_grams
@@ -115,6 +117,17 @@ def test_the_global_state_is_not_touched_and_the_same_draw_gives_the_same():
     before = torch.get_rng_state()
     first, second = (spectrum_of(G.T @ X, G, X) for _ in range(2))
     assert torch.equal(first.bound, second.bound) and torch.equal(before, torch.get_rng_state())
+
+
+def test_layers_of_one_width_share_their_probes(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(factored, "test_matrix", lambda d, *a, **k: drawn.append(d) or probes(d, *a, **k))
+    probes = fastrank.kernels.rsvd.test_matrix
+    jobs = [(G.T @ X, G, X) for G, X in (factors(30, 200, d) for d in (300, 300, 260))]
+    found = factored_spectra(jobs, seed=1, stream=2)
+    assert sorted(drawn) == [260, 300] and all(
+        torch.equal(s.bound, spectrum_of(*job).bound) for s, job in zip(found, jobs, strict=True)
+    )
 
 
 def test_where_it_pays():

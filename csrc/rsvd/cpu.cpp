@@ -155,36 +155,80 @@ double largest(const Matrix& a, int64_t row, int64_t count) {
 
 // ---- y = a x ----
 
-// A tile one vector wide has as many sums at work: of every other term. `ahead`: what follows a's rows in the order of
-// times(), asked for while these are worked on; rows are read in pieces too short for the processor to see what comes.
-template <class T, int R, int N>
-inline void times_tile(const T* a, int64_t lda, int64_t depth, const T* x, int64_t width, T* y, bool add,
-                       const T* ahead) {
-  constexpr int64_t L = kLanes<T>, line = 64 / static_cast<int64_t>(sizeof(T));
+// to[count] = from, widened where T is wider.
+template <class S, class T>
+inline void widen_run(const S* from, int64_t count, T* to) {
+  constexpr int64_t L = kLanes<T>;
+  int64_t i = 0;
+  for (; i + L <= count; i += L) store(to + i, __builtin_convertvector(load<Vector<S, L>>(from + i), Vector<T, L>));
+  for (; i < count; ++i) to[i] = static_cast<T>(from[i]);
+}
+
+// Where the rows of a tile are: two pointers and two strides, which all addresses follow from. Of a pointer for each row
+// the compiler would keep half in vector registers, and fetch them from there, in the place of products, for each term.
+template <class T, int R>
+struct Rows {
+  const char *low, *high;
+  int64_t one, three;
+  Rows(const T* a, int64_t lda)
+      : low(reinterpret_cast<const char*>(a)), one(lda * static_cast<int64_t>(sizeof(T))), three(3 * one) {
+    high = R > 4 ? low + 4 * one : low;
+  }
+  void move(int64_t terms) {
+    low += terms * static_cast<int64_t>(sizeof(T)), high += terms * static_cast<int64_t>(sizeof(T));
+    __asm__("" : "+r"(low), "+r"(high));  // or they become a pointer for each row again
+  }
+  T at(int r, int term) const {
+    const char* const p = (r < 4 ? low : high) + (r % 4 == 0 ? 0 : r % 4 == 1 ? one : r % 4 == 2 ? 2 * one : three);
+    return reinterpret_cast<const T*>(p)[term];
+  }
+};
+
+// A tile one vector wide has as many sums at work: of every other term. Numbers that are narrower than T are widened a
+// line at a time, into memory that stays in the cache. `ahead`: what follows a's rows in the order of times(), asked for
+// while these are worked on; rows are read in pieces too short for the processor to see what comes.
+template <class S, class T, int R, int N>
+inline void times_tile(const S* a, int64_t lda, int64_t depth, const T* x, int64_t width, T* y, bool add,
+                       const S* ahead) {
+  constexpr int64_t L = kLanes<T>, line = 64 / static_cast<int64_t>(sizeof(S));
   constexpr int C = kVectors / N;
+  constexpr bool same = sizeof(S) == sizeof(T);
   using V = Vector<T, L>;
   V acc[C][R][N] = {};
+  alignas(64) T wide[same ? 1 : R * line];
   for (int64_t first = 0; first < depth; first += line) {
-    const int64_t last = depth - first < line ? depth : first + line;
+    const int64_t terms = depth - first < line ? depth - first : line;
     if (ahead)
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) __builtin_prefetch(ahead + r * lda + first, 0, 2);
-    const auto term = [&](int64_t k, V (&sums)[R][N]) __attribute__((always_inline)) {
-      V b[N];
+    const T* from;
+    if constexpr (same) {
+      from = a + first;
+    } else {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) widen_run(a + r * lda + first, terms, wide + r * line);
+      from = wide;
+    }
+    Rows<T, R> rows(from, same ? lda : line);
+    const T* b = x + first * width;
+    const auto term = [&](int k, V (&sums)[R][N]) __attribute__((always_inline)) {
+      V factor[N];
 #pragma GCC unroll 2
-      for (int n = 0; n < N; ++n) b[n] = load<V>(x + k * width + n * L);
+      for (int n = 0; n < N; ++n) factor[n] = load<V>(b + n * L);
+      b += width;
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        const V factor = every<V>(a[r * lda + k]);
+        const V each = every<V>(rows.at(r, k));
 #pragma GCC unroll 2
-        for (int n = 0; n < N; ++n) sums[r][n] = fma(factor, b[n], sums[r][n]);
+        for (int n = 0; n < N; ++n) sums[r][n] = fma(each, factor[n], sums[r][n]);
       }
     };
-    int64_t k = first;
-    for (; k + C <= last; k += C)
-#pragma GCC unroll 2
-      for (int c = 0; c < C; ++c) term(k + c, acc[c]);
-    for (; k < last; ++k) term(k, acc[0]);
+    int64_t k = 0;
+    for (; k + 2 <= terms; k += 2, rows.move(2)) {
+      term(0, acc[0]);
+      term(1, acc[C - 1]);
+    }
+    if (k < terms) term(0, acc[0]);
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
@@ -198,36 +242,37 @@ inline void times_tile(const T* a, int64_t lda, int64_t depth, const T* x, int64
     }
 }
 
-template <class T, int R>
-inline void times_rows(const T* a, int64_t lda, int64_t depth, const T* x, int64_t width, T* y, bool add,
-                       const T* ahead) {
+template <class S, class T, int R>
+inline void times_rows(const S* a, int64_t lda, int64_t depth, const T* x, int64_t width, T* y, bool add,
+                       const S* ahead) {
   constexpr int64_t L = kLanes<T>;
   int64_t j = 0;
   for (; j + kVectors * L <= width; j += kVectors * L) {
-    times_tile<T, R, kVectors>(a, lda, depth, x + j, width, y + j, add, ahead);
+    times_tile<S, T, R, kVectors>(a, lda, depth, x + j, width, y + j, add, ahead);
     ahead = nullptr;
   }
   for (; j < width; j += L) {
-    times_tile<T, R, 1>(a, lda, depth, x + j, width, y + j, add, ahead);
+    times_tile<S, T, R, 1>(a, lda, depth, x + j, width, y + j, add, ahead);
     ahead = nullptr;
   }
 }
 
-template <class T>
+template <class S, class T>
 void times(const void* data, int64_t lda, int64_t rows, int64_t depth, const void* block, int64_t width, void* result,
            bool add) {
-  const T* const a = static_cast<const T*>(data);
+  const S* const a = static_cast<const S*>(data);
   const T* const x = static_cast<const T*>(block);
   T* const y = static_cast<T*>(result);
   for (int64_t k = 0; k < depth || k == 0; k += kDepth) {
     const int64_t terms = depth - k < kDepth ? depth - k : kDepth;
     // The next terms of these rows, or the first of those below (where there are none, nothing comes of it).
-    const T* const ahead = a + (k + kDepth < depth ? k + kDepth : rows * lda);
+    const S* const ahead = a + (k + kDepth < depth ? k + kDepth : rows * lda);
     int64_t i = 0;
     for (; i + kRows <= rows; i += kRows)
-      times_rows<T, kRows>(a + i * lda + k, lda, terms, x + k * width, width, y + i * width, add || k, ahead + i * lda);
+      times_rows<S, T, kRows>(a + i * lda + k, lda, terms, x + k * width, width, y + i * width, add || k,
+                              ahead + i * lda);
     for (; i < rows; ++i)
-      times_rows<T, 1>(a + i * lda + k, lda, terms, x + k * width, width, y + i * width, add || k, ahead + i * lda);
+      times_rows<S, T, 1>(a + i * lda + k, lda, terms, x + k * width, width, y + i * width, add || k, ahead + i * lda);
   }
 }
 
@@ -267,15 +312,29 @@ inline void turned_rows(const T* a, int64_t lda, int64_t rows, const T* x, int64
   for (; j < width; j += L) turned_tile<T, R, 1>(a, lda, rows, x + j, width, z + j);
 }
 
-template <class T>
+template <class S, class T>
 void turned(const void* data, int64_t lda, int64_t rows, int64_t depth, const void* block, int64_t width,
             void* result) {
-  const T* const a = static_cast<const T*>(data);
+  const S* const a = static_cast<const S*>(data);
   const T* const x = static_cast<const T*>(block);
   T* const z = static_cast<T*>(result);
-  int64_t k = 0;
-  for (; k + kRows <= depth; k += kRows) turned_rows<T, kRows>(a + k, lda, rows, x, width, z + k * width);
-  for (; k < depth; ++k) turned_rows<T, 1>(a + k, lda, rows, x, width, z + k * width);
+  if constexpr (sizeof(S) == sizeof(T)) {
+    int64_t k = 0;
+    for (; k + kRows <= depth; k += kRows) turned_rows<T, kRows>(a + k, lda, rows, x, width, z + k * width);
+    for (; k < depth; ++k) turned_rows<T, 1>(a + k, lda, rows, x, width, z + k * width);
+  } else {
+    // A line of each row at a time, and what comes next of all of them, which is more than the processor looks ahead for.
+    constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(S)), lines = 4;
+    alignas(64) T wide[kBlockRows * line];
+    for (int64_t first = 0; first < depth; first += line) {
+      const int64_t columns = depth - first < line ? depth - first : line;
+      for (int64_t i = 0; i < rows; ++i) {
+        __builtin_prefetch(a + i * lda + first + lines * line, 0, 2);
+        widen_run(a + i * lda + first, columns, wide + i * line);
+      }
+      turned<T, T>(wide, line, rows, columns, x, width, z + first * width);
+    }
+  }
 }
 
 // ---- tall blocks and small matrices, in double ----
@@ -289,26 +348,37 @@ inline const double* as_double(const T* x, int64_t count, double* space) {
   return space;
 }
 
+// Rows [k, k + R) of the lower triangle of x^T x: the vectors that begin left of its end.
+template <int R>
+inline void lower_rows(const double* x, int64_t k, int64_t rows, int64_t width, double* g) {
+  constexpr int64_t L = kLanes<double>;
+  int64_t j = 0;
+  for (; j + L < k + R; j += 2 * L) turned_tile<double, R, 2>(x + k, width, rows, x + j, width, g + k * width + j);
+  if (j < k + R) turned_tile<double, R, 1>(x + k, width, rows, x + j, width, g + k * width + j);
+}
+
 template <class T>
 void gram(const void* block, int64_t rows, int64_t width, double* g) {
-  double space[kTall * kMaxWidth];
+  alignas(64) double space[kTall * kMaxWidth];
   const T* x = static_cast<const T*>(block);
   for (int64_t i = 0; i < rows; i += kTall) {
     const int64_t count = rows - i < kTall ? rows - i : kTall;
     const double* const xd = as_double(x + i * width, count * width, space);
-    turned<double>(xd, width, count, width, xd, width, g);
+    int64_t k = 0;
+    for (; k + kRows <= width; k += kRows) lower_rows<kRows>(xd, k, count, width, g);
+    for (; k < width; ++k) lower_rows<1>(xd, k, count, width, g);
   }
 }
 
 template <class T>
 void product(const void* block, int64_t rows, int64_t width, const double* m, int64_t ld, int64_t columns, void* result,
              int64_t ldy) {
-  double space[kTall * kMaxWidth], found[kTall * kMaxWidth];
+  alignas(64) double space[kTall * kMaxWidth], found[kTall * kMaxWidth];
   const T* const x = static_cast<const T*>(block);
   T* const y = static_cast<T*>(result);
   for (int64_t i = 0; i < rows; i += kTall) {
     const int64_t count = rows - i < kTall ? rows - i : kTall;
-    times<double>(as_double(x + i * width, count * width, space), width, count, width, m, ld, found, false);
+    times<double, double>(as_double(x + i * width, count * width, space), width, count, width, m, ld, found, false);
     for (int64_t r = 0; r < count; ++r)
       for (int64_t j = 0; j < columns; ++j) y[(i + r) * ldy + j] = static_cast<T>(found[r * ld + j]);
   }
@@ -317,12 +387,12 @@ void product(const void* block, int64_t rows, int64_t width, const double* m, in
 template <class T>
 void difference(const void* z, const void* v, int64_t rows, int64_t width, const double* x, const double* y,
                 double* sums) {
-  T found[kTall * kMaxWidth], first[kMaxWidth * kMaxWidth], second[kMaxWidth * kMaxWidth];
+  alignas(64) T found[kTall * kMaxWidth], first[kMaxWidth * kMaxWidth], second[kMaxWidth * kMaxWidth];
   for (int64_t i = 0; i < width * width; ++i) first[i] = static_cast<T>(x[i]), second[i] = static_cast<T>(-y[i]);
   for (int64_t i = 0; i < rows; i += kTall) {
     const int64_t count = rows - i < kTall ? rows - i : kTall;
-    times<T>(static_cast<const T*>(z) + i * width, width, count, width, first, width, found, false);
-    times<T>(static_cast<const T*>(v) + i * width, width, count, width, second, width, found, true);
+    times<T, T>(static_cast<const T*>(z) + i * width, width, count, width, first, width, found, false);
+    times<T, T>(static_cast<const T*>(v) + i * width, width, count, width, second, width, found, true);
     for (int64_t r = 0; r < count; ++r)
       for (int64_t j = 0; j < width; ++j) {
         const double error = static_cast<double>(found[r * width + j]);
@@ -428,11 +498,50 @@ void sum(const void* from, int64_t parts, int64_t stride, int64_t count, void* t
 
 // ---- test matrices ----
 
+constexpr int64_t kRun = 16;  // counters at a time
+
+inline void words(uint64_t seed, uint32_t stream, const uint64_t* rows, const uint32_t* quarters, uint32_t (*w)[kRun]) {
+#if defined(__AVX512F__)
+  // Products of even and of odd lanes: of 64-bit numbers the compiler would multiply all bits.
+  using Wide = Vector<uint64_t, 8>;
+  alignas(64) uint32_t low[kRun], high[kRun];
+  for (int64_t i = 0; i < kRun; ++i) low[i] = static_cast<uint32_t>(rows[i]), high[i] = static_cast<uint32_t>(rows[i] >> 32);
+  __m512i c[4] = {_mm512_load_si512(low), _mm512_load_si512(high), _mm512_loadu_si512(quarters),
+                  _mm512_set1_epi32(static_cast<int>(stream))};
+  const __m512i of[2] = {_mm512_set1_epi64(0xD2511F53), _mm512_set1_epi64(0xCD9E8D57)};
+  uint32_t key[2] = {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
+  for (int round = 0; round < 10; ++round, key[0] += 0x9E3779B9u, key[1] += 0xBB67AE85u) {
+    __m512i bottom[2], top[2];
+    for (int i = 0; i < 2; ++i) {
+      const Wide even = (Wide)_mm512_maskz_mul_epu32(0xff, c[2 * i], of[i]);
+      const Wide odd = (Wide)_mm512_maskz_mul_epu32(0xff, (__m512i)((Wide)c[2 * i] >> 32), of[i]);
+      bottom[i] = _mm512_mask_blend_epi32(0xAAAA, (__m512i)even, (__m512i)(odd << 32));
+      top[i] = _mm512_mask_blend_epi32(0xAAAA, (__m512i)(even >> 32), (__m512i)odd);
+    }
+    c[0] = _mm512_xor_si512(_mm512_xor_si512(top[1], c[1]), _mm512_set1_epi32(static_cast<int>(key[0])));
+    c[2] = _mm512_xor_si512(_mm512_xor_si512(top[0], c[3]), _mm512_set1_epi32(static_cast<int>(key[1])));
+    c[1] = bottom[1], c[3] = bottom[0];
+  }
+  for (int j = 0; j < 4; ++j) _mm512_storeu_si512(w[j], c[j]);
+#else
+  for (int64_t i = 0; i < kRun; ++i) {
+    const philox::Words x = philox::words(seed, stream, rows[i], quarters[i]);
+    w[0][i] = x.w[0], w[1][i] = x.w[1], w[2][i] = x.w[2], w[3][i] = x.w[3];
+  }
+#endif
+}
+
+inline void pairs(const uint32_t* length, const uint32_t* angle, float* first, float* second) {
+  for (int64_t i = 0; i < kRun; ++i) {
+    const philox::Pair pair = philox::normal_pair(length[i], angle[i]);
+    first[i] = pair.first, second[i] = pair.second;
+  }
+}
+
 template <class T>
 void normal_or_sign(int64_t first, int64_t rows, int64_t columns, uint64_t seed, uint32_t stream, bool normal, T* to,
                     int64_t ld) {
-  // Counters, row after row, sixteen at a time: each step is a loop over them, which vectorises.
-  constexpr int64_t kRun = 16;
+  // Counters, row after row, kRun at a time: each step is a loop over them, which vectorises.
   const int64_t quarters = (columns + 3) / 4;
   int64_t row = 0, quarter = 0;
   while (row < rows) {
@@ -444,19 +553,15 @@ void normal_or_sign(int64_t first, int64_t rows, int64_t columns, uint64_t seed,
       rows_of[count] = static_cast<uint64_t>(first + row), quarters_of[count] = static_cast<uint32_t>(quarter);
       if (++quarter == quarters) quarter = 0, ++row;
     }
-    for (int64_t i = 0; i < kRun; ++i) {
-      const philox::Words x = philox::words(seed, stream, rows_of[i], quarters_of[i]);
-      w[0][i] = x.w[0], w[1][i] = x.w[1], w[2][i] = x.w[2], w[3][i] = x.w[3];
-    }
+    words(seed, stream, rows_of, quarters_of, w);
     float found[4][kRun];
-    for (int64_t half = 0; half < 4; half += 2)
-      for (int64_t i = 0; i < kRun; ++i)
-        if (normal) {
-          const philox::Pair pair = philox::normal_pair(w[half][i], w[half + 1][i]);
-          found[half][i] = pair.first, found[half + 1][i] = pair.second;
-        } else {
-          found[half][i] = philox::sign(w[half][i]), found[half + 1][i] = philox::sign(w[half + 1][i]);
-        }
+    if (normal) {
+      pairs(w[0], w[1], found[0], found[1]);
+      pairs(w[2], w[3], found[2], found[3]);
+    } else {
+      for (int64_t j = 0; j < 4; ++j)
+        for (int64_t i = 0; i < kRun; ++i) found[j][i] = philox::sign(w[j][i]);
+    }
     for (int64_t i = 0; i < count; ++i)
       for (int64_t j = 0; j < 4 && j < left[i]; ++j) to[place[i] + j] = static_cast<T>(found[j][i]);
   }
@@ -488,9 +593,10 @@ void test_matrix(int64_t first, int64_t rows, int64_t columns, uint64_t seed, ui
 }
 
 template <class T>
-constexpr Kernels kKernels = {kLanes<T>, sizeof(T), widen<T>, times<T>, turned<T>, gram<T>, product<T>, difference<T>,
-                              residual<T>, squares<T>, distance<T>, sum<T>, largest, test_matrix<T>, orthonormaliser, eigen, congruence,
-                              multiply};
+constexpr Kernels kKernels = {
+    kLanes<T>, sizeof(T), widen<T>, times<T, T>, turned<T, T>, times<float, T>, turned<float, T>, gram<T>, product<T>,
+    difference<T>, residual<T>, squares<T>, distance<T>, sum<T>, largest, test_matrix<T>, orthonormaliser, eigen,
+    congruence, multiply};
 
 }  // namespace
 

@@ -1,5 +1,5 @@
-// A X or A^T X in double, of matrices A of any type and blocks X of a few columns. Ranges of rows over the threads, each
-// widened while it is in the cache; cuts depend on shapes only, and partial sums are added in order.
+// A X or A^T X in double, of matrices A of any type and blocks X of a few columns. Ranges of rows over the threads, which
+// are widened in the cache; cuts depend on shapes only, and partial sums are added in order.
 #pragma once
 
 #include <string.h>
@@ -55,15 +55,19 @@ inline void products(const Kernels& kernels, const std::vector<Product>& items, 
     const Product& p = items[i];
     const Member& m = members[i];
     const int64_t d = p.a.columns, last = std::min(p.a.rows, (part + 1) * m.rows);
+    const bool floats = p.a.dtype == DType::f32, direct = floats || p.a.dtype == DType::f64;
     static thread_local std::vector<double> wide;
-    wide.resize(static_cast<size_t>(kBlockRows * d));
+    if (!direct) wide.resize(static_cast<size_t>(kBlockRows * d));
     double* const z = at(m.found) + part * d * m.width;
     if (p.transposed) std::fill(z, z + d * m.width, 0.0);
     for (int64_t row = part * m.rows; row < last; row += kBlockRows) {
-      const int64_t count = std::min(kBlockRows, last - row);
-      kernels.widen(p.a, row, count, wide.data());
-      if (p.transposed) kernels.turned(wide.data(), d, count, d, at(m.packed) + row * m.width, m.width, z);
-      else kernels.times(wide.data(), d, count, d, at(m.packed), m.width, at(m.found) + row * m.width, false);
+      const int64_t count = std::min(kBlockRows, last - row), lda = direct ? p.a.stride : d;
+      const void* a = wide.data();
+      if (direct) a = static_cast<const char*>(p.a.data) + row * lda * (floats ? 4 : 8);
+      else kernels.widen(p.a, row, count, wide.data());
+      const double* const x = at(m.packed);
+      if (p.transposed) (floats ? kernels.turned_floats : kernels.turned)(a, lda, count, d, x + row * m.width, m.width, z);
+      else (floats ? kernels.times_floats : kernels.times)(a, lda, count, d, x, m.width, at(m.found) + row * m.width, false);
     }
   });
   parallel_for(static_cast<int64_t>(items.size()), threads, [&](int64_t i) {

@@ -39,7 +39,11 @@ struct Kernels {
                 bool add);
   // z[depth, width] += a[rows, depth]^T x[rows, width], rows <= kBlockRows
   void (*turned)(const void* a, int64_t lda, int64_t rows, int64_t depth, const void* x, int64_t width, void* z);
-  // g[width, width] += x^T x, x [rows, width]
+  // The same of a in float, widened on the way.
+  void (*times_floats)(const void* a, int64_t lda, int64_t rows, int64_t depth, const void* x, int64_t width, void* y,
+                       bool add);
+  void (*turned_floats)(const void* a, int64_t lda, int64_t rows, int64_t depth, const void* x, int64_t width, void* z);
+  // The lower triangle of g[width, width] += x^T x, x [rows, width]; what is above it means nothing.
   void (*gram)(const void* x, int64_t rows, int64_t width, double* g);
   // y[rows, :columns] (row stride ldy) = x[rows, width] m[width, ld], rounded to T once
   void (*product)(const void* x, int64_t rows, int64_t width, const double* m, int64_t ld, int64_t columns, void* y,

@@ -84,6 +84,12 @@ class Arena {
   int64_t size_ = 0;
 };
 
+// The whole of a symmetric matrix from its lower triangle.
+inline void mirror(double* g, int64_t width) {
+  for (int64_t i = 0; i < width; ++i)
+    for (int64_t j = 0; j < i; ++j) g[j * width + i] = g[i * width + j];
+}
+
 // How far the columns of X M can be from orthonormal, where M [q, q] (row stride width) was computed from G = X^T X to
 // make them so: the rounding of M's making, q 2^-52 times what cancels in M^T G M. Storing X M rounds once more.
 inline double departure(const double* m, const double* g, int64_t q, int64_t width) {
@@ -133,18 +139,22 @@ void orthonormalise(const Kernels& kernels, T* x, int64_t d, int64_t q, int64_t 
         kernels.gram(x, d, width, g);
       }
     }
-    const int64_t fixed = orthonormal_columns(g, q, width, limits.orthonormal);
-    if (fixed == q) return;
+    const int64_t orthonormal = orthonormal_columns(g, q, width, limits.orthonormal);
+    if (orthonormal == q) return;
+    mirror(g, width);
     kernels.orthonormaliser(g, q, width, limits.dependent, order, turned, rest);
     std::fill(m, m + area, 0.0);
     for (int64_t i = 0; i < q; ++i)
       for (int64_t j = 0; j < q; ++j) m[i * width + j] = turned[j * width + i];
     const double left = departure(m, g, q, width);
-    // Columns that are orthonormal as they came, such as a block that goes on, stay as they are.
-    const int64_t kept = pass == 0 ? fixed / kernels.lanes * kernels.lanes : 0, turning = width - kept;
+    // Columns that are orthonormal as they came, such as a block that goes on, stay as they are: those that no pass could
+    // make more so, and of the others whole vectors.
+    const int64_t exact = orthonormal_columns(g, q, width, limits.negligible);
+    const int64_t kept = pass == 0 ? std::max(exact, orthonormal / kernels.lanes * kernels.lanes) : 0, turning = q - kept;
+    const int64_t ld = round_up(turning, kernels.lanes * kernels.element_size / 8);  // whole vectors of double
     std::fill(rest, rest + area, 0.0);
-    copy_columns(m + kept, width, q, turning, 1.0, rest, turning);
-    kernels.product(x, d, width, rest, turning, turning, x + kept, width);
+    copy_columns(m + kept, width, q, turning, 1.0, rest, ld);
+    kernels.product(x, d, width, rest, ld, turning, x + kept, width);
     bool now = false;
     for (int64_t j = 0; j < q; ++j)
       if (m[j * width + j] == 0) lost[j] = now = true;
@@ -375,6 +385,8 @@ class Steps {
         for (int64_t e = 0; e < area; ++e) g[e] += g[part * area + e];
     }
     kernels.gram(z, d, w, gz);
+    mirror(g, w);
+    mirror(gz, w);
     double largest = 0, sum = 0;
     for (int64_t j = 0; j < q; ++j) largest = std::max(largest, gz[j * w + j]);
     for (int64_t e = 0; e < area; ++e) sum += gz[e] + g[e];
