@@ -41,11 +41,13 @@ def factored_spectra(jobs: list[tuple[Tensor, Tensor, Tensor]], seed: int, strea
     """
     found: list[Spectrum | None] = [None] * len(jobs)
     fits = [i for i, job in enumerate(jobs) if torch.float64 not in {matrix.dtype for matrix in job}]
+    if not fits:
+        return found
     grams = small_grams([Y for i in fits for Y in jobs[i][1:]])
     products = _of_products(list(zip(grams[::2], grams[1::2], strict=True)))
     sound = {i: product for i, product in zip(fits, products, strict=True) if product is not None}
     spectra = dict(zip(sound, of_grams(list(sound.values())), strict=True))
-    traces = torch.stack([g.G.diagonal().sum() for g in grams]) if grams else torch.empty(0)
+    traces = torch.stack([g.G.diagonal().sum() for g in grams])
     norms = dict(zip(fits, (traces[::2] * traces[1::2]).sqrt(), strict=True))  # ||G||_F ||X||_F
     rests = _rests([jobs[i] for i in spectra], [norms[i] for i in spectra], seed, stream)
     open_ = {}
