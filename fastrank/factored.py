@@ -65,8 +65,8 @@ def factored_spectra(jobs: list[tuple[Tensor, Tensor, Tensor]], seed: int, strea
 
 
 def _of_products(pairs: list[tuple[SmallGram, SmallGram]]) -> list[SmallGram | None]:
-    """Of each pair g = G G^T, K = X X^T `L^T K L` [r, r] with L L^T = g, whose eigenvalues are the squares of the
-    singular values of G^T X; None where g or K is not finite.
+    """Of each pair g = G G^T, K = X X^T (both halves) `L^T K L` [r, r] with L L^T = g, whose eigenvalues are the
+    squares of the singular values of G^T X; None where g or K is not finite.
 
     With exact g and K they are those of `K^(1/2) g K^(1/2)`: an error E of g moves them by at most ||E|| ||K||, one of
     K by its norm times ||g|| (Weyl).
@@ -78,7 +78,6 @@ def _of_products(pairs: list[tuple[SmallGram, SmallGram]]) -> list[SmallGram | N
     for r, here in orders.items():
         g, K = (torch.stack([pairs[i][side].G for i in here]) for side in range(2))
         of_g, of_K = (torch.stack([pairs[i][side].error for i in here]) for side in range(2))
-        K = K.tril() + K.tril(-1).mT
         size, norm = (x.diagonal(dim1=1, dim2=2).sum(1) for x in (g, K))  # at least the Frobenius norms
         # Cholesky of a Gram matrix of lower rank: raised by more than it rounds.
         shift = 2 * (of_g + (r + 2) * U64 * size)
