@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -131,7 +129,7 @@ class _Job:
         self.calls = state.calls + 1 if state is not None else 1
         self.warm = state is not None and not state.reason
         self.dtype = torch.float64 if A.dtype == torch.float64 else torch.float32
-        self.pace: list[float] | None = None  # of the first step
+        self.pace: Tensor | None = None  # with the first step's
         self.V: Tensor | None = None
         self.step: Step | None = None
         # Steps that are taken whatever comes, and at most.
@@ -139,21 +137,6 @@ class _Job:
         cold = max(COLD_PASSES, min(MOST_PASSES, min(n, d) // SETTLE)) if settled else COLD_PASSES
         self.rounds = 1 if self.warm or self.exact else cold
         self.most = 1 + MAX_REPEATS if self.warm else self.rounds
-
-    def signs(self) -> tuple[Tensor, ...]:
-        """What tells whether something changed, and what it is held against."""
-        step, state = self.step, self.state
-        return step.residual, step.S, step.norm[None], state.residual, state.outside[None], state.pace.flatten()
-
-    def jumped(self, signs: Iterator[float]) -> bool:
-        residual, S, norm, before, outside, pace = (list(islice(signs, len(x))) for x in self.signs())
-        floor, total = JUMP_FLOOR * S[0], norm[0] ** 2
-        left, grown = max(residual), total * (1 - outside[0]) - sum(s * s for s in S)
-        lefts, changes = pace[:PACE], pace[PACE:]
-        if self.pace is None and S[0] > 0:  # neither NaN nor a zero matrix
-            self.pace = [left / S[0], *lefts[:-1], abs(grown) / total, *changes[:-1]]
-        usual = JUMP * sorted(lefts)[-2] * S[0], JUMP * sorted(changes)[-2] * total
-        return left > max(floor, JUMP * max(before), usual[0]) or grown > max(S[self.k - 1] ** 2, floor**2, usual[1])
 
 
 def _many(A, k: int, states, seed: int, settled: bool) -> list[SubspaceState]:
@@ -190,12 +173,41 @@ def _run(jobs: list[_Job], k: int) -> None:
             found = subspace_step_many([j.A for j in now], [j.V for j in now], wanted, entering=False)
             for job, step in zip(now, found, strict=True):
                 job.step, job.V = step, step.V
-        undecided = [job for job in jobs if job.rounds <= taken < job.most]
         again = {job for job in jobs if taken < job.rounds}
-        if undecided:  # one wait for a device, not one a matrix
-            signs = iter(torch.cat([sign for job in undecided for sign in job.signs()]).tolist())
-            again |= {job for job in undecided if job.jumped(signs)}
+        again |= _jumped([job for job in jobs if job.rounds <= taken < job.most])
         jobs = [job for job in jobs if job in again]
+
+
+@one_thread()
+def _jumped(jobs: list[_Job]) -> set[_Job]:
+    """Those that changed more than their pace explains (see JUMP), with one wait for a device. The first step of each
+    also sets the pace of the next calls."""
+    groups: dict[tuple, list[_Job]] = {}
+    for job in jobs:
+        groups.setdefault((job.k, job.q, job.dtype, job.state.k), []).append(job)
+    decided, answers = [], []
+    for (k, *_), members in groups.items():
+        now, then = ("residual", "S", "norm"), ("residual", "outside", "pace")
+        residual, S, norm = (torch.stack([getattr(job.step, x) for job in members]).double() for x in now)
+        before, outside, pace = (torch.stack([getattr(job.state, x) for job in members]).to(S) for x in then)
+        top, total, left = S[:, 0], norm**2, residual.amax(1)
+        grown = total * (1 - outside) - S.square().sum(1)
+        usual = JUMP * pace.sort(2).values[:, :, -2]
+        for job, own in zip(members, _next_pace(pace, left / top, grown.abs() / total, top > 0), strict=True):
+            job.pace = own if job.pace is None else job.pace
+        floor = JUMP_FLOOR * top
+        jumped = left > torch.maximum(torch.maximum(floor, JUMP * before.amax(1)), usual[:, 0] * top)
+        jumped |= grown > torch.maximum(torch.maximum(S[:, k - 1], floor).square(), usual[:, 1] * total)
+        decided += members
+        answers.append(jumped)
+    told = torch.cat(answers).tolist() if answers else []
+    return {job for job, jumped in zip(decided, told, strict=True) if jumped}
+
+
+def _next_pace(pace: Tensor, left: Tensor, grown: Tensor, usable: Tensor) -> Tensor:
+    """With this call's in front; zeros for what is not finite, or is zero."""
+    newest = torch.stack([left, grown], 1)[:, :, None]
+    return torch.where(usable[:, None, None], torch.cat([newest, pace[:, :, :-1]], 2), 0.0)
 
 
 def _start(jobs: list[_Job]) -> None:
@@ -272,8 +284,8 @@ def _finished(jobs: list[_Job]) -> list[SubspaceState]:
     error, cluster = _vector_error(S, residual, rest)
     total = norm.double() ** 2
     outside = ((total - values.double().square().sum(1)) / total).nan_to_num(nan=0.0).clamp_min(0)
-    pace = torch.tensor([job.pace or [0.0] * (2 * PACE) for job in jobs], dtype=torch.float64, device=S.device)
-    pace = pace.view(-1, 2, PACE)
+    unknown = S.new_zeros(2, PACE, dtype=torch.float64)
+    pace = torch.stack([unknown if job.pace is None else job.pace for job in jobs])
     # -1: not finite.
     directions = torch.where(S[:, 0].isfinite(), (S > 0).sum(1), -1).tolist()
     reason = "non-finite values in the matrix, or singular values beyond the largest number of its dtype"

@@ -1,5 +1,7 @@
 """The cost of what is not computed anew, against the products that it makes."""
 
+import math
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,9 +22,9 @@ class Products(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.name()
-        if name.startswith(("aten::mm", "aten::addmm")):
-            (n, inner), (_, columns) = [X.shape for X in args if X.ndim == 2][-2:]
-            self.flops[args[0].dtype] += 2 * n * inner * columns
+        if name.startswith(("aten::mm", "aten::addmm", "aten::bmm")):
+            (*many, n, inner), (*_, columns) = [X.shape for X in args if X.ndim >= 2][-2:]
+            self.flops[args[0].dtype] += 2 * math.prod(many) * n * inner * columns
         elif name == "fastrank::products_many":
             self.flops[torch.float64] += sum(2 * A.numel() * X.shape[1] for A, X in zip(*args[:2], strict=True))
         elif name == "fastrank::distances_many":
