@@ -30,12 +30,13 @@ class Pool {
       body_ = &body;
       tasks_ = tasks;
       next_.store(0, std::memory_order_relaxed);
-      helpers_ = running_ = helpers;
+      helpers_ = helpers;
       ++generation_;
     }
     wake_.notify_all();
     drain();
     std::unique_lock<std::mutex> guard(state_);
+    helpers_ = 0;  // who has not woken by now finds nothing to do, and is not waited for
     done_.wait(guard, [this] { return running_ == 0; });
   }
 
@@ -51,6 +52,7 @@ class Pool {
         wake_.wait(guard, [&] { return generation_ != seen; });
         seen = generation_;
         if (index >= helpers_) continue;
+        ++running_;
       }
       drain();
       std::lock_guard<std::mutex> guard(state_);
