@@ -1,15 +1,32 @@
 // Dense algebra of a few dozen rows, in double: what a step of subspace iteration does between its products. Included by
 // cpu.cpp alone, inside the namespace of an instruction set; rows are padded with zeros to whole vectors.
 
+// The sum of the lanes: halves are added until one is left.
+inline double added(Vector<double, kLanes<double>> x) {
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+  // The unmasked forms make GCC 12 warn about its own header.
+  const __m256d four =
+      _mm512_maskz_extractf64x4_pd(0xf, (__m512d)x, 0) + _mm512_maskz_extractf64x4_pd(0xf, (__m512d)x, 1);
+#else
+  const __m256d four = (__m256d)x;
+#endif
+  const __m128d two = _mm256_castpd256_pd128(four) + _mm256_extractf128_pd(four, 1);
+  return two[0] + two[1];
+#else
+  double lanes[kLanes<double>];
+  store(lanes, x);
+  for (int64_t half = kLanes<double> / 2; half; half /= 2)
+    for (int64_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  return lanes[0];
+#endif
+}
+
 inline double dot(const double* a, const double* b, int64_t ld) {
   using V = Vector<double, kLanes<double>>;
   V sum = {};
   for (int64_t i = 0; i < ld; i += kLanes<double>) sum = fma(load<V>(a + i), load<V>(b + i), sum);
-  double lanes[kLanes<double>];
-  store(lanes, sum);
-  for (int64_t half = kLanes<double> / 2; half; half /= 2)
-    for (int64_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  return lanes[0];
+  return added(sum);
 }
 
 // y += a x
@@ -74,7 +91,7 @@ inline void orthonormaliser(const double* g, int64_t q, int64_t ld, double depen
 // The eigenvalues of G, as their square roots in descending order, and the transpose of its eigenvectors: Cholesky with
 // pivoting, G = F^T F, and one-sided Jacobi on the columns of F (Demmel & Veselic, Jacobi's method is more accurate than
 // QR, 1992), which keeps small eigenvalues of a graded G accurate. Rotations stop at cosines of `tolerance`. The other
-// Jacobi, small_eigh/jacobi.h, would do the same at 1.2 to 1.7 times the time (AVX-512, 27 and 64 columns, eigenvalues
+// Jacobi, small_eigh/jacobi.h, would do the same at about twice the time (AVX-512, 27 and 64 columns, eigenvalues
 // over half a decade to twelve); this one cannot take its place, as it wants no negative eigenvalue.
 // `space` has (2 q + 2) ld doubles.
 inline void eigen(const double* g, int64_t q, int64_t ld, double tolerance, double* roots, double* turned,
@@ -106,27 +123,37 @@ inline void eigen(const double* g, int64_t q, int64_t ld, double tolerance, doub
   for (int sweep = 0; sweep < 30; ++sweep) {
     for (int64_t i = 0; i < q; ++i) norms[i] = dot(columns + i * ld, columns + i * ld, ld);
     bool rotated = false;
-    // Round after round of disjoint pairs (the schedule of a tournament), whose dot products and angles overlap.
+    // Round after round of disjoint pairs (the schedule of a tournament): all dot products, then all angles, then turns.
     const int64_t players = q + q % 2, others = players - 1;
-    for (int64_t round = 0; round < others; ++round)
+    for (int64_t round = 0; round < others; ++round) {
+      int64_t low[kMaxColumns / 2], high[kMaxColumns / 2], count = 0;
+      double product[kMaxColumns / 2], first[kMaxColumns / 2], second[kMaxColumns / 2];
+      double tangent[kMaxColumns / 2], cosine[kMaxColumns / 2];
       for (int64_t pair = 0; pair < players / 2; ++pair) {
-        const int64_t x = pair ? (round + pair) % others : others, y = (round + others - pair) % others;
+        const int64_t up = round + pair, down = round - pair;  // modulo `others`
+        const int64_t x = !pair ? others : up < others ? up : up - others, y = down < 0 ? down + others : down;
         const int64_t i = x < y ? x : y, j = x < y ? y : x;
         if (j >= q) continue;
-        double* const a = columns + i * ld;
-        double* const b = columns + j * ld;
-        const double product = dot(a, b, ld);
-        if (!(product * product > tolerance * tolerance * norms[i] * norms[j])) continue;
-        rotated = true;
-        const double zeta = (norms[j] - norms[i]) / (2 * product);
-        const double root = __builtin_sqrt(1 + zeta * zeta);
-        const double t = zeta >= 0 ? 1 / (zeta + root) : 1 / (zeta - root);
-        const double c = 1 / __builtin_sqrt(1 + t * t), s = c * t;
-        rotate(a, b, c, s, ld);
-        rotate(turned + i * ld, turned + j * ld, c, s, ld);
-        norms[i] -= t * product;
-        norms[j] += t * product;
+        const double both = dot(columns + i * ld, columns + j * ld, ld);
+        if (!(both * both > tolerance * tolerance * norms[i] * norms[j])) continue;
+        low[count] = i, high[count] = j, product[count] = both, first[count] = norms[i], second[count++] = norms[j];
       }
+      for (int64_t p = 0; p < count; ++p) {
+        const double zeta = (second[p] - first[p]) / (2 * product[p]);
+        const double root = __builtin_sqrt(1 + zeta * zeta);
+        const double t = 1 / (zeta >= 0 ? zeta + root : zeta - root);
+        tangent[p] = t, cosine[p] = 1 / __builtin_sqrt(1 + t * t);
+      }
+      for (int64_t p = 0; p < count; ++p) {
+        const int64_t i = low[p], j = high[p];
+        const double c = cosine[p], s = c * tangent[p];
+        rotate(columns + i * ld, columns + j * ld, c, s, ld);
+        rotate(turned + i * ld, turned + j * ld, c, s, ld);
+        norms[i] -= tangent[p] * product[p];
+        norms[j] += tangent[p] * product[p];
+      }
+      rotated = rotated || count;
+    }
     if (!rotated) break;
   }
   // Selection sort: rows of `turned` move with their values.
