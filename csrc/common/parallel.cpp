@@ -58,7 +58,6 @@ class Pool {
     }
     if (soon([this] { return running_ == 0; })) return;
     std::unique_lock<std::mutex> guard(state_);
-    helpers_ = 0;  // who has not woken by now finds nothing to do, and is not waited for
     done_.wait(guard, [this] { return running_ == 0; });
   }
 
