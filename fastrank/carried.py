@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from fastrank.kernels.rsvd import distances_many
-from fastrank.precision import one_thread
 from fastrank.ranks import rank_counts
 from fastrank.spectra import Spectrum, Stack, nan_spectrum, spectrum
 from fastrank.subspace import SubspaceState
@@ -94,7 +93,6 @@ def _anchored(copy: Tensor, s: Spectrum, step: int) -> Carried:
     return Carried(s, Anchor(copy, s, step, hi - lo), s.sigma.new_zeros(()))
 
 
-@one_thread()
 def _carried(jobs: list[tuple[Tensor, SubspaceState, Anchor]], moved: Tensor, norm: Tensor) -> list[Carried]:
     """Of m matrices with spectra of one length; moved, norm: [m]."""
     old = Stack([anchor.spectrum for _, _, anchor in jobs])

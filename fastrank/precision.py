@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 import torch
 
+from fastrank.kernels import backend
+
 
 @contextmanager
 def full_precision(device: torch.device):
@@ -29,17 +31,34 @@ def full_precision(device: torch.device):
 
 @contextmanager
 def one_thread():
-    """Small work runs on the calling thread alone; torch's own number of threads is restored after. Also a decorator.
+    """Torch's own operations run on the calling thread alone; its number of threads is restored after. Our kernels keep
+    all of them. Also a decorator.
 
     A QR or eigenproblem of a few hundred rows is a long chain of tiny parallel regions. Shared by two threads it is
     no faster on idle cores, and several times slower where another process holds one of them. A root or logarithm of
-    128 numbers alone wakes MKL's threads, for 80 us where one takes 1.
+    128 numbers wakes MKL's threads, for 80 us where they sleep between calls; one takes 1.
     """
     threads = torch.get_num_threads()
     if threads == 1:
         yield
         return
+    backend.held.threads = threads
     torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        backend.held.threads = 0
+
+
+@contextmanager
+def all_threads():
+    """Large products and factorisations of torch, inside `one_thread`."""
+    threads, ours = torch.get_num_threads(), backend.threads()
+    if threads == ours:
+        yield
+        return
+    torch.set_num_threads(ours)
     try:
         yield
     finally:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastrank.kernels.rsvd import products_many, test_matrix
-from fastrank.precision import full_precision, one_thread
+from fastrank.precision import all_threads, full_precision, one_thread
 from fastrank.ranks import rank_counts
 from fastrank.spectra import Spectrum, spectrum
 
@@ -53,12 +53,14 @@ def sketched_spectrum(A: Tensor, width: int, seed: int, stream: int) -> Spectrum
         return None
     X = (A if n <= d else A.T).float().contiguous()
     with full_precision(X.device):
-        Y = X @ _sketching(X.shape[1], width, seed, X.device)
+        with all_threads():
+            Y = X @ _sketching(X.shape[1], width, seed, X.device)
         if not bool(Y.isfinite().all()):
             return None
         with one_thread():
             Q = torch.linalg.qr(Y)[0]
-        B = Q.T @ X
+        with all_threads():
+            B = Q.T @ X
         W = test_matrix(PROBES, X.shape[1], seed, 1 + stream, device=X.device).double().T
         for transposed in (False, True, False):
             W = _rest_times(X, Q, B, W, transposed)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastrank.arrays import as_matrices
 from fastrank.kernels.small_eigh import MOST_VALUES, eigvalsh_many
-from fastrank.precision import one_thread
+from fastrank.precision import all_threads, one_thread
 from fastrank.small_grams import U64, SmallGram, centred, small_gram_groups
 
 #: On CUDA the eigenvalues of matrices of order k > 512 are cuSOLVER's, whose backward error is taken as EIGH * k * u *
@@ -200,9 +200,10 @@ def svd_spectrum(A: Tensor, centered: bool) -> Spectrum:
         empty = X.new_zeros(min(n, d))
         return Spectrum(empty, empty, X.new_zeros(()), n, d, A.dtype, centered, "svd64")
     try:
-        if max(n, d) > 2 * min(n, d):
-            X = torch.linalg.qr(X if n > d else X.T, mode="r")[1]
-        sigma = torch.linalg.svdvals(X)
+        with all_threads():
+            if max(n, d) > 2 * min(n, d):
+                X = torch.linalg.qr(X if n > d else X.T, mode="r")[1]
+            sigma = torch.linalg.svdvals(X)
     except torch.linalg.LinAlgError as error:
         return nan_spectrum(n, d, A.dtype, centered, A.device, f"the SVD did not converge ({error})")
     if not bool(sigma[0].isfinite()):

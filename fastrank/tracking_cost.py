@@ -28,7 +28,6 @@ from fastrank.kernels.rsvd.config import WIDE_ROWS
 from fastrank.kernels.small_eigh import MOST_VALUES, eigh_many, eigvalsh_many
 from fastrank.kernels.small_eigh import cost as small_eigh
 from fastrank.metrics.alignment import alignment
-from fastrank.precision import one_thread
 from fastrank.sketched import sketch_width, sketched_spectrum
 from fastrank.spectra import spectrum
 from fastrank.subspace import FRESH, OVERSAMPLE, top_svd
@@ -331,8 +330,12 @@ def _measured_rates() -> dict[str, float]:
         "eigvalsh": (lambda: eigvalsh_many([A]), 4 * 256**3 / 3),
         "eigh": (lambda: eigh_many([B]), small_eigh.eigh([27])[0].flops["fp64"]),
     }
-    with one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
         return {name: flops / cost.best(run, 0.05) for name, (run, flops) in runs.items()}
+    finally:
+        torch.set_num_threads(threads)
 
 
 def rates(device: Device) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import warnings
 from dataclasses import dataclass
 from functools import cache
@@ -99,9 +100,13 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+#: `threads` of a thread that holds torch itself to one (fastrank.precision.one_thread), 0 elsewhere.
+held = threading.local()
+
+
 def threads() -> int:
     """Threads a native kernel may use: those torch would use."""
-    return torch.get_num_threads()
+    return getattr(held, "threads", 0) or torch.get_num_threads()
 
 
 @cache

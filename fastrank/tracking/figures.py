@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from fastrank.metrics import OF_SPECTRUM
-from fastrank.precision import one_thread
 from fastrank.ranks import rank_counts
 from fastrank.spectra import Spectrum, Stack
 
@@ -30,7 +29,6 @@ class Figures:
     def add_array(self, key: str, array: Tensor) -> None:
         self._arrays[key] = array
 
-    @one_thread()
     def add_spectra(self, spectra: dict[str, Spectrum], names: Sequence[str], top: int) -> None:
         """Rank with its interval, sigma_1, the figures `names` of OF_SPECTRUM and the `top` singular values of each.
 

@@ -25,6 +25,7 @@ from fastrank.capture import (
 from fastrank.errors import InputError
 from fastrank.hooks import is_compiled
 from fastrank.layers import select_layers, unmeasured
+from fastrank.precision import one_thread
 from fastrank.sinks import open_log
 from fastrank.spectra import Spectrum
 from fastrank.tracking.all_ranks import Ranks, is_sharded
@@ -256,6 +257,7 @@ class Watcher:
             self._resize()
         self._begin(log_seconds)
 
+    @one_thread()
     def _measure(self, logits: Tensor | None, target: Tensor | None) -> None:
         forwards = self._measurements.forwards
         if forwards < self._expected and "act" in self._kinds:
@@ -347,9 +349,11 @@ class Watcher:
         self._measurements.forwards += 1
         self._capture.begin_forward(skipping=self._measurements.forwards < self._expected)
 
+    @one_thread()
     def _on_source(self, kind: str, name: str, matrix: Callable[[], Tensor | Spectrum]) -> None:
         self._measurements.take(kind, name, matrix)
 
+    @one_thread()
     def _on_output(self, output: Tensor | None) -> None:
         self._output = output
         self._measurements.weights()
@@ -381,7 +385,7 @@ class Watcher:
         moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
         weights = (layer.trained() for layer in self._layers if layer.has_matrix)
         if any(id(weight) in moved for weight in weights):
-            with torch.no_grad():
+            with torch.no_grad(), one_thread():
                 self._measurements.gradients()
 
     def _write(self, step: int, scalars: dict[str, Tensor]) -> float:
