@@ -1,9 +1,9 @@
 """Spectra of products of few rows: every bound holds, and what the factors do not explain is not hidden."""
 
+import fastrank.kernels.rsvd
 import pytest
 import torch
 
-import fastrank.kernels.rsvd
 from fastrank import factored
 from fastrank.factored import _of_product, factored_spectra, pays
 from fastrank.ranks import rank_counts
