@@ -207,7 +207,7 @@ class Steps {
     ranges(cut, [&](size_t i, int64_t range) {
       is_double(i) ? residual<double>(i, range) : residual<float>(i, range);
     });
-    parallel(cut, [&](size_t i) { is_double(i) ? finish<double>(i) : finish<float>(i); });
+    for (const size_t i : cut) is_double(i) ? finish<double>(i) : finish<float>(i);
     // Of one range: all of it in one task, while A is in the cache, and in memory that the last one left there.
     parallel(whole, [&](size_t i) {
       members_[i].base = take_slot();
