@@ -2,6 +2,8 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
+#include <atomic>
 #include <mutex>
 #include <new>
 #include <vector>
@@ -10,13 +12,12 @@ namespace fastrank {
 namespace {
 
 constexpr int64_t kHugePage = int64_t{2} << 20;
-// Blocks kept at most: a step has one gradient at a time, or one of each of a few losses.
-constexpr size_t kKept = 4;
-// And in all, as a multiple of the last one.
-constexpr int64_t kTimes = 2;
+// The most that was in use at once fades by this share with each block that comes back: what a step holds at once is kept
+// for the next, and sizes that are no longer asked for are let go within some thousand blocks.
+constexpr int64_t kFading = 4096;
 
-// Up to this size an idle block stays the process's own: the system would gain little, and telling it takes as long as
-// the loss of a small batch.
+// Up to so much idle memory stays the process's own: the system would gain little, and telling it takes as long as the
+// loss of a small batch.
 constexpr int64_t kAtHand = int64_t{8} << 20;
 
 struct Block { void* p; int64_t bytes; };
@@ -25,6 +26,21 @@ struct Block { void* p; int64_t bytes; };
 struct Idle {
   std::mutex mutex;
   std::vector<Block> blocks;  // oldest first
+  int64_t bytes = 0;            // of them
+  int64_t most = 0;             // bytes in use at once, fading
+  std::atomic<int64_t> used{0};
+
+  // An eighth more, as what a step has had at once has faded by its end.
+  int64_t limit() const { return most + most / 8; }
+  // The oldest blocks go until all memory, idle or not, is within a limit.
+  void shrink(int64_t to) {
+    size_t going = 0;
+    for (; going < blocks.size() && bytes + used.load() > to; ++going) {
+      munmap(blocks[going].p, static_cast<size_t>(blocks[going].bytes));
+      bytes -= blocks[going].bytes;
+    }
+    blocks.erase(blocks.begin(), blocks.begin() + static_cast<std::ptrdiff_t>(going));
+  }
 };
 Idle& idle() {
   static Idle* const the = new Idle;
@@ -58,6 +74,7 @@ void* map(int64_t bytes) {
 
 void* take_pages(int64_t bytes) {
   bytes = rounded(bytes);
+  idle().used += bytes;
   {
     // A child forked while another thread held the lock finds it locked for ever: it does without.
     std::unique_lock<std::mutex> guard(idle().mutex, std::try_to_lock);
@@ -66,41 +83,42 @@ void* take_pages(int64_t bytes) {
       if (blocks[i].bytes == bytes) {
         void* const p = blocks[i].p;
         blocks.erase(blocks.begin() + static_cast<std::ptrdiff_t>(i));
+        idle().bytes -= bytes;
         return p;
       }
+    if (guard.owns_lock()) idle().shrink(std::max(idle().limit(), idle().used.load()));
   }
-  return map(bytes);
+  try {
+    return map(bytes);
+  } catch (...) {
+    idle().used -= bytes;
+    throw;
+  }
 }
 
 void give_pages(void* p, int64_t bytes) {
   bytes = rounded(bytes);
-  std::unique_lock<std::mutex> guard(idle().mutex, std::try_to_lock);
+  Idle& all = idle();
+  std::unique_lock<std::mutex> guard(all.mutex, std::try_to_lock);
   if (!guard.owns_lock()) {
+    all.used -= bytes;
     munmap(p, static_cast<size_t>(bytes));
     return;
   }
+  all.most = std::max(all.most, all.used.load());
+  all.used -= bytes;
 #ifdef MADV_FREE
-  if (bytes > kAtHand) madvise(p, static_cast<size_t>(bytes), MADV_FREE);
+  if (all.bytes + bytes > kAtHand) madvise(p, static_cast<size_t>(bytes), MADV_FREE);
 #endif
-  std::vector<Block>& blocks = idle().blocks;
-  blocks.push_back({p, bytes});
-  // The oldest go: sizes that are no longer asked for must not pile up.
-  const auto surplus = [&] {
-    int64_t all = 0;
-    for (const Block& block : blocks) all += block.bytes;
-    return blocks.size() > kKept || all > kTimes * bytes;
-  };
-  while (blocks.size() > 1 && surplus()) {
-    munmap(blocks.front().p, static_cast<size_t>(blocks.front().bytes));
-    blocks.erase(blocks.begin());
-  }
+  all.blocks.push_back({p, bytes});
+  all.bytes += bytes;
+  all.shrink(all.limit());
+  all.most -= all.most / kFading;
 }
 
 int64_t idle_pages() {
   std::lock_guard<std::mutex> guard(idle().mutex);
-  int64_t bytes = 0;
-  for (const Block& block : idle().blocks) bytes += block.bytes;
-  return bytes;
+  return idle().bytes;
 }
 
 void drop_pages() {
@@ -108,6 +126,7 @@ void drop_pages() {
   if (!guard.owns_lock()) return;
   for (const Block& block : idle().blocks) munmap(block.p, static_cast<size_t>(block.bytes));
   idle().blocks.clear();
+  idle().bytes = idle().most = 0;
 }
 
 }  // namespace fastrank

@@ -1,8 +1,8 @@
 // Large memory that comes and goes at every step, such as a gradient: given back, it is kept for the next that asks.
 //
 // Fresh memory costs a page fault, and the kernel's zeros, at its first write: for a gradient of 90 MB that took longer
-// than to compute it. What lies here and is more than a few MiB is at the system's disposal (MADV_FREE): it takes it where
-// memory is short.
+// than to compute it. As much is kept as was in use at once. What lies here and is more than a few MiB is at the system's
+// disposal (MADV_FREE): it takes it where memory is short.
 #pragma once
 
 #include <stdint.h>

@@ -207,7 +207,7 @@ class Steps {
     ranges(cut, [&](size_t i, int64_t range) {
       is_double(i) ? residual<double>(i, range) : residual<float>(i, range);
     });
-    parallel(cut, [&](size_t i) { is_double(i) ? finish<double>(i) : finish<float>(i); });
+    for (const size_t i : cut) is_double(i) ? finish<double>(i) : finish<float>(i);
     // Of one range: all of it in one task, while A is in the cache, and in memory that the last one left there.
     parallel(whole, [&](size_t i) {
       members_[i].base = take_slot();
@@ -425,14 +425,18 @@ class Steps {
     }
     for (int64_t a = 0; a < q; ++a)
       for (int64_t b = 0; b < q; ++b) right[a * w + b] = s[b] > 0 ? right[a * w + b] / s[b] : 0;
-    kernels.product(z, d, w, right, w, w, z, w);
-    // Orthonormal by construction, but for columns without a value and where much cancelled.
-    if (!(s[q - 1] > 0 && departure(right, gz, q, w) <= limits.orthonormal)) orthonormalise(kernels, z, d, q, w);
     T* const v = static_cast<T*>(p.v_out);
+    // Orthonormal by construction, but for columns without a value and where much cancelled.
+    if (s[q - 1] > 0 && departure(right, gz, q, w) <= limits.orthonormal) {
+      kernels.product(z, d, w, right, w, q, v, q);
+    } else {
+      kernels.product(z, d, w, right, w, w, z, w);
+      orthonormalise(kernels, z, d, q, w);
+      copy_columns(z, w, d, q, T(1), v, q);
+    }
     T* const top = at<T>(m, m.top);
     const T scale = static_cast<T>(m.scale);
-    copy_columns(z, w, d, q, T(1), v, q);
-    if (p.k > 0) copy_columns(z, w, d, p.k, scale, top, m.top_width);
+    if (p.k > 0) copy_columns<T>(v, q, d, p.k, scale, top, m.top_width);
   }
 
   // The entering block's own Ritz pairs: theta^2 x = G x, residual Z x - theta^2 V x. `space` as in turn().

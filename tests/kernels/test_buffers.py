@@ -52,10 +52,27 @@ def test_a_view_keeps_the_memory():
     assert part.tolist() == [3, 3] and other[5] == 4
 
 
-def test_few_blocks_are_kept():
-    kept = [buffers.empty_like(torch.zeros(MIB + i)) for i in range(12)]
-    del kept
-    assert core.idle_bytes() <= 4 * 6 * MIB
+def test_as_much_is_kept_as_was_in_use_at_once():
+    """The inputs of all layers of a step, say."""
+    blocks = [buffers.empty_like(torch.zeros(MIB + i)) for i in range(1, 13)]
+    before = {y.data_ptr() for y in blocks}
+    del blocks
+    assert core.idle_bytes() == 12 * 6 * MIB
+    blocks = [buffers.empty_like(torch.zeros(MIB + i)) for i in range(1, 13)]
+    assert {y.data_ptr() for y in blocks} == before and core.idle_bytes() == 0
+
+
+def test_sizes_that_are_no_longer_asked_for_are_let_go():
+    blocks = [buffers.empty_like(torch.zeros(MIB + i)) for i in range(1, 13)]
+    del blocks
+    x = torch.zeros(2 * MIB)
+    for _ in range(6):  # other sizes, as many at once
+        blocks = [buffers.empty_like(x) for _ in range(9)]
+        del blocks
+    assert core.idle_bytes() <= 9 / 8 * 12 * 6 * MIB
+    for _ in range(1 << 14):
+        buffers.empty_like(x)
+    assert core.idle_bytes() <= 4 * x.nbytes
 
 
 def test_small_strided_and_traced_tensors_are_torchs():
