@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -109,18 +110,24 @@ def _of_one_mode(matrices: list[Tensor], centered: bool, mode: str) -> list[Smal
     moved = dict(zip((*wide, *tall), changed.sqrt().unbind(), strict=True))
     results = []
     for i, (n, d) in enumerate(shapes):
-        X = data[i]
-        roundings = depth(max(n, d), min(n, d), X.dtype, mode, X.device.type, rounded=mode == "fast")
-        # ||E||_2 <= c * ||X||_F^2, proven in kernels/gram/bound.py; the trace itself carries the same relative error.
-        c = roundings.factor(extra=1)
+        c, underflow = _roundings(n, d, data[i].dtype, mode, data[i].device.type)
+        # The trace itself carries the same relative error.
         trace = G[i].diagonal().sum() / (1 - c)
-        # Products of numbers of 32 bits and less are far inside float64's range: a matrix of zeros is known to be one.
-        underflow = roundings.tiny * n * d if X.dtype == torch.float64 or roundings.fp32 else 0.0
         error = c * trace + underflow
         if shift_errors[i]:
             error = error + shift_errors[i] * (2 * trace.sqrt() + shift_errors[i])
         results.append(SmallGram(G[i], n, d, matrices[i].dtype, centered, error, moved[i]))
     return results
+
+
+@lru_cache(maxsize=1024)
+def _roundings(n: int, d: int, dtype: torch.dtype, mode: str, device: str) -> tuple[float, float]:
+    """(c, underflow) of ||E||_2 <= c ||X||_F^2 + underflow, E the error of the smaller Gram matrix of X [n, d]; proven
+    in kernels/gram/bound.py."""
+    roundings = depth(max(n, d), min(n, d), dtype, mode, device, rounded=mode == "fast")
+    # Products of numbers of 32 bits and less are far inside float64's range: a matrix of zeros is known to be one.
+    underflow = roundings.tiny * n * d if dtype == torch.float64 or roundings.fp32 else 0.0
+    return roundings.factor(extra=1), underflow
 
 
 def centred(X: Tensor) -> tuple[Tensor, float]:
