@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastrank.carried import SMALLEST_SIDE
 from fastrank.gram import GramState
-from fastrank.layers import Layer
+from fastrank.layers import Layer, is_computed
 from fastrank.metrics.alignment import alignment
 from fastrank.ranks import rank_counts
 from fastrank.small_grams import SmallGram, small_gram
@@ -106,7 +106,9 @@ class Measurements:
             elif kind == "window":
                 self._window.add(name, found)
             elif kind == "weight":
-                self._held_weights[name] = found, found._version
+                # One that is computed is another tensor in every forward: none is held once they are measured.
+                if not self._weights_are_measured:
+                    self._held_weights[name] = found, found._version
             elif kind == "input":
                 self._held_inputs[name] = found
                 self._costs.hold(key, found)
@@ -126,6 +128,7 @@ class Measurements:
             self._keep_shards()
         elif self._ranks.first:
             found = self._held() | self._parameters()
+        self._held_weights.clear()
         self._measure_weights(found)
 
     def _held(self) -> dict[str, Tensor]:
@@ -151,6 +154,8 @@ class Measurements:
                     continue
                 if not self._ranks.together:
                     self._explain(key, SHARDED)
+                elif is_computed(layer.module):
+                    self._explain(key, "computed from what is in shards: not measured")
                 elif (X := layer.trained()) is not None and (is_sharded(X) or self._ranks.first):
                     self._shards[key] = X.detach().clone()
                     self._costs.hold(key, _local(X))
@@ -430,7 +435,7 @@ class Measurements:
                     continue
                 weight = layer.trained()
                 if weight is None:
-                    self._explain(key, "no single parameter behind the weight")
+                    self._explain(key, "no single parameter behind the weight, whose own gradient is not kept")
                 elif weight.grad is not None:
                     found[key] = weight.grad
                 elif weight.requires_grad:
