@@ -4,7 +4,8 @@ A *source* is a matrix [n, d] with rows as samples:
 
 * `act`: the output of a layer, in a mode (`flatten`, `channels`, `pool`), see `as_matrix`;
 * `window`: the same, with fewer columns and rows, of every forward;
-* `weight`: the layer's weight as [out, in], a convolution's as [out, in / groups * kh * kw];
+* `weight`: the layer's weight as [out, in], a convolution's as [out, in / groups * kh * kw]; of one that is computed
+  (weight_norm, spectral_norm, orthogonal, pruning) what the forward used;
 * `input`: the layer's input in the coordinates of that weight: features of a linear layer, patches of a convolution;
   of these a seeded sample of rows. `bound` is the input with all its rows, never formed: its spectrum;
 * `features`: the input of a linear layer with all its rows, in place.
@@ -27,7 +28,14 @@ from fastrank.errors import InputError
 from fastrank.factored import pays
 from fastrank.hooks import ForwardHook, Switch, find_logits
 from fastrank.kernels.gram import Convolution, patch_rows
-from fastrank.layers import Layer, is_linear, trained_weight, weight_matrix
+from fastrank.layers import (
+    Layer,
+    computed_before,
+    is_linear,
+    trained_weight,
+    weight_matrix,
+    weight_parametrization,
+)
 from fastrank.metrics.gradient_bound import input_spectrum
 from fastrank.spectra import Spectrum
 
@@ -86,6 +94,8 @@ class Capture:
         self._runs: dict[str, int] = {}
         #: Layers whose gradient has far fewer rows to be made of than it has itself, in the forward under way.
         self._factored: set[str] = set()
+        #: Weights that were computed in the forward under way, until their layer's hook takes them.
+        self._computed: dict[str, Tensor] = {}
         self._combs: dict[tuple, tuple[int, int, int, int]] = {}
         self._draws = 0
         self._layers, self._handles, self._around = layers, [], ()
@@ -123,22 +133,31 @@ class Capture:
         hook = ForwardHook(
             layer.module, self.switch, receive, wants_input, wants_output, self._training, receive_gradient
         )
+        parametrization = weight_parametrization(layer.module) if layer.weight else None
+        if parametrization is not None and "weight" in self._kinds:
+
+            def keep(_, weight: Tensor | None) -> None:
+                self._computed[layer.name] = weight
+
+            computed = ForwardHook(parametrization, self.switch, keep, takes_output=True, training=self._training)
+            yield parametrization.register_forward_hook(computed, with_kwargs=True)
         yield layer.module.register_forward_hook(hook, with_kwargs=True)
 
     def _receive(self, layer: Layer, x: Tensor | None, output: Tensor | None) -> None:
         self.seen.add(layer.name)
         run = self._runs[layer.name] = self._runs.get(layer.name, 0) + 1
         name = layer.name if run == 1 else f"{layer.name}#{run}"
-        weight = trained_weight(layer.module) if layer.weight else None
+        parameter = trained_weight(layer.module) if layer.weight else None
+        weight = self._weight(layer, parameter) if layer.weight else None
         if weight is not None and "weight" in self._kinds and run == 1:
             self._emit("weight", name, lambda: weight_matrix(weight, layer.module))
-        if weight is not None and x is not None and not self.skipping:
-            factor = "factors" in self._kinds and run == 1 and self._is_factor(layer.module, weight, x)
+        if layer.weight and x is not None and not self.skipping:
+            factor = "factors" in self._kinds and run == 1 and self._is_factor(layer.module, parameter, x)
             if factor:
                 self._factored.add(name)
             if factor or "input" in self._kinds:
                 self._emit("input", name, lambda: self._input(layer.module, x, name))
-        if weight is not None and x is not None and "bound" in self._kinds:
+        if parameter is not None and x is not None and "bound" in self._kinds:
             self._emit("bound", name, lambda: input_spectrum(layer.module, x))
         if x is not None and "features" in self._kinds and is_linear(layer.module):
             self._emit("features", name, lambda: x.reshape(-1, x.shape[-1]))
@@ -146,6 +165,13 @@ class Capture:
             self._emit("window", name, lambda: self.window_rows(as_matrix(output, self._mode), name))
         if output is not None and "act" in self._kinds and not self.skipping:
             self._emit("act", name, lambda: self.features(as_matrix(output, self._mode), name, self.max_features))
+
+    def _weight(self, layer: Layer, parameter: Tensor | None) -> Tensor | None:
+        """What the forward under way multiplied with."""
+        if weight_parametrization(layer.module) is not None:
+            return self._computed.pop(layer.name, None)
+        computed = computed_before(layer.module)
+        return parameter if computed is None else computed
 
     def begin_step(self, step: int) -> None:
         """Number the step: it seeds which rows of the inputs are drawn."""
@@ -155,6 +181,7 @@ class Capture:
         """A new forward of the whole model; of those to be skipped only weights, bounds and windows are taken."""
         self._runs.clear()
         self._factored.clear()
+        self._computed.clear()
         self.skipping = skipping
 
     def detach(self) -> None:
@@ -166,6 +193,7 @@ class Capture:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._computed.clear()
 
     def features(self, X: Tensor, name: str, most: int) -> Tensor:
         """At most `most` columns: the same seeded subset at every step, so that figures are comparable."""
@@ -185,8 +213,8 @@ class Capture:
             X = X.index_select(0, self._sample(len(X), WINDOW_ROWS, hash_name(name) + self._draws).to(X.device))
         return self.features(X, name, WINDOW_FEATURES)
 
-    def _is_factor(self, module: nn.Module, weight: Tensor, x: Tensor) -> bool:
-        rows = factor_rows(module, x)
+    def _is_factor(self, module: nn.Module, weight: Tensor | None, x: Tensor) -> bool:
+        rows = None if weight is None else factor_rows(module, x)
         # On a GPU whether the product is the gradient would have to be waited for.
         wanted = rows is not None and weight.requires_grad and x.device.type == "cpu"
         return wanted and rows <= self.input_rows and pays(rows, *weight_matrix(weight, module).shape)

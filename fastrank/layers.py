@@ -133,10 +133,29 @@ def trained_weight(module: nn.Module) -> Tensor | None:
     """
     if (parameter := module._parameters.get("weight")) is not None:
         return parameter
-    parametrizations = module._modules.get("parametrizations")
-    if parametrizations is not None and "weight" in parametrizations:
-        return getattr(parametrizations["weight"], "original", None)
+    if (parametrization := weight_parametrization(module)) is not None:
+        return getattr(parametrization, "original", None)
     return module._parameters.get("weight_orig")
+
+
+def weight_parametrization(module: nn.Module) -> nn.Module | None:
+    """What gives `module.weight` in a forward where torch.nn.utils.parametrize has it computed."""
+    parametrizations = module._modules.get("parametrizations")
+    return parametrizations["weight"] if parametrizations is not None and "weight" in parametrizations else None
+
+
+def computed_before(module: nn.Module) -> Tensor | None:
+    """The weight that a hook computes before each forward and leaves at the module: torch.nn.utils.weight_norm,
+    spectral_norm and pruning. Only theirs: what else lies there may be a view of memory that comes and goes."""
+    parts = module._parameters.keys()
+    known = "weight_orig" in parts or {"weight_g", "weight_v"} <= parts
+    weight = module.__dict__.get("weight") if known else None
+    return weight if isinstance(weight, Tensor) else None
+
+
+def is_computed(module: nn.Module) -> bool:
+    """Whether the weight that a forward uses is no parameter, but made of some."""
+    return weight_parametrization(module) is not None or computed_before(module) is not None
 
 
 def weight_matrix(weight: Tensor, module: nn.Module) -> Tensor:
@@ -145,8 +164,10 @@ def weight_matrix(weight: Tensor, module: nn.Module) -> Tensor:
 
 
 def unmeasured(model: nn.Module, layers: Iterable[Layer]) -> list[str]:
-    """The trained matrices of a model that no layer has: the parts of weights that are computed, by name."""
-    ours = {id(weight) for layer in layers if layer.has_matrix and (weight := layer.trained()) is not None}
+    """The trained matrices of a model that no layer has, by name: parts of what is computed but no layer's weight."""
+    layers = [layer for layer in layers if layer.has_matrix]
+    ours = {id(weight) for layer in layers if (weight := layer.trained()) is not None}
+    ours |= {id(p) for layer in layers if layer.weight and is_computed(layer.module) for p in layer.module.parameters()}
     return [
         f"{clean_name(name)} {tuple(p.shape)}"
         for name, p in model.named_parameters()

@@ -55,7 +55,8 @@ class Tracking:
         self._find, self._seen, self._forwards = seen, {}, 0
         try:
             if state is not None:
-                log = self._resumed(log, int(state["step"]), options.get("config")) if ranks.first else None
+                step = int(state["step"])
+                log = ranks.jointly(lambda: self._resumed(log, step, options.get("config")) if ranks.first else None)
                 if ranks.together:
                     # A checkpoint may be there for rank 0 alone, and has one process's rows of a window: when to
                     # measure is rank 0's to say, and windows start over.
@@ -104,8 +105,7 @@ class Tracking:
 
     def _all_are_well(self) -> bool:
         with self._guarded():
-            everywhere, _ = self._ranks.shared({"well": not self._failed})
-            if not all(facts["well"] for facts in everywhere):
+            if not all(self._ranks.everyones(not self._failed)):
                 raise RuntimeError("another process failed")
         return not self._failed
 

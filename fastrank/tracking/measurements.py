@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from fastrank.carried import SMALLEST_SIDE
-from fastrank.layers import Layer
+from fastrank.gram import GramState
+from fastrank.layers import Layer, is_computed
 from fastrank.metrics.alignment import alignment
 from fastrank.ranks import rank_counts
 from fastrank.small_grams import SmallGram, small_gram
 from fastrank.spectra import Spectrum, of_grams, spectrum
 from fastrank.subspace import SubspaceState, top_svd
-from fastrank.tracking.all_ranks import Ranks, whole
+from fastrank.tracking.all_ranks import Ranks, Rows, Shards, States, Sums, is_sharded
 from fastrank.tracking.costs import Costs
 from fastrank.tracking.figures import Figures
 from fastrank.tracking.followed import Followed
@@ -25,10 +26,15 @@ from fastrank.tracking.remarks import Remarks
 from fastrank.tracking.touched_rows import touched_rows, with_untouched
 from fastrank.tracking.window import Window
 
+#: Why one process alone cannot say anything of a weight or gradient.
+SHARDED = "in shards over processes: all_ranks=True, on every process, puts it together"
+
 
 class Measurements:
     """From a step's first hook to its figures: `begin`, `take` in the hooks, `weights` after the forward, `gradients`
-    before an optimizer moves, `finish` at the end. What fails is disabled with a remark.
+    before an optimizer moves, `finish` and `close_window` at the end. What fails is disabled with a remark.
+
+    Processes that measure together call `exchange` before the end, and wait for each other nowhere else.
 
     Args:
         layers: those watched. kinds: what to measure of them. names: the figures of each spectrum.
@@ -75,13 +81,18 @@ class Measurements:
         self._bounds: dict[str, list[Tensor]] = {}
         #: Activations whose Gram matrices do not add up over processes: fewer rows than features.
         self._rows: dict[str, Tensor] = {}
+        #: What FSDP2 keeps in shards: copies of the weights as they were, and what `exchange` put together.
+        self._shards: dict[str, Tensor] = {}
+        self._assembled: dict[str, Tensor] = {}
+        #: States of the window that this step closes, where `exchange` brought them together.
+        self._closed: dict[str, GramState] | None = None
 
     def take(self, kind: str, name: str, matrix: Callable[[], Tensor | Spectrum]) -> None:
         """In a hook: takes what is gone or changed by the end of the step, and leaves the rest for one call for all."""
         work = {"input": "align" if "align" in self._kinds else "grad", "slope": "grad"}.get(kind, kind)
         key = f"grad/{name} bound" if kind == "bound" else f"{work}/{name}"
         with self._costs.block(work), self._guarded(key) as enabled:
-            if not enabled:
+            if not enabled or work in self._remarks.disabled:
                 return
             self._costs.works(key)
             found = matrix()
@@ -95,7 +106,9 @@ class Measurements:
             elif kind == "window":
                 self._window.add(name, found)
             elif kind == "weight":
-                self._held_weights[name] = found, found._version
+                # One that is computed is another tensor in every forward: none is held once they are measured.
+                if not self._weights_are_measured:
+                    self._held_weights[name] = found, found._version
             elif kind == "input":
                 self._held_inputs[name] = found
                 self._costs.hold(key, found)
@@ -110,28 +123,59 @@ class Measurements:
         if self._weights_are_measured:
             return
         self._weights_are_measured = True
-        held = {}
+        found = {}
+        if self._sharded:
+            self._keep_shards()
+        elif self._ranks.first:
+            found = self._held() | self._parameters()
+        self._held_weights.clear()
+        self._measure_weights(found)
+
+    def _held(self) -> dict[str, Tensor]:
+        """The weights that hooks took."""
+        found = {}
         for name, (X, version) in self._held_weights.items():
-            if self._sharded:
-                weight = self._whole(f"weight/{name}", self._named[name].trained())
-                held |= {} if weight is None else {name: self._named[name].matrix(weight)}
-            elif X._version == version:
-                held[name] = X
+            if X._version == version:
+                found[name] = X
             else:
                 self._explain(f"weight/{name}", "changed before the end of the watched model's own forward")
-        if "weight" in self._kinds and self.forwards:
-            held |= self._parameters()
-        if not self._ranks.first:
+        return found
+
+    def _keep_shards(self) -> None:
+        """Copies of this process's shards: an optimizer moves before all processes meet."""
+        for layer in self._layers:
+            if not (
+                layer.name in self._held_weights or (layer.parameter and "weight" in self._kinds and self.forwards)
+            ):
+                continue
+            key = f"weight/{layer.name}"
+            with self._guarded(key) as enabled:
+                if not enabled:
+                    continue
+                if not self._ranks.together:
+                    self._explain(key, SHARDED)
+                elif is_computed(layer.module):
+                    self._explain(key, "computed from what is in shards: not measured")
+                elif (X := layer.trained()) is not None and (is_sharded(X) or self._ranks.first):
+                    self._shards[key] = X.detach().clone()
+                    self._costs.hold(key, _local(X))
+
+    def _measure_weights(self, held: dict[str, Tensor]) -> None:
+        if not held:
             return
         aligns, follows = "align" in self._kinds, "weight" in self._kinds and self._followed is not None
         warm = {
             name: X for name, X in held.items()
             if (aligns and not self._named[name].parameter) or (follows and min(X.shape) >= SMALLEST_SIDE)
         }  # fmt: skip
-        with self._costs.block("align" if aligns else "weight"):
-            self._warm(warm, self._tops, settled=True)
+        work = "align" if aligns else "weight"
+        with self._costs.block(work), self._guarded(work) as enabled:
+            if enabled:
+                self._warm(warm, self._tops, settled=True)
         if "weight" in self._kinds:
-            with self._costs.block("weight"):
+            with self._costs.block("weight"), self._guarded("weight") as enabled:
+                if not enabled:
+                    return
                 weights = {f"weight/{name}": X for name, X in held.items()}
                 if self._followed is None:
                     self._add_spectra(self._together(weights, spectrum))
@@ -140,62 +184,123 @@ class Measurements:
                     self._add_spectra(self._followed.weights(weights, tops, self._step, self.figures))
 
     def gradients(self) -> None:
-        """Before an optimizer touches them; with all processes together every one calls it."""
-        if "grad" not in self._kinds or self._gradients_are_measured:
+        """Before an optimizer touches them."""
+        if "grad" not in self._kinds or self._gradients_are_measured or not self._ranks.first:
             return
         self._gradients_are_measured = True
-        with self._costs.block("grad"):
-            found = self._gradients()
-            if self._ranks.first:
-                self._measure_gradients(found)
+        with self._costs.block("grad"), self._guarded("grad") as enabled:
+            if enabled:
+                self._measure_gradients(self._gradients())
 
     def finish(self, logits: Tensor | None, target: Tensor | None, T: float | Tensor) -> None:
         """All that was not measured yet, and the figures of logits [N, C] with target [N] at temperature T."""
         self.weights()
-        self.gradients()
         if not self._ranks.first:
             return
-        with self._costs.block("act"):
-            self._measure_activations()
-        with self._costs.block("align"):
-            if "align" in self._kinds:
+        if self._sharded:
+            self._measure_weights(self._unsharded())
+        self.gradients()
+        with self._costs.block("act"), self._guarded("act") as enabled:
+            if enabled:
+                self._measure_activations()
+        with self._costs.block("align"), self._guarded("align") as enabled:
+            if enabled and "align" in self._kinds:
                 self._measure_alignment()
         if logits is not None:
             with self._costs.block("logits"), self._guarded("logits") as enabled:
                 if enabled and (reason := add_logits(self.figures, logits, target, T)):
                     self._explain("logits", reason)
 
-    def exchange(self, logits: Tensor | None, target: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """What all processes saw of the step's batch takes the place of what this one saw, on rank 0."""
-        mine = {f"act {key}": X for key, X in self._rows.items()}
-        mine |= {f"input {name}": X for name, X in self._held_inputs.items()}
-        if logits is not None:
-            mine["logits"] = logits
-            if target is not None:
-                mine["target"] = target
-        rows = self._ranks.rows(mine)
-        grams = self._ranks.sums({key: g for key, g in self._acts.items() if isinstance(g, SmallGram)})
+    def exchange(
+        self, step: int, measured: bool, closes: bool, logits: Tensor | None, target: Tensor | None
+    ) -> tuple[bool, bool, Tensor | None, Tensor | None]:
+        """What all processes saw of the step's batch takes the place of what this one saw, on rank 0.
+
+        A collective call, of a process that measures nothing too. What one of them lacks is left out by all, and what
+        one of them disabled is disabled.
+
+        Args:
+            measured, closes: whether this process measures the step, and closes a window.
+        Returns:
+            Whether all do, and the logits [N, C] and targets [N] of all, on rank 0.
+        """
+        disabled = self._remarks.disabled
+        rows, grams, shards, states = {}, {}, {}, {}
+        if measured:
+            self.weights()
+            rows = {**self._rows, **{f"align/{name}": X for name, X in self._held_inputs.items()}}
+            rows |= {} if logits is None else {"logits": logits}
+            rows |= {} if logits is None or target is None else {"target": target}
+            grams = {key: g for key, g in self._acts.items() if isinstance(g, SmallGram)}
+            weights = {key: X for key, X in self._shards.items() if is_sharded(X)}
+            gradients = self._raw_gradients() if self._sharded else {}
+            shards = weights | {key: X for key, X in gradients.items() if is_sharded(X)}
+        if closes:
+            states = {f"window/{name}": state for name, state in self._window.states.items()}
+        parts = [
+            kind(self._ranks, {key: item for key, item in items.items() if key not in disabled})
+            for kind, items in ((Rows, rows), (Sums, grams), (Shards, shards), (States, states))
+        ]
+        mine = {"step": step, "measured": measured, "closes": closes, "disabled": dict(disabled)}
+        everywhere = self._ranks.everyones({**mine, "parts": [part.facts for part in parts]})
+        for rank, theirs in enumerate(everywhere):
+            if theirs["step"] != step:
+                raise RuntimeError(f"step {theirs['step']} on process {rank} is step {step} here")
+            for key, reason in theirs["disabled"].items():
+                self._disable(rank, key, reason)
+        resting = [str(rank) for rank, theirs in enumerate(everywhere) if not theirs["measured"]]
+        closes = all(theirs["closes"] for theirs in everywhere)
+        if closes:
+            # Else the windows of all go on to the next end.
+            self._window.close()
+        for rank, key, reason in self._ranks.exchange(parts, [theirs["parts"] for theirs in everywhere]):
+            self._disable(rank, key, reason)
+        if measured and resting:
+            measured = False
+            self._explain("all_ranks", f"not measured: process {', '.join(resting)} did not")
         if not self._ranks.first:
-            return None, None
-        for key in (mine.keys() - rows.keys()) | (self._acts.keys() - grams.keys()):
-            self._explain(key.partition(" ")[2] or key, "not the same columns on every process, or missing on one")
-        self._held_inputs = {name: rows[f"input {name}"] for name in self._held_inputs if f"input {name}" in rows}
-        self._acts = dict(grams)
+            return measured, closes, None, None
+        for part in parts if measured or closes else ():
+            for key in part.facts.keys() - set(part.keys) - disabled.keys():
+                self._explain(key, part.why_not(key))
+        found: list[dict[str, Any]] = [{} for _ in parts]
+        for part, results in zip(parts, found, strict=True):
+            for key in part.keys:
+                with self._guarded(key) as enabled:
+                    if enabled:
+                        results[key] = part.found(key)
+        rows, self._acts, self._assembled, states = found
+        inputs = {name: rows.get(f"align/{name}") for name in self._held_inputs}
+        self._held_inputs = {name: X for name, X in inputs.items() if X is not None}
+        self._closed = states
         for key in self._rows:
             with self._guarded(key) as enabled:
-                if enabled and (X := rows.get(f"act {key}")) is not None:
-                    self._acts[key] = _gram_or_spectrum(X)
-        return rows.get("logits"), rows.get("target")
+                if enabled and key in rows:
+                    self._acts[key] = _gram_or_spectrum(rows[key])
+        return measured, closes, rows.get("logits"), rows.get("target")
+
+    def _disable(self, rank: int, key: str, reason: str) -> None:
+        """What process `rank` said that it cannot measure."""
+        if key not in self._remarks.disabled:
+            if rank == self._ranks.rank:
+                self._remarks.disable(key, reason, reason)
+            else:
+                self._remarks.disable(key, f"on process {rank}: {reason}", "")
 
     def close_window(self) -> None:
         """Ranks and spectra of all rows since the last window's end."""
         with self._guarded("window") as enabled:
-            if enabled:
-                found = {f"window/{name}": s for name, s in self._window.close(self._ranks).items()}
-                self._add_spectra(found)
-                for key, s in found.items():
-                    self._costs.works(key, float(min(s.n, s.d)) ** 3)
-                    self.figures.add([f"{key}/rows"], s.sigma.new_tensor([float(s.n)]))
+            states = self._closed
+            if states is None:
+                states = {f"window/{name}": state for name, state in self._window.close().items()}
+            if not enabled or not self._ranks.first:
+                return
+            states = {key: state for key, state in states.items() if state.n and key not in self._remarks.disabled}
+            found = dict(zip(states, of_grams([state.small_gram() for state in states.values()]), strict=True))
+            self._add_spectra(found)
+            for key, s in found.items():
+                self._costs.works(key, float(min(s.n, s.d)) ** 3)
+                self.figures.add([f"{key}/rows"], s.sigma.new_tensor([float(s.n)]))
 
     def bytes(self) -> dict[str, int]:
         """By source, what is kept from step to step."""
@@ -302,31 +407,53 @@ class Measurements:
 
     def _parameters(self) -> dict[str, Tensor]:
         """The trained matrices of which no hook tells, as they are now."""
-        whole = {x.name: self._whole(f"weight/{x.name}", x.trained()) for x in self._layers if x.parameter}
-        return {name: self._named[name].matrix(X) for name, X in whole.items() if X is not None}
+        found = {}
+        for layer in self._layers if "weight" in self._kinds and self.forwards else ():
+            with self._guarded(f"weight/{layer.name}") as enabled:
+                if enabled and layer.parameter and (X := layer.trained()) is not None:
+                    found[layer.name] = layer.matrix(X)
+        return found
+
+    def _unsharded(self) -> dict[str, Tensor]:
+        """The weights that were in shards, as `exchange` put them together."""
+        found = {}
+        for key, X in self._shards.items():
+            layer = self._named[key.partition("/")[2]]
+            with self._guarded(key) as enabled:
+                whole = self._assembled.get(key) if is_sharded(X) else X
+                if enabled and whole is not None:
+                    found[layer.name] = layer.matrix(whole)
+        return found
+
+    def _raw_gradients(self) -> dict[str, Tensor]:
+        """By key, as the parameters have them."""
+        found = {}
+        for layer in self._layers if "grad" in self._kinds else ():
+            key = f"grad/{layer.name}"
+            with self._guarded(key) as enabled:
+                if not enabled or not layer.has_matrix:
+                    continue
+                weight = layer.trained()
+                if weight is None:
+                    self._explain(key, "no single parameter behind the weight, whose own gradient is not kept")
+                elif weight.grad is not None:
+                    found[key] = weight.grad
+                elif weight.requires_grad:
+                    self._explain(key, "no gradient at step(); call it before zero_grad()")
+        return found
 
     def _gradients(self) -> dict[str, Tensor]:
         found = {}
-        for layer in self._layers:
-            if not layer.has_matrix:
-                continue
-            key, weight = f"grad/{layer.name}", layer.trained()
-            if weight is None:
-                self._explain(key, "no single parameter behind the weight")
-            elif weight.grad is not None:
-                gradient = self._whole(key, weight.grad)
-                matrix = touched_rows if layer.is_looked_up else layer.matrix
-                found |= {} if gradient is None else {key: matrix(gradient)}
-            elif weight.requires_grad:
-                self._explain(key, "no gradient at step(); call it before zero_grad()")
+        for key, gradient in self._raw_gradients().items():
+            layer = self._named[key.partition("/")[2]]
+            with self._guarded(key):
+                if self._sharded and not self._ranks.together:
+                    self._explain(key, SHARDED)
+                    continue
+                whole = self._assembled.get(key) if is_sharded(gradient) else gradient
+                if whole is not None:
+                    found[key] = (touched_rows if layer.is_looked_up else layer.matrix)(whole)
         return found
-
-    def _whole(self, key: str, tensor: Tensor) -> Tensor | None:
-        """A parameter or gradient, put together where FSDP2 keeps shards of it."""
-        if self._sharded and not self._ranks.together:
-            self._explain(key, "in shards over processes: all_ranks=True, on every process, puts it together")
-            return None
-        return whole(tensor)
 
     def _factors(self) -> dict[str, tuple[Tensor, Tensor]]:
         """{key: gradients of a layer's outputs [n, out], its inputs [n, in]} that a gradient may be the product of."""
@@ -349,6 +476,10 @@ class Measurements:
                 excess = (rank_counts(s)[1] - bound[2]).clamp_min(0)
                 names = ("input_rank", "input_rank_lo", "input_rank_hi", "bound_excess")
                 self.figures.add([f"grad/{layer}/{name}" for name in names], torch.stack([*bound, excess]))
+
+
+def _local(X: Tensor) -> Tensor:
+    return X.to_local() if is_sharded(X) else X
 
 
 def _gram_or_spectrum(X: Tensor) -> SmallGram | Spectrum:

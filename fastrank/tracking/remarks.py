@@ -12,11 +12,13 @@ class Remarks:
     """Notes to the log `log` (or to nobody), each once until it changes.
 
     Attributes:
-        step: the step to which a note belongs. disabled: keys of what failed and is left out from then on.
+        step: the step to which a note belongs. disabled: {key: why} of what failed and is left out
+            from then on.
     """
 
     def __init__(self, log: Any) -> None:
-        self.step, self.disabled = 0, set()
+        self.step: int = 0
+        self.disabled: dict[str, str] = {}
         self._log, self._reasons = log, {}
 
     def explain(self, key: str, reason: str) -> None:
@@ -24,6 +26,13 @@ class Remarks:
             self._reasons[key] = reason
             if self._log is not None:
                 self._log.note(self.step, key, reason)
+
+    def disable(self, key: str, reason: str, warning: str) -> None:
+        """warning: none where it is empty, as another process has warned of it."""
+        self.disabled[key] = reason
+        self.explain(key, f"disabled: {reason}")
+        if warning:
+            warnings.warn(f"fastrank: {key} is no longer measured: {warning}", RuntimeWarning, stacklevel=4)
 
     @contextmanager
     def guarded(self, key: str) -> Iterator[bool]:
@@ -34,6 +43,4 @@ class Remarks:
         try:
             yield True
         except Exception as error:
-            self.disabled.add(key)
-            self.explain(key, f"disabled: {type(error).__name__}: {error}")
-            warnings.warn(f"fastrank: {key} is no longer measured: {error}", RuntimeWarning, stacklevel=3)
+            self.disable(key, f"{type(error).__name__}: {error}", str(error))

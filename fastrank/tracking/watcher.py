@@ -76,16 +76,20 @@ class Watcher:
         budget: at most this share of training time, such as "2%" or 0.02. The watcher measures what it costs, decides
             how often to measure and halves its samples if need be, and records every decision.
         all_ranks: under torch.distributed, measure the batches of all processes as one; `watch` and its `step` are then
-            called on every process. Left out, the batch of rank 0 is measured, and the other processes' watchers rest.
-            Either way rank 0 alone writes. What FSDP2 shards is measured with all_ranks=True only.
+            called on every process, with the same options. A figure that one process cannot give is left out by all,
+            with the reason, and a process that is paused comes to `step` all the same: none waits for another. Left
+            out, the batch of rank 0 is measured, and the other processes' watchers rest. Either way rank 0 alone
+            writes. What FSDP2 shards is measured with all_ranks=True only; until the end of the step each process
+            then keeps a copy of its shards of the weights.
         resume: the `state_dict()` of an earlier watcher, to go on from. A run that `log` names is continued then, its
             steps after that state removed.
         mode: activations as "flatten" [B, features] (at most 10,000, seeded runs of 16), "channels" or "pool".
         config: stored with a run that `log` opens.
 
     Raises:
-        InputError: a glob that matches nothing, an unknown metric, schedule or budget, T <= 0, or a directory with a
-            run in it.
+        InputError: a glob that matches nothing, an unknown metric, schedule or budget, T <= 0, a directory with a
+            run in it, or with all_ranks=True options that differ from those of another process.
+        RuntimeError: with all_ranks=True, on the other processes, where rank 0 cannot open `log`.
 
     Attributes:
         latest: {key: float}, the scalars of the last tracked step.
@@ -150,7 +154,12 @@ class Watcher:
             "window_rows": WINDOW_ROWS,
             "top": TOP,
         }
-        self.log = open_log(log if self._ranks.first else None, config or {}, self.config, resume is not None)
+        # T may differ: rank 0's counts. Processes that start at different steps would wait for each other.
+        options = {name: value for name, value in self.config.items() if name != "T"}
+        self._ranks.same({**options, "resume": None if resume is None else resume["step"]})
+        self.log = self._ranks.jointly(
+            lambda: open_log(log if self._ranks.first else None, config or {}, self.config, resume is not None)
+        )
         self._remarks = Remarks(self.log)
         self._explain, self._guarded = self._remarks.explain, self._remarks.guarded
         if {"weight", "grad"} & self._kinds and layers == "*" and (left := unmeasured(model, self._layers)):
@@ -189,8 +198,11 @@ class Watcher:
 
     @property
     def meeting(self) -> bool:
-        """Whether `step` will be a collective call: all processes measure together, and this step."""
-        return self._ranks.together and (self.tracking or self._closes())
+        """Whether `step` will be a collective call: all processes measure together, and this step. One that is paused
+        comes all the same, so that the others do not wait for it."""
+        if not self._ranks.together or "all_ranks" in self._remarks.disabled:
+            return False
+        return bool(self._scheduled_now() or (self._window is not None and self._window.ends(self._step)))
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         self.close(finished=kind is None)
@@ -228,8 +240,8 @@ class Watcher:
         """
         step = self._step
         measured = self._capture.switch.armed
-        closes = self._closes()
-        if not (measured or closes):
+        closes, meets = self._closes(), self.meeting
+        if not (measured or closes or meets):
             self._step = step + 1
             if self._budget is not None and not self._paused:
                 self._budget.passed(self._costs.elapsed())
@@ -239,26 +251,49 @@ class Watcher:
             elif step == self._first:
                 self._rest()
             return
-        scalars = {name: number(name, value) for name, value in scalars.items()}
-        logits = self._output if logits is None else logits
-        logits, target = class_rows(logits, target)
+        mistake = None
+        try:
+            scalars = {name: number(name, value) for name, value in scalars.items()}
+            logits, target = class_rows(self._output if logits is None else logits, target)
+        except InputError as error:
+            if not meets:
+                raise
+            # Not before the others, who wait for this process, have met it.
+            mistake, scalars, logits, target = error, {}, None, None
         self._step = step + 1
         if measured:
-            self._measure(logits, target)
-            self._expected = max(1, self._measurements.forwards)
-            if not self._looked:
-                self._look_for_graphs()
+            self._look_at(logits)
+        if meets:
+            measured, closes, logits, target = self._meet(step, measured, closes, logits, target)
+        if measured:
+            with one_thread():
+                self._measurements.finish(logits, target, self._T)
         if closes:
             with self._costs.block("window"):
                 self._measurements.close_window()
-        log_seconds = self._write(step, scalars) if self._ranks.first else 0.0
-        if self._ranks.together and self._budget is not None:
-            self._budget.follow(*self._ranks.agree(self._budget.decision()))
-            self._resize()
+        log_seconds = 0.0
+        if self._ranks.first and (measured or closes):
+            with self._guarded("record") as enabled:
+                log_seconds = self._write(step, scalars) if enabled else 0.0
+        if meets and self._budget is not None:
+            with self._guarded("all_ranks") as enabled:
+                if enabled:
+                    self._budget.follow(*self._ranks.agree(self._budget.decision()))
+                    self._resize()
         self._begin(log_seconds)
+        if mistake is not None:
+            raise mistake
 
     @one_thread()
-    def _measure(self, logits: Tensor | None, target: Tensor | None) -> None:
+    def _meet(self, step: int, *mine: Any) -> tuple[bool, bool, Tensor | None, Tensor | None]:
+        """See `Measurements.exchange`. Where messages themselves fail, this process measures nothing any more."""
+        with self._costs.block("exchange"), self._guarded("all_ranks"):
+            return self._measurements.exchange(step, *mine)
+        return False, False, None, None
+
+    @one_thread()
+    def _look_at(self, logits: Tensor | None) -> None:
+        """What this process alone can say at the end of a measured step."""
         forwards = self._measurements.forwards
         if forwards < self._expected and "act" in self._kinds:
             text = f"{forwards} forwards in a step after one of {self._expected}, the last of which was expected"
@@ -267,14 +302,11 @@ class Watcher:
             with self._costs.block("window"), self._guarded("window/logits") as enabled:
                 if enabled:
                     self._window.add("logits", self._capture.window_rows(logits, "logits"))
-        if self._ranks.together:
-            with self._costs.block("exchange"), self._guarded("all_ranks") as enabled:
+        self._expected = max(1, forwards)
+        if not self._looked:
+            with self._guarded("torch.compile") as enabled:
                 if enabled:
-                    logits, target = self._measurements.exchange(logits, target)
-            self._paused |= "all_ranks" in self._remarks.disabled
-            if self._paused:
-                return
-        self._measurements.finish(logits, target, self._T)
+                    self._look_for_graphs()
 
     def cost(self, by: str = "kind") -> dict[str, Any]:
         """What measured steps cost on average; on a GPU the device's time. The first is the set-up: it computes every
@@ -307,24 +339,32 @@ class Watcher:
         _check_state("state", state)
         self._step, self._expected = int(state["step"]), int(state.get("forwards", 1))
         self._first = self._step
+        # First of all when to measure: where the rest fails on one process, the others still meet it.
+        if self._budget is not None and state.get("budget") is not None:
+            self._budget.load_state_dict(state["budget"])
+            self._resize()
         if self.log is not None:
             self.log.truncate(self._step - 1)
         if self._window is not None and state.get("window") is not None:
             self._window.load_state_dict(state["window"])
-        if self._budget is not None and state.get("budget") is not None:
-            self._budget.load_state_dict(state["budget"])
-            self._resize()
         self._measurements.load_state_dict(state)
         self._begin()
 
+    @property
+    def _rests(self) -> bool:
+        """Paused, or without what no figure can do without."""
+        return self._paused or bool(self._remarks.disabled.keys() & {"all_ranks", "record"})
+
     def _closes(self) -> bool:
         """Whether a window closes with the step under way."""
-        open = self._ranks.measures and self._window is not None and not self._paused
+        open = self._ranks.measures and self._window is not None and not self._rests
         return bool(open and self._window.ends(self._step))
 
     def _due(self) -> bool:
-        scheduled = self._ranks.measures and not self._paused and self._scheduled(self._step)
-        return bool(scheduled and (self._budget is None or self._budget.due(self._step)))
+        return bool(self._ranks.measures and not self._rests and self._scheduled_now())
+
+    def _scheduled_now(self) -> bool:
+        return bool(self._scheduled(self._step) and (self._budget is None or self._budget.due(self._step)))
 
     def _begin(self, log_seconds: float = 0.0) -> None:
         """Get ready for the forward of step number `_step`; what writing the last record took counts to this one."""

@@ -8,8 +8,6 @@ from typing import Any
 from torch import Tensor
 
 from fastrank.gram import GramState
-from fastrank.spectra import Spectrum, of_grams
-from fastrank.tracking.all_ranks import Ranks
 from fastrank.tracking.schedule import Schedule
 
 
@@ -18,42 +16,36 @@ class Window:
 
     Args:
         ends: the steps at whose end a window closes.
+
+    Attributes:
+        states: of what was added since the last close, by name.
     """
 
     def __init__(self, ends: Schedule) -> None:
         self.ends = ends
-        self._states: dict[str, GramState] = {}
+        self.states: dict[str, GramState] = {}
 
     def add(self, name: str, X: Tensor) -> None:
         """Adds the rows of X [n, d]; a width or device that changed starts that state over."""
-        state = self._states.get(name)
+        state = self.states.get(name)
         if state is None or state.d != X.shape[1] or state.device != X.device:
-            state = self._states[name] = GramState(X.shape[1], device=X.device)
+            state = self.states[name] = GramState(X.shape[1], device=X.device)
         state.update(X)
 
-    def close(self, ranks: Ranks) -> dict[str, Spectrum]:
-        """{name: spectrum of all rows of the window}, in grouped calls; the next window starts empty.
-
-        Where processes measure together, of the rows that all of them saw, on rank 0: a collective call.
-        """
-        states, self._states = self._states, {}
-        if ranks.together:
-            _, names = ranks.shared({name: None for name in states})
-            states = {name: states[name].all_reduce() for name in names}
-        if not ranks.first:
-            return {}
-        found = of_grams([s.small_gram() for s in states.values() if s.n])
-        return dict(zip((name for name, s in states.items() if s.n), found, strict=True))
+    def close(self) -> dict[str, GramState]:
+        """{name: state of all rows of the window}; the next window starts empty."""
+        states, self.states = self.states, {}
+        return states
 
     def bytes(self) -> dict[str, int]:
-        return {name: 8 * state.d**2 for name, state in self._states.items()}
+        return {name: 8 * state.d**2 for name, state in self.states.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: state.state_dict() for name, state in self._states.items()}
+        return {name: state.state_dict() for name, state in self.states.items()}
 
     def load_state_dict(self, states: dict[str, Any]) -> None:
-        self._states = {}
+        self.states = {}
         for name, saved in states.items():
             state = GramState(saved["d"], saved["mode"], device=saved["gram"].device)
             state.load_state_dict(copy.copy(saved))
-            self._states[name] = state
+            self.states[name] = state

@@ -324,7 +324,7 @@ def test_what_no_figure_covers_is_said_by_name():
         def __init__(self):
             super().__init__()
             self.embed, self.rnn, self.head = nn.Embedding(9, 4), nn.LSTM(4, 6, batch_first=True), nn.Linear(6, 3)
-            self.head = nn.utils.parametrizations.weight_norm(self.head)
+            self.rnn = nn.utils.parametrizations.weight_norm(self.rnn, "weight_hh_l0")
             self.spare, self.frozen = nn.Linear(6, 6), nn.Embedding(3, 3).requires_grad_(False)
 
         def forward(self, x):
@@ -336,8 +336,8 @@ def test_what_no_figure_covers_is_said_by_name():
             model(torch.randint(9, (5, 3))).sum().backward()
             w.step()
     (weights,) = (text for _, key, text in records.notes if key == "weight")
-    assert weights.endswith(": head.parametrizations.weight.original1 (3, 6)")
-    assert {"weight/embed.weight/rank", "weight/rnn.weight_hh_l0/rank"} <= set(records[0][1])
+    assert weights.endswith(": rnn.parametrizations.weight_hh_l0.original1 (24, 6)")
+    assert {"weight/embed.weight/rank", "weight/rnn.weight_ih_l0/rank"} <= set(records[0][1])
     assert not any(name in key for key in records[0][1] for name in ("spare", "frozen", "bias"))
     (layers,) = (text for _, key, text in records.notes if key == "layers")
     assert layers.endswith(": spare")
