@@ -4,10 +4,11 @@ The model is built on torch's meta device, without memory, and run forward once 
 (fastrank/capture.py): their matrices are the plan's, one for one. What `watch` does with each of them is then counted:
 
 * launches of our kernels, with bytes and flops (kernels/*/cost.py), and torch's matrix products, under a roofline;
-* torch's small operations, counted by running the very code on a tiny matrix; each takes a launch;
+* torch's small operations, counted by running the very code on a tiny matrix; each takes a launch, on a CPU what such
+  an operation takes here;
 * eigenproblems that no kernel of ours takes on a GPU, and all of them on a CPU: flops only. No roofline says how long
   they take. On a GPU a share of the peak is assumed (`tracking_cost.LIBRARY_SHARE`), on a CPU the rate is measured on
-  the spot.
+  the spot, as is the share of their roofline that subspace steps and probes run at (`tracking_cost.pace`).
 
 A step is an average one: large weights are carried (`fastrank.tracking.followed`), and their exact spectra count as
 often as they may be renewed, which small steps never ask for; gradients come from their factors or a sketch where
@@ -34,7 +35,7 @@ from fastrank.kernels.cost import Device
 from fastrank.layers import Layer, select_layers
 from fastrank.tracking.presets import BASIC, PRESETS, parse_metrics
 from fastrank.tracking.step_arguments import class_rows
-from fastrank.tracking_cost import Matrix, Operations, Work, followed, measured_together, rates, work_on
+from fastrank.tracking_cost import Matrix, Operations, Pace, Work, followed, measured_together, pace, rates, work_on
 
 DEVICES = ("cpu", *cost.DEVICES)
 #: Share of the peak that training itself is taken to reach: GPU (16-bit tensor cores under autocast), CPU (of fp32
@@ -73,6 +74,7 @@ class Plan:
     device: Device
     works: tuple[Work, ...]
     rates: dict[str, float]
+    pace: Pace
     step_flops: int
     step_ms: float
     utilisation: float
@@ -91,8 +93,8 @@ class Plan:
         on_cpu = self.device.name == "CPU"
         together, small = measured_together(works, self.figures, on_cpu)
         # The cut into blocks is that of the CUDA kernels.
-        time = cost.roofline if on_cpu else cost.predict
-        latency = self.device.launch * (small + (len(together) if on_cpu else 0))
+        time = self.pace.seconds if on_cpu else cost.predict
+        latency = self.pace.small * small + (self.device.launch * len(together) if on_cpu else 0)
         seldom = sum(time(work.seldom, self.device) / work.period for work in works if work.seldom)
         return Cost(
             matrices=len(works),
@@ -164,7 +166,7 @@ def plan(
     Args:
         model: a module; on the meta device it needs no memory (`with torch.device("meta"): ...`).
         example: one batch of inputs, on the model's device; its values are not read.
-        device: cpu, a100, h100, h200, b200 or a `fastrank.kernels.cost.Device`. "cpu" is measured, in half a second.
+        device: cpu, a100, h100, h200, b200 or a `fastrank.kernels.cost.Device`. "cpu" is measured, in a second.
         precision: "fp32", or "bf16" for training under autocast (activations arrive in 16 bits); bf16 on a GPU and
             fp32 on a CPU if left out.
         utilisation: share of the device's peak at which the training step itself is taken to run.
@@ -198,8 +200,9 @@ def plan(
     step_ms = 1e3 * max(step_flops / peak, step_ops * target.launch)
     settings = {"track": track, "layers": layers, "mode": mode}
     return Plan(
-        target, tuple(works), rates(target), step_flops, step_ms, utilisation, precision, every, settings, figures
-    )
+        target, tuple(works), rates(target), pace(target), step_flops, step_ms, utilisation, precision, every, settings,
+        figures,
+    )  # fmt: skip
 
 
 def matrices(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -17,13 +17,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastrank.capture import INPUT_ROWS, MAX_FEATURES
 from fastrank.carried import carried_spectra
-from fastrank.factored import factored_spectra, pays
+from fastrank.factored import PROBES, factored_spectra, pays
 from fastrank.followed_cost import carried, from_factors, from_sketch, is_carried, renewal
 from fastrank.kernels import cost
 from fastrank.kernels.cost import Device, Launch
 from fastrank.kernels.gram import cost as gram
 from fastrank.kernels.rsvd import cost as rsvd
-from fastrank.kernels.rsvd import cost_step
+from fastrank.kernels.rsvd import cost_step, orthonormal_many, products_many, subspace_step_many
 from fastrank.kernels.rsvd.config import WIDE_ROWS
 from fastrank.kernels.small_eigh import MOST_VALUES, eigh_many, eigvalsh_many
 from fastrank.kernels.small_eigh import cost as small_eigh
@@ -32,7 +32,7 @@ from fastrank.sketched import sketch_width, sketched_spectrum
 from fastrank.spectra import spectrum
 from fastrank.subspace import FRESH, OVERSAMPLE, top_svd
 from fastrank.tracking.figures import Figures
-from fastrank.tracking.presets import TOP
+from fastrank.tracking.presets import BASIC, TOP
 
 #: Share of its unit's peak that a factorisation of torch.linalg is taken to reach on a GPU: a guess from the nature of
 #: the work (panels of matrix-vector products, hundreds of launches), to be replaced by a measurement.
@@ -336,6 +336,54 @@ def _measured_rates() -> dict[str, float]:
         return {name: flops / cost.best(run, 0.05) for name, (run, flops) in runs.items()}
     finally:
         torch.set_num_threads(threads)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What a device takes beyond bytes and flops.
+
+    small: seconds of one of torch's small operations, as the watcher calls them. reached: {name of a launch: share of
+    its roofline that it runs at}; all others run at theirs.
+    """
+
+    small: float
+    reached: dict[str, float]
+
+    def seconds(self, launches: Sequence[Launch], device: Device) -> float:
+        return sum(cost.roofline([launch], device) / self.reached.get(launch.kernel, 1.0) for launch in launches)
+
+
+def pace(device: Device) -> Pace:
+    """Of a CPU what is measured here, of a GPU its launches."""
+    if device.name != "CPU":
+        return Pace(device.launch, {})
+    small, measured = _measured_pace(torch.get_num_threads())
+    reached = {launch.kernel: min(1.0, cost.roofline([launch], device) / seconds) for launch, seconds in measured}
+    return Pace(small, reached)
+
+
+@cache
+def _measured_pace(threads: int) -> tuple[float, list[tuple[Launch, float]]]:
+    """Seconds of a small operation, from the figures of eight spectra; launches and what each takes, of four matrices
+    [256, 2048] in one call: the inputs of a wide layer."""
+    spectra = {str(i): one for i, one in enumerate(spectrum([torch.eye(9, 6)] * 8))}
+    figures = partial(Figures().add_spectra, spectra, BASIC, TOP)
+    with Operations() as counter:
+        figures()
+    count, n, d, q, columns = 4, 256, 2048, TOP + OVERSAMPLE, 1 + PROBES
+    draws = torch.Generator().manual_seed(0)
+    A = [torch.randn(n, d, generator=draws) for _ in range(count)]
+    blocks = orthonormal_many([torch.randn(d, q, generator=draws) for _ in A])
+    probes = [torch.randn(d, columns, dtype=torch.float64, generator=draws) for _ in A]
+    # Its eigenproblems are counted apart.
+    _, problems, _, _ = _subspace(n, d, torch.float32, True)
+    apart = sum(call.flops / _measured_rates()[call.name] for call in problems)
+    step = cost.best(lambda: subspace_step_many(A, blocks, TOP, entering=False), 0.1) / count - apart
+    products = cost.best(lambda: products_many(A, probes), 0.05) / count
+    return cost.best(figures, 0.05) / counter.count, [
+        (cost_step.step(n, d, q, TOP, torch.float32), max(step, 1e-9)),
+        (Launch("torch.probes", 4 * n * d, 0, {"fp64": 2 * columns * n * d}), products),
+    ]
 
 
 def rates(device: Device) -> dict[str, float]:

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from fastrank import watch
 from fastrank.errors import InputError
 from fastrank.plan import BACKWARD, cuts, matrices, plan
 from fastrank.tracking.presets import PRESETS
-from fastrank.tracking_cost import LIBRARY_SHARE, _count, _ops, measured_together
+from fastrank.tracking_cost import LIBRARY_SHARE, Pace, _count, _ops, measured_together
 
 pytest.importorskip("timm")
 from fastrank.train.planned import plan_named, to_json, to_text
@@ -249,6 +250,23 @@ def test_cpu_is_measured():
     assert "measured" in found.device.source and found.precision == "fp32"
     assert 1e8 < found.device.bandwidth < 1e13 and 1e8 < found.device.flops["fp32"] < 1e15
     assert found.cost().ms > 0
+
+
+def test_what_a_cpu_takes_beyond_the_roofline_is_measured_and_counted():
+    found = plan(small("meta"), torch.empty(SHAPE, device="meta"), device="cpu")
+    assert found.pace.small > 0 and found.pace.reached.keys() == {"subspace_step", "torch.probes"}
+    assert all(0 < share <= 1 for share in found.pace.reached.values())
+
+    def ms(small, reached):
+        return replace(found, pace=Pace(small, reached)).cost().kernel_ms
+
+    together, small_operations = measured_together(found.works, found.figures, True)
+    steps = [launch for launch in together if launch.kernel == "subspace_step"]
+    assert steps and small_operations > 100
+    assert ms(0, {"subspace_step": 0.25}) - ms(0, {}) == pytest.approx(3e3 * cost.roofline(steps, found.device))
+    assert ms(2e-6, {}) - ms(0, {}) == pytest.approx(2e-3 * small_operations)
+    h100 = plan(small("meta"), torch.empty(SHAPE, device="meta"), device="h100")
+    assert h100.pace == Pace(h100.device.launch, {})
 
 
 def test_text_and_json_agree(monkeypatch):
