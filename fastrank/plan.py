@@ -8,7 +8,8 @@ The model is built on torch's meta device, without memory, and run forward once 
   an operation takes here;
 * eigenproblems that no kernel of ours takes on a GPU, and all of them on a CPU: flops only. No roofline says how long
   they take. On a GPU a share of the peak is assumed (`tracking_cost.LIBRARY_SHARE`), on a CPU the rate is measured on
-  the spot, as is the share of their roofline that subspace steps and probes run at (`tracking_cost.pace`).
+  the spot, as is the share of their roofline that the kernels of most layers run at
+  (`tracking_cost.pace`).
 
 A step is an average one: large weights are carried (`fastrank.tracking.followed`), and their exact spectra count as
 often as they may be renewed, which small steps never ask for; gradients come from their factors or a sketch where

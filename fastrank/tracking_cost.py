@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import cycle
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ from fastrank.factored import PROBES, factored_spectra, pays
 from fastrank.followed_cost import carried, from_factors, from_sketch, is_carried, renewal
 from fastrank.kernels import cost
 from fastrank.kernels.cost import Device, Launch
+from fastrank.kernels.gram import Convolution, patch_rows
 from fastrank.kernels.gram import cost as gram
 from fastrank.kernels.rsvd import cost as rsvd
 from fastrank.kernels.rsvd import cost_step, orthonormal_many, products_many, subspace_step_many
@@ -29,6 +31,7 @@ from fastrank.kernels.small_eigh import MOST_VALUES, eigh_many, eigvalsh_many
 from fastrank.kernels.small_eigh import cost as small_eigh
 from fastrank.metrics.alignment import alignment
 from fastrank.sketched import sketch_width, sketched_spectrum
+from fastrank.small_grams import small_gram
 from fastrank.spectra import spectrum
 from fastrank.subspace import FRESH, OVERSAMPLE, top_svd
 from fastrank.tracking.figures import Figures
@@ -123,8 +126,7 @@ def work_on(matrix: Matrix, on_cpu: bool = False) -> Work:
         launches, calls, temporary = _spectrum(n, d, torch.float32 if kind == "logits" else dtype, on_cpu)
         kept = 0
     if copied:
-        moved = n * d * dtype.itemsize
-        launches, temporary = (Launch("torch.index", moved, moved), *launches), temporary + moved
+        launches, temporary = (_copy(source, n, d, dtype), *launches), temporary + n * d * dtype.itemsize
     return Work(kind, layer, source, n, d, dtype, launches, ops, calls, kept, temporary)
 
 
@@ -162,8 +164,7 @@ def measured_together(
     launches, ops = [], sum(work.ops for work in works)
     for work in works:
         if _is_copied(work.kind, work.source, work.d):
-            moved = work.n * work.d * work.dtype.itemsize
-            launches.append(Launch("torch.index", moved, moved))
+            launches.append(_copy(work.source, work.n, work.d, work.dtype))
     for kind in dict.fromkeys(work.kind for work in works):
         members = [work for work in works if work.kind == kind]
         if kind != "align":
@@ -196,6 +197,17 @@ def _is_copied(kind: str, source: str, d: int) -> bool:
     return source == "input" or (source == "act" and d == MAX_FEATURES) or kind == "logits"
 
 
+def _copy(source: str, n: int, d: int, dtype: torch.dtype) -> Launch:
+    moved = n * d * dtype.itemsize
+    return Launch("input_rows" if source == "input" else "torch.index", moved, moved)
+
+
+def _orthonormal(d: int, q: int, dtype: torch.dtype) -> Launch:
+    """On a CPU: a block [d, q] is read and written, and its Gram matrix and the product with a triangle are made."""
+    moved = d * q * dtype.itemsize
+    return Launch("orthonormal", moved, moved, {"fp64": 3 * d * q * q})
+
+
 def _spectra_together(works: Sequence[Work], on_cpu: bool, each_alone: bool) -> list[Launch]:
     shapes = [(w.n, w.d, torch.float32 if w.kind == "logits" else w.dtype) for w in works]
     launches = []
@@ -223,6 +235,7 @@ def _subspaces_together(works: Sequence[Work], on_cpu: bool) -> list[Launch]:
             continue
         if on_cpu:
             launches += cost_step.steps(shapes, width, k, dtype)
+            launches += [_orthonormal(d, min(width, n, d), computed) for n, d in shapes]
             continue
         # Blocks of one height share their fresh directions.
         launches += [rsvd.test_matrix(d, min(FRESH, width), computed) for d in {d for _, d in shapes}]
@@ -260,7 +273,8 @@ def _subspace(
     if on_cpu:
         # Both small eigenproblems of a step.
         calls = (Call("eigh", sum(x.flops["fp64"] for x in small_eigh.eigh([q, q])), "fp64"),) if q else ()
-        return (cost_step.step(n, d, q, k, dtype),), calls, kept, kept + size * n * (q + k)
+        block = _orthonormal(d, q, torch.float64 if size == 8 else torch.float32)
+        return (block, cost_step.step(n, d, q, k, dtype)), calls, kept, kept + size * n * (q + k)
     if not q:
         return (), (), 0, 0
     computed = torch.float64 if size == 8 else torch.float32
@@ -365,7 +379,8 @@ def pace(device: Device) -> Pace:
 @cache
 def _measured_pace(threads: int) -> tuple[float, list[tuple[Launch, float]]]:
     """Seconds of a small operation, from the figures of eight spectra; launches and what each takes, of four matrices
-    [256, 2048] in one call: the inputs of a wide layer."""
+    [256, 2048] in one call, the inputs of a wide layer; of an activation [128, 2048]; and of the patches that a
+    convolution sees."""
     spectra = {str(i): one for i, one in enumerate(spectrum([torch.eye(9, 6)] * 8))}
     figures = partial(Figures().add_spectra, spectra, BASIC, TOP)
     with Operations() as counter:
@@ -380,9 +395,21 @@ def _measured_pace(threads: int) -> tuple[float, list[tuple[Launch, float]]]:
     apart = sum(call.flops / _measured_rates()[call.name] for call in problems)
     step = cost.best(lambda: subspace_step_many(A, blocks, TOP, entering=False), 0.1) / count - apart
     products = cost.best(lambda: products_many(A, probes), 0.05) / count
+    orthonormal = cost.best(lambda: orthonormal_many(blocks), 0.05) / count
+    activations = cycle([torch.randn(128, d, generator=draws) for _ in range(16)])
+    product = cost.best(lambda: small_gram(next(activations), rounded=True), 0.05)
+    (tiles,) = (launch for launch in gram.dual(128, d) if launch.kernel == "gram_tiles")
+    # Other rows each time, as a cache would have the same ones.
+    images, patches = torch.zeros(64, 64, 32, 32), Convolution.of(3, 1, 1, 1, 1)
+    rows = torch.randint(patches.rows(images.shape), (16, n), generator=draws).sort().values
+    turns = cycle(rows)
+    picked = cost.best(lambda: patch_rows(images, patches, next(turns)), 0.05)
     return cost.best(figures, 0.05) / counter.count, [
         (cost_step.step(n, d, q, TOP, torch.float32), max(step, 1e-9)),
         (Launch("torch.probes", 4 * n * d, 0, {"fp64": 2 * columns * n * d}), products),
+        (_orthonormal(d, q, torch.float32), orthonormal),
+        (tiles, product),
+        (_copy("input", n, 64 * 9, torch.float32), picked),
     ]
 
 
