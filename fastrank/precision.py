@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import ctypes
+from collections.abc import Callable
+from contextlib import ContextDecorator, contextmanager
+from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -29,37 +33,63 @@ def full_precision(device: torch.device):
             backend.fp32_precision = allowed
 
 
-@contextmanager
-def one_thread():
+class one_thread(ContextDecorator):
     """Torch's own operations run on the calling thread alone; its number of threads is restored after. Our kernels keep
     all of them. Also a decorator.
 
     A QR or eigenproblem of a few hundred rows is a long chain of tiny parallel regions. Shared by two threads it is
-    no faster on idle cores, and several times slower where another process holds one of them. A root or logarithm of
-    128 numbers wakes MKL's threads, for 80 us where they sleep between calls; one takes 1.
+    no faster on idle cores, and several times slower where another process holds one of them. Waking one that sleeps
+    takes as long as a softmax of 12,000 numbers.
+
+    Not by torch.set_num_threads, which also sets what other threads begin with and what MKL takes from then on: OpenMP
+    and MKL are told of this thread. Where torch was built without them, nothing changes.
     """
-    threads = torch.get_num_threads()
-    if threads == 1:
-        yield
-        return
-    backend.held.threads = threads
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        backend.held.threads = 0
+
+    def __enter__(self) -> None:
+        threads = torch.get_num_threads()
+        self._before = None
+        if threads > 1 and (set_threads := _set_threads()) is not None:
+            self._held = getattr(backend.held, "threads", 0)
+            self._before = threads, set_threads(1, 1)
+            backend.held.threads = threads
+
+    def __exit__(self, *_) -> None:
+        if self._before is not None:
+            backend.held.threads = self._held
+            _set_threads()(*self._before)
+
+    def _recreate_cm(self) -> one_thread:
+        return one_thread()  # a decorated function may run in several threads
 
 
-@contextmanager
-def all_threads():
+class all_threads:
     """Large products and factorisations of torch, inside `one_thread`."""
-    threads, ours = torch.get_num_threads(), backend.threads()
-    if threads == ours:
-        yield
-        return
-    torch.set_num_threads(ours)
+
+    def __enter__(self) -> None:
+        threads = torch.get_num_threads()
+        self._before = None
+        if threads != backend.threads():
+            self._before = threads, _set_threads()(backend.threads(), 0)
+
+    def __exit__(self, *_) -> None:
+        if self._before is not None:
+            _set_threads()(*self._before)
+
+
+@cache
+def _set_threads() -> Callable[[int, int], int] | None:
+    """(threads of OpenMP, threads of MKL) of the calling thread, 0 for MKL's usual; returns MKL's before. None where
+    torch has neither."""
     try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+        library = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
+        openmp = library.omp_set_num_threads
+    except (OSError, AttributeError):
+        return None
+    openmp.argtypes, openmp.restype = [ctypes.c_int], None
+    mkl = getattr(library, "MKL_Set_Num_Threads_Local", lambda threads: 0)
+
+    def set_threads(of_openmp: int, of_mkl: int) -> int:
+        openmp(of_openmp)
+        return mkl(of_mkl)
+
+    return set_threads
