@@ -7,6 +7,7 @@ from today's subspace; whatever is reported, its bound is counted from the ancho
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,6 +27,9 @@ RENEW = 16
 #: It is renewed when the rank's interval opened, or at the latest when the matrix moved by this share of its norm: the
 #: figures of the whole spectrum (such as its effective rank) are the anchor's, scaled to today's norm.
 DRIFT = 0.1
+#: It is renewed at once where the matrix moved by so much of its norm, and where it was zero or not finite. On a CPU
+#: only: a GPU would have to be waited for.
+ABRUPT = 0.5
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,8 @@ class Anchor:
         return cls(state["matrix"], Spectrum(**state["spectrum"]), state["step"], state["width"])
 
     def fits(self, X: Tensor) -> bool:
-        A = self.matrix
-        return A.shape == X.shape and A.device == X.device and A.dtype == X.dtype
+        A, known = self.matrix, not self.spectrum.reason
+        return known and A.shape == X.shape and A.device == X.device and A.dtype == X.dtype
 
     def outdated(self, step: int, width: float, drift: float) -> bool:
         """From the figures of the last step: whether an exact spectrum would now say more, and is due."""
@@ -66,26 +70,41 @@ class Carried:
 
 
 def carried_spectra(jobs: list[tuple[Tensor, SubspaceState, Anchor | None]], step: int) -> list[Carried]:
-    """Spectra of matrices X [n, d], each with today's subspace and its anchor; without one, exact and a new anchor.
+    """Spectra of matrices X [n, d], each with today's subspace and its anchor; exact and a new anchor without one, and
+    where X jumped.
 
     No version counter is trusted. Whoever writes to X unseen, through `.data` or from another process: an anchor is the
     copy that its spectrum was computed from, and a bound is counted from the distance of X as it is read here. The
     subspace may be of an X before that; it is an estimate, and no bound rests on it.
     """
-    new = [i for i, (_, _, anchor) in enumerate(jobs) if anchor is None]
     old = [i for i, (_, _, anchor) in enumerate(jobs) if anchor is not None]
-    copies = [jobs[i][0].clone() for i in new]
-    exact = spectrum(copies)
-    found = {i: _anchored(copy, s, step) for i, copy, s in zip(new, copies, exact, strict=True)}
     apart = distances([jobs[i][0] for i in old], [jobs[i][2].matrix for i in old]) if old else ()
     groups: dict[tuple, list[tuple[int, Tensor]]] = {}
+    found: dict[int, Carried] = {}
     for i, numbers in zip(old, apart, strict=True):
-        _, top, anchor = jobs[i]
-        groups.setdefault((top.k, len(anchor.spectrum.sigma), anchor.matrix.device), []).append((i, numbers))
+        X, top, anchor = jobs[i]
+        if X.device.type == "cpu" and not float(numbers[1]) and not bool(X.any()):
+            found[i] = Carried(_of_zeros(X), anchor, numbers[0] / anchor.spectrum.sigma.norm())
+        elif not (X.device.type == "cpu" and _abrupt(float(numbers[0]), anchor)):
+            groups.setdefault((top.k, len(anchor.spectrum.sigma), anchor.matrix.device), []).append((i, numbers))
     for members in groups.values():
         here, numbers = zip(*members, strict=True)
         found |= zip(here, _carried([jobs[i] for i in here], *torch.stack(numbers).unbind(1)), strict=True)
+    new = [i for i in range(len(jobs)) if i not in found]
+    copies = [jobs[i][0].clone() for i in new]
+    exact = spectrum(copies)
+    found |= {i: _anchored(copy, s, step) for i, copy, s in zip(new, copies, exact, strict=True)}
     return [found[i] for i in range(len(jobs))]
+
+
+def _abrupt(moved: float, anchor: Anchor) -> bool:
+    """Whether the anchor says little of a matrix that is so far from it. One that is not finite now will be back."""
+    return moved < math.inf and not moved <= ABRUPT * float(anchor.spectrum.sigma.norm())
+
+
+def _of_zeros(X: Tensor) -> Spectrum:
+    zeros = torch.zeros(min(X.shape), dtype=torch.float64)
+    return Spectrum(zeros, zeros, torch.zeros((), dtype=torch.float64), *X.shape, X.dtype, False, "gram64")
 
 
 def _anchored(copy: Tensor, s: Spectrum, step: int) -> Carried:
@@ -105,10 +124,11 @@ def _carried(jobs: list[tuple[Tensor, SubspaceState, Anchor]], moved: Tensor, no
     weight = residual**2 / (residual**2 + (old.bound[:, :k] + apart) ** 2)
     leading, tail = torch.lerp(subspace, torch.maximum(subspace, old.sigma[:, :k]), weight), old.sigma[:, k:]
     # What the leading values leave of today's norm, in the proportions of the anchor's tail.
-    rest = (norm**2 - leading.square().sum(1)).clamp_min(0).sqrt()
-    scale = rest / tail.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
+    rest, size = (norm**2 - leading.square().sum(1)).clamp_min(0).sqrt()[:, None], tail.norm(dim=1, keepdim=True)
+    # Of a tail of zeros nothing is known: evenly.
+    shares = torch.where(size > 0, tail / size, max(tail.shape[1], 1) ** -0.5)
     # A subspace that has not settled may be below the tail's first.
-    sigma = torch.cat([leading, scale[:, None] * tail], 1).sort(1, descending=True).values
+    sigma = torch.cat([leading, rest * shares], 1).sort(1, descending=True).values
     bound = (sigma - old.sigma).abs() + old.bound + apart
     columns = zip(jobs, *(x.unbind() for x in (sigma, bound, old.zero_bound + moved, drift)), strict=True)
     return [Carried(_with_values(job, *values), job[2], drift) for job, *values, drift in columns]

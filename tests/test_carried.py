@@ -55,7 +55,7 @@ def test_an_anchor_is_the_matrix_that_its_spectrum_is_of(monkeypatch):
 
     def meanwhile(matrices):
         found = real(matrices)
-        X.mul_(1.5)
+        X.mul_(1.25)
         return found
 
     monkeypatch.setattr(fastrank.carried, "spectrum", meanwhile)
@@ -63,6 +63,65 @@ def test_an_anchor_is_the_matrix_that_its_spectrum_is_of(monkeypatch):
     assert torch.linalg.svdvals(first.anchor.matrix) == pytest.approx(first.spectrum.sigma.float().numpy(), rel=1e-4)
     (now,) = carried_spectra([(X, top_svd(X, 15), first.anchor)], 1)
     assert ((now.spectrum.sigma - torch.linalg.svdvals(X.double())).abs() <= now.spectrum.bound).all()
+
+
+def followed(matrices, top=None, anchor=None):
+    """Of one matrix after the other, with the anchor that the last one left where it fits."""
+    for step, X in enumerate(matrices):
+        top = top_svd(X, 15, top)
+        (now,) = carried_spectra([(X, top, anchor if anchor is not None and anchor.fits(X) else None)], step)
+        anchor = now.anchor
+        yield now
+
+
+def test_a_weight_that_begins_at_zero():
+    """A zero-initialised layer: its anchor has no direction to go by."""
+    moves = torch.randn(150, 200, generator=torch.Generator().manual_seed(0))
+    for size in (1e-3, 1e3):
+        A = [torch.zeros(150, 200), torch.zeros(150, 200), size * moves, 1.1 * size * moves]
+        for X, now in zip(A, followed(A), strict=True):
+            truth, s = torch.linalg.svdvals(X.double()), now.spectrum
+            assert ((s.sigma - truth).abs() <= s.bound + 1e-14 * truth[0]).all() and not s.reason
+            assert [int(count) for count in rank_counts(s)][0] == (150 if X.any() else 0)
+            assert float(s.sigma.norm()) == pytest.approx(float(truth.norm()), rel=1e-6)
+
+
+def test_a_weight_that_jumps_is_computed_anew_at_once():
+    X = torch.randn(150, 200, generator=torch.Generator().manual_seed(0))
+    Y = torch.randn(150, 200, generator=torch.Generator().manual_seed(1))
+    for after in (3 * X, Y, torch.zeros_like(X)):
+        _, now = followed([X, after])
+        truth = torch.linalg.svdvals(after.double())
+        assert (now.spectrum.sigma - truth).abs().max() <= 1e-6 * truth[0]
+        _, lo, hi = rank_counts(now.spectrum)
+        assert lo == hi == (150 if after.any() else 0)
+    first, near = followed([X, 1.4 * X])
+    assert near.anchor is first.anchor
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_was_not_finite_for_a_step_is_not_followed(bad):
+    X = torch.randn(150, 200, generator=torch.Generator().manual_seed(0))
+    broken = X.clone()
+    broken[3, 4] = bad
+    truth = torch.linalg.svdvals(X.double())
+    for matrices in ([broken, X], [X, broken, X]):
+        *_, wrong, now = followed(matrices)
+        assert wrong.spectrum.reason and wrong.spectrum.sigma.isnan().all()
+        assert not now.spectrum.reason and (now.spectrum.sigma - truth).abs().max() <= 1e-6 * truth[0]
+
+
+def test_a_tail_of_zeros_shares_what_is_left_of_the_norm():
+    """Where nobody looks at how far it moved, as on a GPU."""
+    X = torch.randn(60, 80, generator=torch.Generator().manual_seed(0))
+    zeros = torch.zeros_like(X)
+    top = top_svd(X, 15)
+    (first,) = carried_spectra([(zeros, top_svd(zeros, 15), None)], 0)
+    moved, norm = distances([X], [zeros])[0]
+    (now,) = fastrank.carried._carried([(X, top, first.anchor)], moved[None], norm[None])
+    truth = torch.linalg.svdvals(X.double())
+    assert ((now.spectrum.sigma - truth).abs() <= now.spectrum.bound).all()
+    assert float(now.spectrum.sigma.norm()) == pytest.approx(float(truth.norm()), rel=1e-5)
 
 
 def test_an_unsettled_subspace_does_not_hide_what_the_anchor_knows():
