@@ -80,7 +80,7 @@ def stages(device: str, scratch: Path) -> list[Stage]:
         *(
             Stage(
                 f"bench {name}", "quick benchmarks, answers checked",
-                (python, "-m", "fastrank.cli", "bench", name, "--quick", "--device", device, "--json",
+                (python, "-m", "fastrank", "bench", name, "--quick", "--device", device, "--json",
                  str(scratch / f"{name}.json")),
                 75, read=benched(name, scratch / f"{name}.json"),
             )
@@ -93,7 +93,7 @@ def stages(device: str, scratch: Path) -> list[Stage]:
         ),
         Stage(
             "training", "a small ResNet trained and tracked on the device, from the command line",
-            (python, "-m", "fastrank.cli", "train", "--model", "resnet10t", "--data", "glyphs", "--temperature", "100",
+            (python, "-m", "fastrank", "train", "--model", "resnet10t", "--data", "glyphs", "--temperature", "100",
              "--epochs", "1", "--samples-per-class", "10", "--track", "default", "--device", device,
              "--out", str(scratch / "runs")),
             90, read=trained(scratch / "runs"),

@@ -170,7 +170,7 @@ def l2_flush(device: str | torch.device) -> torch.Tensor:
 
 def run_alone(name: str) -> None:
     """`python benchmarks/bench_<name>.py ...` is `fastrank bench <name> ...`, in a process that has not seen torch."""
-    os.execv(sys.executable, [sys.executable, "-m", "fastrank.cli", "bench", name, *sys.argv[1:]])
+    os.execv(sys.executable, [sys.executable, "-m", "fastrank", "bench", name, *sys.argv[1:]])
 
 
 def _check(contender: Contender, device: str) -> tuple[Outcome, float]:

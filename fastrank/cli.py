@@ -393,7 +393,3 @@ def _one_line(error: Exception | str) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split())
-
-
-if __name__ == "__main__":
-    main()

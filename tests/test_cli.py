@@ -36,7 +36,7 @@ def fastrank(monkeypatch, capsys):
 
 def start(*arguments, **options):
     """The same in a process of its own."""
-    command = [sys.executable, "-m", "fastrank.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "fastrank", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 

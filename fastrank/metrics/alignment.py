@@ -21,7 +21,8 @@ class Alignment:
     Attributes:
         cosines: [k, k], rows the weight's right singular vectors, columns the input's feature-side ones.
         errors: [k, k], how far each cosine can be off, from the vectors' sin-theta bounds; at most 1.
-        max: the largest cosine. error: that of `max`. diagonal: the mean of cosines[i, i].
+        max: the largest cosine. diagonal: the mean of cosines[i, i].
+        error: of the pair that `max` is of; another, less settled pair may truly be larger.
         chance: about the largest of k*k cosines of random directions, `sqrt(2 ln(k^2) / d)`, at most 1.
     """
 

@@ -114,7 +114,7 @@ const DEFINITIONS = {
   },
   error: {
     label: "error bound",
-    text: "Bound on the error of the cosines, from the vectors' residuals and gaps.",
+    text: "Bound on the error of the largest cosine's own pair, from the vectors' residuals and gaps; another, less settled pair may truly be larger.",
     source: "Wedin 1972",
   },
   chance: {

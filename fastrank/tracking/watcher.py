@@ -120,6 +120,10 @@ class Watcher:
             raise InputError("seed", "a whole number", repr(seed))
         if not 0 < number("T", T) < math.inf:
             raise InputError("T", "a temperature > 0", float(T))
+        if not isinstance(all_ranks, bool):
+            raise InputError("all_ranks", "True or False", repr(all_ranks))
+        if config is not None and not isinstance(config, dict):
+            raise InputError("config", "a dict to store with the run, or None", type(config).__name__)
         if resume is not None:
             _check_state("resume", resume)
         self._kinds, names = parse_metrics(metrics)

@@ -290,6 +290,8 @@ def test_cost_adds_up():
         ("seed", {"seed": 1.5}),
         ("every", {"every": True}),
         ("metrics", {"metrics": 5}),
+        ("all_ranks", {"all_ranks": "yes"}),
+        ("config", {"config": 3}),
     ],
 )
 def test_bad_arguments_are_named_and_leave_no_hook(argument, options):
