@@ -1,11 +1,15 @@
 #include "common/parallel.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
+#include <strings.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <cstdlib>
+#include <exception>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -29,8 +33,22 @@ bool soon(const Ready& ready) {
   return true;
 }
 
+// OpenMP's entry to a parallel region: fn(data) on each of `threads`, this one among them.
+using Region = void (*)(void (*fn)(void*), void* data, unsigned threads, unsigned flags);
+
+// That of the OpenMP in this process, torch's, where its threads spin between regions; else null. (Intel's and LLVM's
+// have it under this name too.)
+Region spinning_region() {
+  const char* policy = std::getenv("OMP_WAIT_POLICY");
+  if (policy && strcasecmp(policy, "PASSIVE") == 0) return nullptr;
+  return reinterpret_cast<Region>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+}
+
 class Pool {
  public:
+  // region: whose threads to use instead of own ones, or null.
+  explicit Pool(Region region) : region_(region) {}
+
   void run(int64_t tasks, int threads, const std::function<void(int64_t)>& body) {
     std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
     if (!turn.owns_lock() || threads <= 1 || tasks <= 1) {
@@ -38,15 +56,31 @@ class Pool {
       return;
     }
     const int helpers = static_cast<int>(std::min<int64_t>(threads, tasks)) - 1;
+    if (region_) {
+      begin(tasks, body);
+      region_([](void* self) { static_cast<Pool*>(self)->drain(); }, this, static_cast<unsigned>(helpers + 1), 0);
+    } else {
+      run_on_workers(tasks, helpers, body);
+    }
+    if (failure_) std::rethrow_exception(failure_);
+  }
+
+ private:
+  void begin(int64_t tasks, const std::function<void(int64_t)>& body) {
+    body_ = &body;
+    tasks_ = tasks;
+    failure_ = nullptr;
+    next_.store(0, std::memory_order_relaxed);
+  }
+
+  void run_on_workers(int64_t tasks, int helpers, const std::function<void(int64_t)>& body) {
     {
       std::lock_guard<std::mutex> guard(state_);
       while (static_cast<int>(workers_.size()) < helpers) {
         const int index = static_cast<int>(workers_.size());
         workers_.emplace_back([this, index, seen = generation_.load()] { work(index, seen); });
       }
-      body_ = &body;
-      tasks_ = tasks;
-      next_.store(0, std::memory_order_relaxed);
+      begin(tasks, body);
       helpers_ = helpers;
       ++generation_;
     }
@@ -61,9 +95,15 @@ class Pool {
     done_.wait(guard, [this] { return running_ == 0; });
   }
 
- private:
+  // What a body throws, for want of memory, ends the loop and reaches the caller, whichever thread it was on.
   void drain() {
-    for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < tasks_;) (*body_)(i);
+    try {
+      for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < tasks_;) (*body_)(i);
+    } catch (...) {
+      std::lock_guard<std::mutex> guard(failed_);
+      failure_ = std::current_exception();
+      next_.store(tasks_, std::memory_order_relaxed);
+    }
   }
 
   void work(int index, uint64_t seen) {
@@ -83,7 +123,9 @@ class Pool {
     }
   }
 
-  std::mutex turn_, state_;
+  const Region region_;
+  std::mutex turn_, state_, failed_;
+  std::exception_ptr failure_;
   std::condition_variable wake_, done_;
   std::vector<std::thread> workers_;
   const std::function<void(int64_t)>* body_ = nullptr;
@@ -94,17 +136,18 @@ class Pool {
   int helpers_ = 0;
 };
 
-// Never destroyed: its threads wait in it until the process ends, and a forked child, which has none of them,
-// abandons its copy.
+// Never destroyed: its threads wait in it until the process ends.
 Pool* pool = nullptr;
 std::once_flag once;
+
+// A forked child has none of its threads, nor OpenMP's, and would wait for them: it begins with a pool of its own.
+[[maybe_unused]] const int at_fork = pthread_atfork(nullptr, nullptr, [] { pool = new Pool(nullptr); });
 
 }  // namespace
 
 void parallel_for(int64_t tasks, int threads, const std::function<void(int64_t)>& body) {
   std::call_once(once, [] {
-    pool = new Pool;
-    pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
+    if (!pool) pool = new Pool(spinning_region());
   });
   pool->run(tasks, threads, body);
 }
