@@ -63,9 +63,10 @@ Emit = Callable[[str, str, Callable[[], Tensor | Spectrum]], None]
 class Capture:
     """Hooks on `layers` that call `emit(kind, name, matrix)` at every training-mode forward while `switch.armed`.
 
-    `matrix()` gives a view or a sampled copy of live data: `emit` must take what it needs before it returns. A
-    module that runs several times in one forward emits under `name`, `name#2`, ... `attach` sets the hooks, `remove`
-    takes every one away for a while, `detach` for good. With `training=False` it is forwards in evaluation mode.
+    `matrix()` gives a view or a sampled copy of live data: `emit` must take what it needs before it returns. What is
+    surely a copy of an activation comes as "sample", all else of it as "act". A module that runs several times in one
+    forward emits under `name`, `name#2`, ... `attach` sets the hooks, `remove` takes every one away for a while,
+    `detach` for good. With `training=False` it is forwards in evaluation mode.
     """
 
     def __init__(
@@ -164,7 +165,9 @@ class Capture:
         if output is not None and "window" in self._kinds:
             self._emit("window", name, lambda: self.window_rows(as_matrix(output, self._mode), name))
         if output is not None and "act" in self._kinds and not self.skipping:
-            self._emit("act", name, lambda: self.features(as_matrix(output, self._mode), name, self.max_features))
+            sampled = self._mode == "flatten" and output.ndim > 1 and output.shape[1:].numel() > self.max_features
+            kind = "sample" if sampled else "act"
+            self._emit(kind, name, lambda: self.features(as_matrix(output, self._mode), name, self.max_features))
 
     def _weight(self, layer: Layer, parameter: Tensor | None) -> Tensor | None:
         """What the forward under way multiplied with."""

@@ -28,12 +28,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastrank.capture import Capture, factor_rows
+from fastrank.capture import MAX_FEATURES, Capture, factor_rows
 from fastrank.errors import InputError
 from fastrank.hooks import find_logits, first_tensor
 from fastrank.kernels import cost
 from fastrank.kernels.cost import Device
 from fastrank.layers import Layer, select_layers
+from fastrank.tracking.measurements import HELD_BYTES
 from fastrank.tracking.presets import BASIC, PRESETS, parse_metrics
 from fastrank.tracking.step_arguments import class_rows
 from fastrank.tracking_cost import Matrix, Operations, Pace, Work, followed, measured_together, pace, rates, work_on
@@ -126,9 +127,11 @@ class Plan:
 
     @property
     def temporary(self) -> int:
-        """Bytes at most during a step: what the hooks hold until its end (Gram matrices of activations, sampled
-        inputs), and the results of the largest call; activations are measured one at a time, other kinds at once."""
-        held = sum(8 * min(w.n, w.d) ** 2 for w in self.works if w.source == "act")
+        """Bytes at most during a step: what the hooks hold (Gram matrices of activations and some of their samples,
+        sampled inputs), and the results of the largest call; activations count one at a time, other kinds at once."""
+        acts = [w for w in self.works if w.source == "act"]
+        held = sum(8 * min(w.n, w.d) ** 2 for w in acts)
+        held += min(HELD_BYTES, sum(w.n * w.d * w.dtype.itemsize for w in acts if w.d == MAX_FEATURES))
         held += sum(w.n * w.d * w.dtype.itemsize for w in self.works if w.source == "input")
         calls = {
             kind: (max if kind == "act" else sum)(work.temporary for work in works)
@@ -215,6 +218,7 @@ def matrices(
     def take(source: str, name: str, matrix: Callable[[], Tensor]) -> None:
         with Operations() as counter:
             X = matrix()
+        source = "act" if source == "sample" else source
         if source in kinds:
             alone = source == "weight" and "align" not in kinds
             found.append(Matrix(source, name, source, *X.shape, X.dtype, counter.count, alone=alone))

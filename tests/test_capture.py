@@ -133,17 +133,17 @@ def test_features_are_the_same_seeded_subset_at_every_step():
     capture, seen = record(model, kinds=("act",), max_features=6)
     x = torch.rand(3, 50)
     model(x)
-    first = seen["act", "0"].clone()
+    first = seen["sample", "0"].clone()
     assert first.shape == (3, 6)
     columns = [(x == first[:, [j]]).all(0).nonzero().item() for j in range(6)]
     assert columns == sorted(set(columns))
     capture.begin_step(1)
     capture.begin_forward()
     model(x + 1)
-    assert torch.equal(seen["act", "0"], first + 1)
+    assert torch.equal(seen["sample", "0"], first + 1)
     _, other = record(model, kinds=("act",), max_features=6, seed=1)
     model(x)
-    assert not torch.equal(other["act", "0"], first)
+    assert not torch.equal(other["sample", "0"], first)
 
 
 @pytest.mark.parametrize("total, most", [(50, 49), (1000, 64), (1024, 1000), (4096, 625), (802816, 10_000)])

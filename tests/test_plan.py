@@ -61,6 +61,7 @@ def measured(monkeypatch, metrics, mode="flatten"):
     monkeypatch.setattr(followed, "quick_spectra", noting("spectrum", followed.quick_spectra))
     monkeypatch.setattr(logits_figures, "spectrum", noting("spectrum", spectrum))
     monkeypatch.setattr(measurements, "small_gram", noting("spectrum", small_gram))
+    monkeypatch.setattr(measurements, "small_grams", noting("spectrum", measurements.small_grams))
     monkeypatch.setattr(measurements, "top_svd", noting("subspace", top_svd))
     model = small()
     with watch(model, metrics=metrics, mode=mode) as w:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from fastrank.gram import GramState
 from fastrank.layers import Layer, is_computed
 from fastrank.metrics.alignment import alignment
 from fastrank.ranks import rank_counts
-from fastrank.small_grams import SmallGram, small_gram
+from fastrank.small_grams import SmallGram, small_gram, small_grams
 from fastrank.spectra import Spectrum, of_grams, spectrum
 from fastrank.subspace import SubspaceState, top_svd
 from fastrank.tracking.all_ranks import Ranks, Rows, Shards, States, Sums, is_sharded
@@ -28,6 +29,10 @@ from fastrank.tracking.window import Window
 
 #: Why one process alone cannot say anything of a weight or gradient.
 SHARDED = "in shards over processes: all_ranks=True, on every process, puts it together"
+
+#: Samples of activations that are held until one call multiplies the Gram matrices of all: in a hook caches are cold,
+#: and a call takes some 0.4 ms of Python alone.
+HELD_BYTES = 16 << 20
 
 
 class Measurements:
@@ -61,6 +66,7 @@ class Measurements:
         self._kinds, self._names, self._seed, self._sharded = kinds, names, seed, sharded
         self._ranks, self._costs, self._window, self._remarks = ranks, costs, window, remarks
         self._explain, self._guarded = remarks.explain, remarks.guarded
+        self._work_of = {"input": "align" if "align" in kinds else "grad", "slope": "grad", "sample": "act"}
         #: Warm subspaces of weights and inputs.
         self._tops: dict[str, SubspaceState] = {}
         self._inputs: dict[str, SubspaceState] = {}
@@ -75,6 +81,7 @@ class Measurements:
         #: What the hooks took: small Gram matrices of activations (spectra of float64 ones), weights with the version
         #: that they had, sampled inputs, gradients of outputs, ranks of whole inputs.
         self._acts: dict[str, SmallGram | Spectrum] = {}
+        self._samples: dict[str, Tensor] = {}
         self._held_weights: dict[str, tuple[Tensor, int]] = {}
         self._held_inputs: dict[str, Tensor] = {}
         self._slopes: dict[str, Tensor] = {}
@@ -89,18 +96,24 @@ class Measurements:
 
     def take(self, kind: str, name: str, matrix: Callable[[], Tensor | Spectrum]) -> None:
         """In a hook: takes what is gone or changed by the end of the step, and leaves the rest for one call for all."""
-        work = {"input": "align" if "align" in self._kinds else "grad", "slope": "grad"}.get(kind, kind)
+        work = self._work_of.get(kind, kind)
         key = f"grad/{name} bound" if kind == "bound" else f"{work}/{name}"
         with self._costs.block(work), self._guarded(key) as enabled:
             if not enabled or work in self._remarks.disabled:
                 return
             self._costs.works(key)
             found = matrix()
-            if kind == "act" and self._ranks.together and (len(found) < found.shape[1] or found.dtype == torch.float64):
-                # To be joined with the other processes' rows; a copy, as a later layer may write to it.
-                self._rows[key] = found.clone()
+            if work == "act" and self._ranks.together and (len(found) < found.shape[1] or found.dtype == torch.float64):
+                # To be joined with the other processes' rows.
+                self._rows[key] = found if kind == "sample" else found.clone()
                 self._costs.hold(key, found)
-            elif kind == "act":
+            elif kind == "sample" and found.dtype != torch.float64:
+                self._samples[key] = found
+                self._costs.hold(key, found)
+                if sum(X.nbytes for X in self._samples.values()) > HELD_BYTES:
+                    self._multiply_samples()
+            elif work == "act":
+                # At once, as a later layer may write to what is no copy.
                 gram = self._acts[key] = _gram_or_spectrum(found)
                 self._costs.hold(key, gram.G if isinstance(gram, SmallGram) else gram.sigma)
             elif kind == "window":
@@ -228,6 +241,7 @@ class Measurements:
         rows, grams, shards, states = {}, {}, {}, {}
         if measured:
             self.weights()
+            self._multiply_samples()
             rows = {**self._rows, **{f"align/{name}": X for name, X in self._held_inputs.items()}}
             rows |= {} if logits is None else {"logits": logits}
             rows |= {} if logits is None or target is None else {"target": target}
@@ -333,7 +347,12 @@ class Measurements:
         if self._followed is not None and state.get("followed") is not None:
             self._followed.load_state_dict(state["followed"])
 
+    def _multiply_samples(self) -> None:
+        self._acts |= self._together(self._samples, partial(small_grams, rounded=True))
+        self._samples = {}
+
     def _measure_activations(self) -> None:
+        self._multiply_samples()
         grams = {key: g for key, g in self._acts.items() if isinstance(g, SmallGram)}
         found = {key: s for key, s in self._acts.items() if isinstance(s, Spectrum)}
         found |= self._together(grams, of_grams)
