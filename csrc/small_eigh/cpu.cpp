@@ -52,28 +52,34 @@ double values(const double* g, int64_t ld, int64_t m, double* out, double* works
   frexp(most, &exponent);
   const int half = exponent / 2;
   const double once = ldexp(1.0, -half), twice = ldexp(1.0, half - exponent);
-  const int64_t step = leading(m), rows = ceil_div(m, 8) * 8;
+  const int64_t rows = ceil_div(m, 8) * 8;
   double* const a = workspace;
-  double* const scratch = a + rows * step;
+  double* const scratch = a + packed_size(m);
   double norm2 = 0;
   for (int64_t i = 0; i < rows; ++i) {
-    double* const to = a + i * step;
-    double squares = 0;
-    if (i < m) {
-      const double* const from = g + i * ld;
-      for (int64_t j = 0; j <= i; ++j) to[j] = from[j] * once * twice;
-      V s = {};
-      int64_t j = 0;
-      for (; j + kLanes <= i; j += kLanes) s += load(to + j) * load(to + j);
-      squares = sum(s);
-      for (; j < i; ++j) squares += to[j] * to[j];
-      norm2 += 2 * squares + to[i] * to[i];
+    const int64_t columns = ceil_div(i + 1, kGroup) * kGroup;
+    const double* const from = g + i * ld;
+    V s = {};
+    double squares = 0, last = 0;
+    for (int64_t j = 0; j < columns; j += kLanes) {
+      V x = {};
+      if (i < m && j + kLanes <= i) {
+        x = load(from + j) * once * twice;
+        s += x * x;
+      } else if (i < m) {
+        for (int64_t c = j; c < j + kLanes && c <= i; ++c) {
+          last = from[c] * once * twice;
+          x[c - j] = last;
+          squares += c < i ? last * last : 0;
+        }
+      }
+      store(packed(a, i, j), x);
     }
-    for (int64_t j = i < m ? i + 1 : 0; j < step; ++j) to[j] = 0;
+    norm2 += 2 * (squares + sum(s)) + last * last;
   }
   const int64_t length = ceil_div(m, 8) * 8 + 8;
   double *const d = scratch, *const e = d + length;
-  const double reduced = tridiagonalize(a, step, m, norm2, d, e + 1, e + length);
+  const double reduced = tridiagonalize(a, m, norm2, d, e + 1, e + length);
   e[0] = 0;
   for (int64_t i = 1; i < m; ++i) e[i] = e[i] * e[i] > kLeast ? e[i] * e[i] : kLeast;
   const double found = bisect(d, e, m, out, e + length);

@@ -12,7 +12,8 @@ namespace small_eigh {
 // Doubles of workspace that each function needs for an m x m matrix, at a multiple of 64 bytes.
 inline int64_t round_up(int64_t m, int64_t to) { return (m + to - 1) / to * to; }
 inline int64_t leading(int64_t m) { return round_up(m, 8) + 8; }  // odd multiples of 64 bytes spread over cache sets
-inline int64_t values_workspace(int64_t m) { return round_up(m, 8) * leading(m) + 16 * round_up(m + 64, 64); }
+inline int64_t packed_size(int64_t m) { return round_up(m, 8) * (round_up(m, 8) + 8) / 2; }  // a lower triangle
+inline int64_t values_workspace(int64_t m) { return packed_size(m) + 20 * round_up(m + 64, 64); }
 constexpr int64_t kMostPanel = 48;  // rows, in ldlt.h
 inline int64_t inertia_workspace(int64_t m) { return (round_up(m, 8) + kMostPanel + 4) * leading(m); }
 inline int64_t vectors_workspace(int64_t m) { return 2 * m * leading(m); }

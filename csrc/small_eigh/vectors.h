@@ -29,6 +29,12 @@ inline V load(const double* p) {
   return v;
 }
 inline void store(double* p, V v) { __builtin_memcpy(p, &v, sizeof(V)); }
+inline M load(const int64_t* p) {
+  M v;
+  __builtin_memcpy(&v, p, sizeof(M));
+  return v;
+}
+inline void store(int64_t* p, M v) { __builtin_memcpy(p, &v, sizeof(M)); }
 
 // log2(kLanes) roundings.
 inline double sum(V v) {
@@ -39,6 +45,25 @@ inline double sum(V v) {
   return x[0];
 }
 constexpr int kSumRoundings = kLanes == 8 ? 3 : kLanes == 4 ? 2 : 1;
+
+// The sums of kLanes vectors, of the same roundings each.
+inline V sums(const V* v) {
+#if defined(__AVX512F__)
+  V u[4], w[2];
+  for (int t = 0; t < 4; ++t)
+    u[t] = __builtin_shuffle(v[2 * t], v[2 * t + 1], M{0, 8, 2, 10, 4, 12, 6, 14}) +
+           __builtin_shuffle(v[2 * t], v[2 * t + 1], M{1, 9, 3, 11, 5, 13, 7, 15});
+  for (int t = 0; t < 2; ++t)
+    w[t] = __builtin_shuffle(u[2 * t], u[2 * t + 1], M{0, 1, 8, 9, 4, 5, 12, 13}) +
+           __builtin_shuffle(u[2 * t], u[2 * t + 1], M{2, 3, 10, 11, 6, 7, 14, 15});
+  return __builtin_shuffle(w[0], w[1], M{0, 1, 2, 3, 8, 9, 10, 11}) +
+         __builtin_shuffle(w[0], w[1], M{4, 5, 6, 7, 12, 13, 14, 15});
+#else
+  V s = {};
+  for (int l = 0; l < kLanes; ++l) s[l] = sum(v[l]);
+  return s;
+#endif
+}
 
 // 0, 1, 2, ...
 inline M lane_numbers() {
