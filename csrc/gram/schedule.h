@@ -23,7 +23,7 @@ namespace gram {
 constexpr int64_t kNarrow = 256;               // 256 columns x 256 rows x 8 bytes = 512 KiB, a quarter of a 2 MiB L2
 constexpr int64_t kSplitChunks = 4;            // chunks of a split: enough to pay for adding its triangle up
 // In the exact mode, where a chunk takes longest, two pay as well: up to so many splits are of two chunks, so that a few
-// threads have as much to do each. Even two whole chunks are two splits.
+// threads have as much to do each.
 constexpr int64_t kShortSplits = 8;
 constexpr int64_t kMaxSplits = 16;             // at most 16 triangles of 256^2 fp64: 8 MiB
 constexpr int64_t kBlock = 144;  // wide: side of a block of C; a multiple of each tile's columns (48 fp32 of AVX-512)
@@ -44,10 +44,7 @@ struct Plan {
     narrow = columns <= kNarrow;
     if (narrow) {
       tasks = std::clamp(ceil_div(chunks, kSplitChunks), int64_t{1}, kMaxSplits);
-      if (kernels.element_size == 8) {
-        const int64_t whole = rows / chunk;
-        tasks = std::max(tasks, std::min(whole <= 2 ? whole : ceil_div(chunks, 2), kShortSplits));
-      }
+      if (kernels.element_size == 8) tasks = std::max(tasks, std::min(ceil_div(chunks, 2), kShortSplits));
       chunks_per_task = ceil_div(chunks, tasks);
     } else {
       const int64_t chunk_bytes = chunk * columns * kernels.element_size;
