@@ -22,9 +22,9 @@ namespace gram {
 
 constexpr int64_t kNarrow = 256;               // 256 columns x 256 rows x 8 bytes = 512 KiB, a quarter of a 2 MiB L2
 constexpr int64_t kSplitChunks = 4;            // chunks of a split: enough to pay for adding its triangle up
-// In the exact mode, where a chunk takes longest, two pay as well: up to so many splits are of two chunks, so that a few
-// threads have as much to do each.
-constexpr int64_t kShortSplits = 8;
+// In the exact mode, where a chunk takes longest, two pay as well: up to so many splits are of two chunks. An even number
+// of splits leaves two threads as much to do each.
+constexpr int64_t kShortSplits = 4;
 constexpr int64_t kMaxSplits = 16;             // at most 16 triangles of 256^2 fp64: 8 MiB
 constexpr int64_t kBlock = 144;  // wide: side of a block of C; a multiple of each tile's columns (48 fp32 of AVX-512)
 constexpr int64_t kPackPanels = 4;             // wide: panels packed by one task
@@ -43,8 +43,9 @@ struct Plan {
     chunks = ceil_div(rows, chunk);
     narrow = columns <= kNarrow;
     if (narrow) {
-      tasks = std::clamp(ceil_div(chunks, kSplitChunks), int64_t{1}, kMaxSplits);
+      tasks = ceil_div(chunks, kSplitChunks);
       if (kernels.element_size == 8) tasks = std::max(tasks, std::min(ceil_div(chunks, 2), kShortSplits));
+      tasks = std::clamp(tasks > 1 ? ceil_div(tasks, 2) * 2 : tasks, int64_t{1}, kMaxSplits);
       chunks_per_task = ceil_div(chunks, tasks);
     } else {
       const int64_t chunk_bytes = chunk * columns * kernels.element_size;
