@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
 
-from fastrank.kernels.gram import depth, digits, gram_accumulate_many_, gram_dual_many
+from fastrank.kernels.gram import depth, digits, gram_dual_many
 
 #: Unit roundoff of float64.
 U64 = torch.finfo(torch.float64).eps / 2
@@ -42,6 +42,37 @@ class SmallGram:
     def zero_bound(self) -> Tensor:
         """How large a singular value of exactly zero can look."""
         return self.error.sqrt() + self.moved
+
+
+class _Product(SmallGram):
+    """One of those below. Its error is worked out where somebody asks: in a hook, where nothing is in the caches, a
+    dozen small operations take as long as a small product."""
+
+    def __init__(
+        self, G: Tensor, n: int, d: int, dtype: torch.dtype, centered: bool, error: Tensor | None = None,
+        moved: Tensor | None = None, of: tuple[torch.dtype, str, float, Tensor | None] | None = None,
+    ) -> None:  # fmt: skip
+        """of: in what type and mode it was multiplied, the error of its shift, and, 0-d, the square of what rounding
+        changed, or None."""
+        self.__dict__.update(G=G, n=n, d=d, dtype=dtype, centered=centered, _of=of)
+        if of is None:
+            self.__dict__.update(error=error, moved=moved)
+
+    @cached_property
+    def error(self) -> Tensor:
+        multiplied, mode, shift_error, _ = self._of
+        c, underflow = _roundings(self.n, self.d, multiplied, mode, self.G.device.type)
+        # The trace itself carries the same relative error.
+        trace = self.G.diagonal().sum() / (1 - c)
+        error = c * trace
+        if underflow:
+            error = error + underflow
+        return error + shift_error * (2 * trace.sqrt() + shift_error) if shift_error else error
+
+    @cached_property
+    def moved(self) -> Tensor:
+        changed = self._of[-1]
+        return self.G.new_zeros(()) if changed is None else changed.sqrt()
 
 
 def small_gram_groups(
@@ -94,30 +125,14 @@ def _of_one_mode(matrices: list[Tensor], centered: bool, mode: str) -> list[Smal
     data, shift_errors = matrices, [0.0] * len(matrices)
     if centered:
         data, shift_errors = map(list, zip(*map(centred, matrices), strict=True))
-    shapes = [X.shape for X in data]
-    wide = [i for i, (n, d) in enumerate(shapes) if n < d]
-    tall = [i for i, (n, d) in enumerate(shapes) if n >= d]
-    # Squares of what rounding changed: zeros where nothing was rounded.
-    changed = data[0].new_zeros(len(data), dtype=torch.float64)
-    of_wide, of_tall = (changed[: len(wide)], changed[len(wide) :]) if mode == "fast" else (None, None)
-    G: dict[int, Tensor] = {}
-    if wide:
-        G = dict(zip(wide, gram_dual_many([data[i] for i in wide], mode, rounded=of_wide), strict=True))
-    if tall:
-        G |= {i: data[i].new_zeros((shapes[i][1],) * 2, dtype=torch.float64) for i in tall}
-        totals = [G[i].new_zeros(shapes[i][1]) for i in tall]
-        gram_accumulate_many_([G[i] for i in tall], totals, [data[i] for i in tall], mode=mode, rounded=of_tall)
-    moved = dict(zip((*wide, *tall), changed.sqrt().unbind(), strict=True))
-    results = []
-    for i, (n, d) in enumerate(shapes):
-        c, underflow = _roundings(n, d, data[i].dtype, mode, data[i].device.type)
-        # The trace itself carries the same relative error.
-        trace = G[i].diagonal().sum() / (1 - c)
-        error = c * trace + underflow
-        if shift_errors[i]:
-            error = error + shift_errors[i] * (2 * trace.sqrt() + shift_errors[i])
-        results.append(SmallGram(G[i], n, d, matrices[i].dtype, centered, error, moved[i]))
-    return results
+    sides = [X if X.shape[0] < X.shape[1] else X.mT for X in data]
+    changed = data[0].new_zeros(len(data), dtype=torch.float64) if mode == "fast" else None
+    grams = gram_dual_many(sides, mode, rounded=changed)
+    squares = [None] * len(data) if changed is None else changed.unbind()
+    return [
+        _Product(G, *X.shape, X.dtype, centered, of=(Y.dtype, mode, shift_error, square))
+        for G, X, Y, shift_error, square in zip(grams, matrices, data, shift_errors, squares, strict=True)
+    ]
 
 
 @lru_cache(maxsize=1024)

@@ -19,9 +19,10 @@ def empty_like(x: Tensor) -> Tensor:
     return empty(x.shape, x) if plain and x.nbytes >= _LARGE else torch.empty_like(x)
 
 
-def empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """`like.new_empty(shape)`, as `empty_like`."""
+def empty(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """`like.new_empty(shape, dtype=dtype)`, as `empty_like`."""
+    dtype = dtype or like.dtype
     plain = type(like) is Tensor and like.device.type == "cpu" and not torch.compiler.is_compiling()
-    if not plain or math.prod(shape) * like.itemsize < _LARGE or (core := backend.core()) is None:
-        return like.new_empty(shape)
-    return torch.from_dlpack(core.empty(shape, *_DLPACK_CODES[like.dtype]))
+    if not plain or math.prod(shape) * dtype.itemsize < _LARGE or (core := backend.core()) is None:
+        return like.new_empty(shape, dtype=dtype)
+    return torch.from_dlpack(core.empty(shape, *_DLPACK_CODES[dtype]))

@@ -13,7 +13,7 @@ STRIDES = ("contiguous", "transposed", "padded", "sliced")
 SHAPES = [(n, d) for n in (0, 1, 3, 128, 257) for d in (1, 2, 17, 64, 100, 513)]
 EDGES = [(3, 17), (128, 100), (257, 17)]
 #: Several splits, several slabs of several chunks, and edges of blocks: the ways in which the native path cuts.
-CUTS = [(2600, 5), (5000, 70), (1500, 256), (700, 257), (4000, 300)]
+CUTS = [(600, 40), (2600, 5), (5000, 70), (1500, 256), (700, 257), (4000, 300)]
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ void mirror_cuda(uintptr_t address, int64_t size, uintptr_t stream) {
 #endif
 
 // Each of `items`: the arguments of gram_accumulate_cpu but the threads.
-void accumulate_many_cpu(py::list items, bool mirrored, int threads) {
+void accumulate_many_cpu(py::list items, bool whole, int threads) {
   std::vector<gram::Item> all;
   for (py::handle each : items) {
     const auto item = py::cast<py::tuple>(each);
@@ -117,14 +117,12 @@ void accumulate_many_cpu(py::list items, bool mirrored, int threads) {
                           integer(7)),
                    reinterpret_cast<const double*>(address(8)),
                    {reinterpret_cast<double*>(address(9)), integer(10), reinterpret_cast<double*>(address(11)),
-                    reinterpret_cast<double*>(address(13))},
-                   item[12].cast<bool>(), mirrored});
+                    reinterpret_cast<double*>(address(13)), whole},
+                   item[12].cast<bool>()});
   }
   const py::gil_scoped_release released;
   gram::accumulate_many(kernels_of, all, threads);
 }
-
-void mirror_cpu(uintptr_t c, int64_t size) { gram::mirror(reinterpret_cast<double*>(c), size); }
 
 py::tuple pair(gram::Depth depth) { return py::make_tuple(depth.before, depth.adds); }
 
@@ -170,9 +168,8 @@ void bind_gram(py::module_& m) {
       },
       "gram_depth_cpu for gram_patches_cpu");
   m.def("gram_accumulate_many_cpu", &accumulate_many_cpu,
-        "gram_accumulate_cpu for each of a list of its arguments (but the threads); `mirrored`: C is contiguous, and its\n"
-        "upper triangle is filled too");
-  m.def("gram_mirror_cpu", &mirror_cpu, release, "copy the lower triangle of a contiguous fp64 matrix to the upper");
+        "gram_accumulate_cpu for each of a list of its arguments (but the threads); `whole`: C, contiguous, is written\n"
+        "rather than added to, and its upper triangle too; not where A is empty");
   m.def(
       "gram_depth_cpu",
       [](int64_t rows, int64_t columns, bool fast, bool may_round) {
@@ -251,7 +248,7 @@ void bind_gram(py::module_& m) {
       },
       "sizes"_a, "groups"_a, "kernel"_a, "step"_a, "pad"_a, "dilation"_a, "fast"_a, "way"_a = 0,
       "gram_depth_cpu for gram_patches_cuda");
-  m.def("gram_mirror_cuda", &mirror_cuda, release, "gram_mirror_cpu on a CUDA stream");
+  m.def("gram_mirror_cuda", &mirror_cuda, release, "copy the lower triangle of a contiguous fp64 matrix to the upper");
 #endif
 }
 

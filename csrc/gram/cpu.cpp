@@ -398,7 +398,7 @@ inline void tile(const T* rows, const T* columns, int64_t panel_stride, int64_t 
   using V = Vector<T, L>;
   V acc[kRows][N] = {};
   int64_t k = 0;
-  if (add && i + kRows <= edge && count >= kRows) {
+  if (i + kRows <= edge && count >= kRows) {
     double* out = c + i * ldc + j;
     for (; k < kRows; ++k, out += ldc) {
 #pragma GCC unroll 8
@@ -409,9 +409,17 @@ inline void tile(const T* rows, const T* columns, int64_t panel_stride, int64_t 
   for (; k < count; ++k) add_products<T, N>(rows, columns, panel_stride, k, acc);
   T buffer[kRows][N * L];
   __builtin_memcpy(buffer, acc, sizeof(buffer));
+  const bool whole = i + kRows <= edge && i - j + 1 >= N * L;
   for (int r = 0; r < kRows && i + r < edge; ++r) {
-    const int64_t width = i + r - j + 1 < N * L ? i + r - j + 1 : N * L;  // up to the diagonal
     double* out = c + (i + r) * ldc + j;
+    if (whole) {  // of a width that the compiler knows
+      if (add)
+        for (int64_t l = 0; l < N * L; ++l) out[l] += static_cast<double>(buffer[r][l]);
+      else
+        for (int64_t l = 0; l < N * L; ++l) out[l] = static_cast<double>(buffer[r][l]);
+      continue;
+    }
+    const int64_t width = i + r - j + 1 < N * L ? i + r - j + 1 : N * L;  // up to the diagonal
     if (add)
       for (int64_t l = 0; l < width; ++l) out[l] += static_cast<double>(buffer[r][l]);
     else

@@ -22,6 +22,9 @@ namespace gram {
 
 constexpr int64_t kNarrow = 256;               // 256 columns x 256 rows x 8 bytes = 512 KiB, a quarter of a 2 MiB L2
 constexpr int64_t kSplitChunks = 4;            // chunks of a split: enough to pay for adding its triangle up
+// In the exact mode, where a chunk takes longest, two pay as well: up to so many splits are of two chunks. An even number
+// of splits leaves two threads as much to do each.
+constexpr int64_t kShortSplits = 4;
 constexpr int64_t kMaxSplits = 16;             // at most 16 triangles of 256^2 fp64: 8 MiB
 constexpr int64_t kBlock = 144;  // wide: side of a block of C; a multiple of each tile's columns (48 fp32 of AVX-512)
 constexpr int64_t kPackPanels = 4;             // wide: panels packed by one task
@@ -33,20 +36,26 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct Plan {
   bool narrow;
-  int64_t chunk, chunks, chunks_per_task, tasks;  // tasks: splits (narrow) or slabs (wide)
+  int64_t chunk, chunks, chunks_per_task, tasks;  // tasks: splits (narrow) or slabs (wide), of so many chunks at most
 
   Plan(const Kernels& kernels, int64_t rows, int64_t columns) {
     chunk = kernels.chunk;
     chunks = ceil_div(rows, chunk);
     narrow = columns <= kNarrow;
     if (narrow) {
-      chunks_per_task = std::max(kSplitChunks, ceil_div(chunks, kMaxSplits));
+      tasks = ceil_div(chunks, kSplitChunks);
+      if (kernels.element_size == 8) tasks = std::max(tasks, std::min(ceil_div(chunks, 2), kShortSplits));
+      tasks = std::clamp(tasks > 1 ? ceil_div(tasks, 2) * 2 : tasks, int64_t{1}, kMaxSplits);
+      chunks_per_task = ceil_div(chunks, tasks);
     } else {
       const int64_t chunk_bytes = chunk * columns * kernels.element_size;
       chunks_per_task = std::max<int64_t>(1, kSlabBytes / chunk_bytes);
+      tasks = ceil_div(chunks, chunks_per_task);
     }
-    tasks = ceil_div(chunks, chunks_per_task);
   }
+
+  // The first chunk of a split: none has more than one more than another.
+  int64_t begin(int64_t split) const { return split * chunks / tasks; }
 
   Depth depth(const Kernels& kernels, int64_t rows) const {
     // A chunk of fp32 sums or of integers is rounded to fp64 once at most, which counts as one of the additions.
@@ -87,7 +96,18 @@ struct Output {
   int64_t ldc;
   double* total;   // [columns] += sum_k a(k, i), or null
   double* rounded = nullptr;  // += the square of what rounding A changed, at most; null: it may not be rounded
+  bool whole = false;  // C, contiguous, is written rather than added to, and its upper triangle too
 };
+
+// Copies rows [first, last) of the lower triangle of a contiguous matrix to the upper.
+inline void mirror(double* c, int64_t size, int64_t first, int64_t last) {
+  // Where rows lie a power of two apart, no more of them than this stay in L1.
+  constexpr int64_t tile = 8;
+  for (int64_t i0 = first; i0 < last; i0 += tile)
+    for (int64_t j0 = 0; j0 < std::min(last, i0 + tile); j0 += tile)
+      for (int64_t j = j0; j < j0 + tile; ++j)
+        for (int64_t i = std::max(i0, j + 1); i < std::min(last, i0 + tile); ++i) c[j * size + i] = c[i * size + j];
+}
 
 // pack(row, count, first, last, packed, panel_stride, sums): as in Kernels, of whatever has `rows` rows.
 template <class Pack>
@@ -101,25 +121,28 @@ void run_narrow(const Kernels& kernels, const Plan& plan, int64_t rows, int64_t 
   double* const chunk_sums = static_cast<double*>(
       partial_space.get(static_cast<int64_t>(sizeof(double)) * plan.tasks * (m + (direct ? m : partial_size))));
   double* const partials = chunk_sums + plan.tasks * m;
+  // The first triangle is that which takes the others up: C where nothing is in it.
+  double* const first = out.whole ? out.c : partials;
+  const int64_t first_stride = out.whole ? out.ldc : m;
   std::vector<double> rounded(static_cast<size_t>(plan.tasks), 0.0);
 
   parallel_for(plan.tasks, threads, [&](int64_t task) {
     static thread_local Workspace pack_space;
     void* packed = pack_space.get(panels * stride * kernels.element_size);
     double* const mine = partials + task * partial_size;
-    double* const c = direct ? out.c : mine;
+    double* const c = direct ? out.c : task ? mine : first;
+    const int64_t ldc = direct ? out.ldc : task ? m : first_stride;
     double* const sums = direct ? partials : mine + m * m;
     double* const chunk_sum = out.total ? chunk_sums + task * m : nullptr;
     std::fill(sums, sums + m, 0.0);
-    const int64_t last = std::min(plan.chunks, (task + 1) * plan.chunks_per_task);
-    for (int64_t chunk = task * plan.chunks_per_task; chunk < last; ++chunk) {
+    const int64_t begin = plan.begin(task);
+    for (int64_t chunk = begin; chunk < plan.begin(task + 1); ++chunk) {
       const int64_t row = chunk * plan.chunk, count = std::min(plan.chunk, rows - row);
       pack(row, count, 0, panels, packed, stride, chunk_sum);
       if (kernels.rounded) rounded[static_cast<size_t>(task)] += kernels.rounded(packed, stride, panels);
       if (chunk_sum)
         for (int64_t i = 0; i < m; ++i) sums[i] += chunk_sum[i];
-      kernels.multiply(packed, stride, count, 0, m, 0, m, c, direct ? out.ldc : m,
-                       direct || chunk > task * plan.chunks_per_task);
+      kernels.multiply(packed, stride, count, 0, m, 0, m, c, ldc, chunk > begin || (direct && !out.whole));
     }
   });
 
@@ -133,17 +156,21 @@ void run_narrow(const Kernels& kernels, const Plan& plan, int64_t rows, int64_t 
   }
   if (!direct) {
     constexpr int64_t rows_per_task = 32;
-    parallel_for(ceil_div(m, rows_per_task), threads, [&](int64_t block) {
+    const int64_t blocks = ceil_div(m, rows_per_task);
+    parallel_for(blocks, threads, [&](int64_t task) {
+      const int64_t block = blocks - 1 - task;  // the longest first
       for (int64_t i = block * rows_per_task; i < std::min(m, (block + 1) * rows_per_task); ++i) {
-        double* to = partials + i * m;  // the first triangle takes the others up, in order; C is added once
-        for (int64_t task = 1; task < plan.tasks; ++task) {
-          const double* from = partials + task * partial_size + i * m;
+        double* to = first + i * first_stride;  // takes the others up, in order; C is added once
+        for (int64_t of = 1; of < plan.tasks; ++of) {
+          const double* from = partials + of * partial_size + i * m;
           for (int64_t j = 0; j <= i; ++j) to[j] += from[j];
         }
-        for (int64_t j = 0; j <= i; ++j) out.c[i * out.ldc + j] += to[j];
+        if (!out.whole)
+          for (int64_t j = 0; j <= i; ++j) out.c[i * out.ldc + j] += to[j];
       }
     });
   }
+  if (out.whole) mirror(out.c, m, 0, m);
   partial_space.trim();
 }
 
@@ -178,9 +205,14 @@ void run_wide(const Kernels& kernels, const Plan& plan, int64_t rows, int64_t co
       for (int64_t chunk = 0; chunk < chunks; ++chunk)
         kernels.multiply(packed + chunk * chunk_bytes, stride, rows_of(chunk), i * kBlock,
                          std::min(m, (i + 1) * kBlock), j * kBlock, std::min(m, (j + 1) * kBlock), out.c, out.ldc,
-                         true);
+                         !out.whole || first + chunk > 0);
     });
   }
+  if (out.whole)
+    parallel_for(blocks, threads, [&](int64_t task) {
+      const int64_t block = blocks - 1 - task;  // the longest first
+      mirror(out.c, m, block * kBlock, std::min(m, (block + 1) * kBlock));
+    });
   space.trim();
 }
 
@@ -203,21 +235,12 @@ inline void accumulate(const Kernels& kernels, const Matrix& a, const double* sh
       out, threads);
 }
 
-// Copies the lower triangle of a contiguous matrix to the upper.
-inline void mirror(double* c, int64_t size) {
-  constexpr int64_t tile = 32;  // both sides of a 32 x 32 tile stay in L1
-  for (int64_t i0 = 0; i0 < size; i0 += tile)
-    for (int64_t j0 = 0; j0 <= i0; j0 += tile)
-      for (int64_t i = i0; i < std::min(size, i0 + tile); ++i)
-        for (int64_t j = j0; j < std::min(i, j0 + tile); ++j) c[j * size + i] = c[i * size + j];
-}
-
 // One of many products of one call.
 struct Item {
   Matrix a;
   const double* shift;
   Output out;
-  bool fast, mirrored;  // mirrored: out is contiguous, and wanted whole
+  bool fast;
 
   // About the time it takes: a number is packed in the time of some 16 products.
   double work() const { return static_cast<double>(a.rows) * static_cast<double>(a.columns) * (a.columns + 16.0); }
@@ -232,7 +255,6 @@ void accumulate_many(const KernelsOf& kernels_of, std::vector<Item>& items, int 
   for (const Item& item : items) rest += item.work();
   const auto run = [&](const Item& item, int of_threads) {
     accumulate(kernels_of(item.fast, item.out.rounded), item.a, item.shift, item.out, of_threads);
-    if (item.mirrored) mirror(item.out.c, item.a.columns);
   };
   size_t whole = 0;
   for (; whole < items.size() && items[whole].work() * threads > rest; ++whole) {

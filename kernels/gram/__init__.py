@@ -184,9 +184,9 @@ def gram_dual_many(
     for x in X:
         check_dual(x, mode)
     check_rounded(rounded, len(X), *X[:1])
-    X = [x.detach() for x in X]
-    run = register.dual_many if unobserved(tuple(X)) else torch.ops.fastrank.gram_dual_many
-    found, each = run(X, mode, impl, rounded is not None)
+    if unobserved((*X, rounded)):
+        return register.duals(X, mode, impl, rounded)
+    found, each = torch.ops.fastrank.gram_dual_many([x.detach() for x in X], mode, impl, rounded is not None)
     if rounded is not None:
         rounded += each
     return found

@@ -50,15 +50,12 @@ def accumulate_(
 
 
 def _dual(X: Tensor, precision: str = "exact", impl: str | None = None) -> Tensor:
-    if backend.chosen("gram_dual", X.device.type, impl) == "reference":
-        return reference.gram_dual(X)
+    if not X.is_cuda or backend.chosen("gram_dual", X.device.type, impl) == "reference":
+        return duals([X], precision, impl)[0]
     K = X.new_zeros(len(X), len(X), dtype=torch.float64)
     _native(_turned(X), X, None, K, None, precision)
-    if X.is_cuda:
-        with torch.cuda.device(X.device):
-            backend.core().gram_mirror_cuda(K.data_ptr(), len(X), torch.cuda.current_stream().cuda_stream)
-    else:
-        backend.core().gram_mirror_cpu(K.data_ptr(), len(X))
+    with torch.cuda.device(X.device):
+        backend.core().gram_mirror_cuda(K.data_ptr(), len(X), torch.cuda.current_stream().cuda_stream)
     return K
 
 
@@ -121,40 +118,58 @@ def accumulate_many_(
         for i, (g, t, x, s) in enumerate(zip(G, total, X, shift, strict=True))
         if x.numel()
     }
-    _native_many(items, X[0].device, mirrored=False, rounded=rounded)
+    _native_many(items, X[0].device, whole=False, rounded=rounded)
     _written(*G, *total, *([] if rounded is None else [rounded]))
 
 
-def dual_many(
+def _dual_many(
     X: list[Tensor], precision: str = "exact", impl: str | None = None, may_round: bool = False
 ) -> tuple[list[Tensor], Tensor]:
     """Also `rounded`, one of each; zeros where nothing may be."""
     rounded = torch.zeros(len(X), dtype=torch.float64, device=X[0].device if X else "cpu")
+    return duals(X, precision, impl, rounded if may_round else None), rounded
+
+
+def duals(
+    X: list[Tensor], precision: str = "exact", impl: str | None = None, rounded: Tensor | None = None
+) -> list[Tensor]:
     if not X or backend.chosen("gram_dual", X[0].device.type, impl) == "reference":
-        return [_dual(x, precision, impl) for x in X], rounded
-    K = [x.new_zeros(len(x), len(x), dtype=torch.float64) for x in X]
+        return [reference.gram_dual(x.detach()) for x in X]
+    K = [_square(x) for x in X]
     items = {
         i: _arguments(_turned(x), x, None, k, None, precision)
         for i, (x, k) in enumerate(zip(X, K, strict=True))
         if x.numel()
     }
-    _native_many(items, X[0].device, mirrored=True, rounded=rounded if may_round else None)
-    return K, rounded
+    _native_many(items, X[0].device, whole=True, rounded=rounded)
+    if rounded is not None:
+        _written(rounded)
+    return K
 
 
-def _native_many(items: dict[int, tuple], device: torch.device, mirrored: bool, rounded: Tensor | None) -> None:
-    """items: by their place among all, which is that of their number in `rounded`."""
+def _square(X: Tensor) -> Tensor:
+    """For `X X^T`, which a CPU writes and a GPU adds to zeros."""
+    shape = len(X), len(X)
+    if X.is_cuda or not X.numel():
+        return X.new_zeros(shape, dtype=torch.float64)
+    # Fresh pages of some MiB would take up to a tenth of the time of the product.
+    return buffers.empty(shape, X, torch.float64)
+
+
+def _native_many(items: dict[int, tuple], device: torch.device, whole: bool, rounded: Tensor | None) -> None:
+    """items: by their place among all, which is that of their number in `rounded`. whole: both triangles, see
+    `_square`."""
     core = backend.core()
     if device.type != "cuda":
         places = {i: 0 if rounded is None else rounded.data_ptr() + i * rounded.element_size() for i in items}
         arguments = [(*item, places[i]) for i, item in items.items()]
-        core.gram_accumulate_many_cpu(arguments, mirrored, backend.threads())
+        core.gram_accumulate_many_cpu(arguments, whole, backend.threads())
         return
     items = list(items.values())
     if not items:
         return
     with torch.cuda.device(device):
-        products = torch.tensor([(*item, 0, mirrored) for item in items], dtype=torch.int64)
+        products = torch.tensor([(*item, 0, whole) for item in items], dtype=torch.int64)
         group = products.data_ptr(), len(items)
         workspace = torch.empty(core.gram_group_cuda_workspace(*group), dtype=torch.float64, device=device)
         # The caching allocators keep the table and its copy until the stream has done with them.
@@ -229,7 +244,7 @@ for _key in ("CPU", "CUDA", "CompositeExplicitAutograd"):  # the last: every oth
     _library.impl("gram_patches_", _patches, _key)
     _library.impl("patch_rows", patch_rows, _key)
     _library.impl("gram_accumulate_many_", accumulate_many_, _key)
-    _library.impl("gram_dual_many", dual_many, _key)
+    _library.impl("gram_dual_many", _dual_many, _key)
 
 
 @torch.library.register_fake("fastrank::gram_accumulate_", lib=_library)

@@ -1,5 +1,6 @@
 """gram_accumulate_ and gram_dual: every implementation against the float64 reference, within the stated bound."""
 
+import math
 import subprocess
 import sys
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conformity import check
-from fastrank.kernels import backend
+from fastrank.kernels import backend, buffers
 from fastrank.kernels.gram import (
     DIGITS_BLOCK,
     FAST_BLOCK,
@@ -116,8 +117,21 @@ def test_adds_to_what_is_there_and_leaves_the_upper_triangle(impl):
 
 
 @native
+@pytest.mark.parametrize("mode", ("exact", "fast"))
+@pytest.mark.parametrize(("n", "d"), [(40, 300), (130, 600), (200, 1500), (400, 700), (600, 2500)])
+def test_the_dual_owes_nothing_to_what_its_memory_held(n, d, mode, monkeypatch):
+    """One and several splits and slabs: C is written by the first and added to by the others."""
+    X = data(Case(n, d))
+    full = lambda shape, like, dtype: torch.full(shape, math.nan, dtype=dtype)  # noqa: E731
+    monkeypatch.setattr(buffers, "empty", full)
+    K, expected = gram_dual(X, mode), torch.zeros(n, n, dtype=torch.float64)
+    gram_accumulate_(expected, torch.zeros(n, dtype=torch.float64), X.T, mode=mode)
+    assert torch.equal(K.tril(), expected) and torch.equal(K, K.T)
+
+
+@native
 def test_threads_do_not_change_a_bit():
-    shapes = [(300, 20), (5000, 60), (20_000, 60), (1000, 300), (5000, 300)]
+    shapes = [(300, 20), (600, 60), (5000, 60), (20_000, 60), (1000, 300), (5000, 300)]
     X = [data(Case(n, d)) for n, d in shapes]
     results = []
     for threads in (1, 2, 3):
