@@ -14,8 +14,8 @@ from fastrank.kernels.gram import depth, digits, gram_dual_many
 #: Unit roundoff of float64.
 U64 = torch.finfo(torch.float64).eps / 2
 
-#: Numbers of the Gram matrices that one grouped call holds at once: 128 MiB. Enough for all layers of most networks.
-GROUP = 1 << 24
+#: Numbers of the Gram matrices that one grouped call holds at once: 32 MiB, some twenty of order 512.
+GROUP = 1 << 22
 
 #: Smaller and larger sides from which on rounded numbers are multiplied faster than float64's are.
 ROUNDED_SIDE, ROUNDED_ROWS = 96, 256
@@ -45,34 +45,33 @@ class SmallGram:
 
 
 class _Product(SmallGram):
-    """One of those below. Its error is worked out where somebody asks: in a hook, where nothing is in the caches, a
-    dozen small operations take as long as a small product."""
+    """That of X, just multiplied. Its error is worked out where somebody asks: in a hook, where nothing is in the
+    caches, a dozen small operations take as long as a small product."""
 
     def __init__(
-        self, G: Tensor, n: int, d: int, dtype: torch.dtype, centered: bool, error: Tensor | None = None,
-        moved: Tensor | None = None, of: tuple[torch.dtype, str, float, Tensor | None] | None = None,
+        self, G: Tensor, X: Tensor, centered: bool, multiplied: torch.dtype, mode: str, shift_error: float,
+        changed: Tensor | None,
     ) -> None:  # fmt: skip
-        """of: in what type and mode it was multiplied, the error of its shift, and, 0-d, the square of what rounding
-        changed, or None."""
-        self.__dict__.update(G=G, n=n, d=d, dtype=dtype, centered=centered, _of=of)
-        if of is None:
-            self.__dict__.update(error=error, moved=moved)
+        """multiplied: in what type, `mode`: how; shift_error: of the column means; changed: 0-d, the square of what
+        rounding changed, or None."""
+        n, d = X.shape
+        self.__dict__.update(G=G, n=n, d=d, dtype=X.dtype, centered=centered)
+        self.__dict__.update(_multiplied=multiplied, _mode=mode, _shift_error=shift_error, _changed=changed)
 
     @cached_property
     def error(self) -> Tensor:
-        multiplied, mode, shift_error, _ = self._of
-        c, underflow = _roundings(self.n, self.d, multiplied, mode, self.G.device.type)
+        c, underflow = _roundings(self.n, self.d, self._multiplied, self._mode, self.G.device.type)
         # The trace itself carries the same relative error.
         trace = self.G.diagonal().sum() / (1 - c)
         error = c * trace
         if underflow:
             error = error + underflow
-        return error + shift_error * (2 * trace.sqrt() + shift_error) if shift_error else error
+        shift = self._shift_error
+        return error + shift * (2 * trace.sqrt() + shift) if shift else error
 
     @cached_property
     def moved(self) -> Tensor:
-        changed = self._of[-1]
-        return self.G.new_zeros(()) if changed is None else changed.sqrt()
+        return self.G.new_zeros(()) if self._changed is None else self._changed.sqrt()
 
 
 def small_gram_groups(
@@ -130,7 +129,7 @@ def _of_one_mode(matrices: list[Tensor], centered: bool, mode: str) -> list[Smal
     grams = gram_dual_many(sides, mode, rounded=changed)
     squares = [None] * len(data) if changed is None else changed.unbind()
     return [
-        _Product(G, *X.shape, X.dtype, centered, of=(Y.dtype, mode, shift_error, square))
+        _Product(G, X, centered, Y.dtype, mode, shift_error, square)
         for G, X, Y, shift_error, square in zip(grams, matrices, data, shift_errors, squares, strict=True)
     ]
 

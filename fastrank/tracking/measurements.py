@@ -32,7 +32,7 @@ SHARDED = "in shards over processes: all_ranks=True, on every process, puts it t
 
 #: Samples of activations that are held until one call multiplies the Gram matrices of all: in a hook caches are cold,
 #: and a call takes some 0.4 ms of Python alone.
-HELD_BYTES = 16 << 20
+HELD_BYTES = 8 << 20
 
 
 class Measurements:
