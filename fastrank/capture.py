@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -325,8 +326,13 @@ def plain_convolution(module: nn.Module) -> Convolution | None:
     """What the patch kernels know: two dimensions, zeros for padding, as wide on both sides."""
     if not isinstance(module, nn.Conv2d) or module.padding_mode != "zeros":
         return None
+    return _convolution(module.kernel_size, module.stride, module.padding, module.dilation, module.groups)
+
+
+@lru_cache(maxsize=256)
+def _convolution(*sizes: Any) -> Convolution | None:
     try:
-        return Convolution.of(module.kernel_size, module.stride, module.padding, module.dilation, module.groups)
+        return Convolution.of(*sizes)
     except ValueError:
         return None
 
