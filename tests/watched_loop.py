@@ -1,5 +1,6 @@
 """A training loop by hand with `fastrank.watch` in it: what adapters to other loops are compared with."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -83,3 +84,17 @@ def assert_same(found, expected, but=("cost/",)):
         assert arrays.keys() == wanted_arrays.keys()
         for key in [key for key in arrays if not key.startswith(but)]:
             assert arrays[key].tolist() == wanted_arrays[key].tolist(), key
+
+
+def run_ranks(script: str, folder: Path) -> tuple[list, str]:
+    """What the two processes of tests/`script` leave as rank0.pt and rank1.pt, None where one left nothing, and what
+    they say."""
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-P", here / script, folder],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder, timeout=200,
+        env={"PYTHONPATH": str(here), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    # The pipe ends with the last of the two.
+    files = [folder / f"rank{rank}.pt" for rank in range(2)]
+    return [torch.load(file, weights_only=False) if file.exists() else None for file in files], done.stdout

@@ -1,12 +1,9 @@
 """One of two processes fails in what it measures: neither waits for the other, and all that both have is measured."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from failing_ranks import DEADLINE, HURTS, STEPS
+from watched_loop import run_ranks
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
 
@@ -50,14 +47,8 @@ SAID_OF = {
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    done = subprocess.run(
-        [sys.executable, "-P", Path(__file__).parents[1] / "failing_ranks.py", folder],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder, timeout=200,
-        env={"PYTHONPATH": str(Path(__file__).parents[1]), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    # The pipe ends with the last of the two.
-    found = [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
-    assert all("refused" in one for one in found), done.stdout
+    found, said = run_ranks("failing_ranks.py", folder)
+    assert all(one and "refused" in one for one in found), said
     return found
 
 

@@ -1,12 +1,8 @@
 """Two processes of torch.distributed: their figures are those of one process on both their batches."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-from watched_loop import Records, assert_same, small_batches, small_net
+from watched_loop import Records, assert_same, run_ranks, small_batches, small_net
 from watched_ranks import OPTIONS
 
 import fastrank
@@ -19,14 +15,9 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="to
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    done = subprocess.run(
-        [sys.executable, "-P", Path(__file__).parents[1] / "watched_ranks.py", folder],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder, timeout=200,
-        env={"PYTHONPATH": str(Path(__file__).parents[1]), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    # The pipe ends with the last of the two.
-    assert (folder / "rank0.pt").exists() and (folder / "rank1.pt").exists(), done.stdout
-    return folder, [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
+    found, said = run_ranks("watched_ranks.py", folder)
+    assert all(found), said
+    return folder, found
 
 
 def alone():
