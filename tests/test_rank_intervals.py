@@ -14,6 +14,7 @@ from matrix_families import FAMILIES, LADDER
 
 from fastrank import matrix_rank, small_grams, spectra, spectrum
 from fastrank.ranks import default_rtol, estimate_rank
+from fastrank.small_grams import SmallGram
 from fastrank.spectra import quick_spectra
 
 #: Small ones are for numbers; the others reach every path of the kernels. [n, d], how many seeds of each family.
@@ -177,7 +178,9 @@ def test_a_thousandth_of_the_bound_is_seen_to_fail(monkeypatch):
     assert broken() == (0, 0)
     exact = spectra.of_eigenvalues
     # Of the whole error of lambda, the Gram matrix's and the eigensolver's.
-    smaller = lambda grams: [dataclasses.replace(g, error=g.error / 1000) for g in grams]  # noqa: E731
+    smaller = lambda grams: [  # noqa: E731
+        SmallGram(g.G, g.n, g.d, g.dtype, g.centered, g.error / 1000, g.moved) for g in grams
+    ]
     monkeypatch.setattr(spectra, "of_eigenvalues", lambda grams, v, e: exact(smaller(grams), v, e / 1000))
     singular_values, ranks = broken()
     assert singular_values > 0 and ranks > 0

@@ -253,6 +253,7 @@ void accumulate_many(const KernelsOf& kernels_of, std::vector<Item>& items, int 
   std::sort(items.begin(), items.end(), [](const Item& a, const Item& b) { return a.work() > b.work(); });
   double rest = 0;
   for (const Item& item : items) rest += item.work();
+  if (rest < static_cast<double>(kSerialWork)) threads = 1;
   const auto run = [&](const Item& item, int of_threads) {
     accumulate(kernels_of(item.fast, item.out.rounded), item.a, item.shift, item.out, of_threads);
   };

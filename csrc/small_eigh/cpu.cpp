@@ -84,6 +84,7 @@ double values(const double* g, int64_t ld, int64_t m, double* out, double* works
   for (int64_t i = 1; i < m; ++i) e[i] = e[i] * e[i] > kLeast ? e[i] * e[i] : kLeast;
   const double found = bisect(d, e, m, out, e + length);
   for (int64_t i = 0; i < m; ++i) out[i] = ldexp(out[i], exponent);
+  if (out[0] - out[0] != 0 || out[m - 1] - out[m - 1] != 0) return INFINITY;  // beyond the largest double
   // What scaling lost to underflow, of G and of the values, is less than the last term.
   return ldexp(1.01 * (reduced + found), exponent) + static_cast<double>(m) * 0x1p-1022;
 }

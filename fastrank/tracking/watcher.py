@@ -223,6 +223,7 @@ class Watcher:
                 self.log.note(max(self._step - 1, 0), "cost", json.dumps(self.cost(by="source")))
             self.log.close(finished=finished)
         self._closed = True
+        self._measurements.begin(self._step)  # of an unfinished step nothing is held
 
     def pause(self) -> None:
         """Stop measuring until `resume`; steps are still counted."""
@@ -374,6 +375,8 @@ class Watcher:
         """Get ready for the forward of step number `_step`; what writing the last record took counts to this one."""
         self._measurements.begin(self._step)
         self._output: Tensor | None = None
+        #: Forwards of the model in this step that came to their end.
+        self._ended = 0
         self._remarks.step = self._step
         self._capture.begin_step(self._step)
         self._capture.switch.armed = self._due()
@@ -390,7 +393,8 @@ class Watcher:
             self._capture.remove()
 
     def _begin_forward(self) -> None:
-        self._measurements.forwards += 1
+        # One that an exception ended was none.
+        self._measurements.forwards = self._ended + 1
         self._capture.begin_forward(skipping=self._measurements.forwards < self._expected)
 
     @one_thread()
@@ -399,7 +403,7 @@ class Watcher:
 
     @one_thread()
     def _on_output(self, output: Tensor | None) -> None:
-        self._output = output
+        self._output, self._ended = output, self._measurements.forwards
         self._measurements.weights()
 
     def _look_for_graphs(self) -> None:

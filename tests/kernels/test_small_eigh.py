@@ -278,6 +278,12 @@ def test_what_is_not_finite_stays_with_its_matrix(impl, bad):
     assert count[0] == -1 and slack[0] == math.inf
 
 
+@native
+def test_a_value_beyond_the_largest_double_is_said():
+    (values,), (error,) = eigvalsh_many([torch.full((4, 4), 1e308, dtype=torch.float64)], "native")
+    assert values[-1] == math.inf and error == math.inf
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("impl", IMPLS)
 def test_vectors_are_orthonormal_and_diagonalise(impl, family):

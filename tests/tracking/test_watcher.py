@@ -150,6 +150,22 @@ def test_hooks_are_gone_after_the_block_even_after_an_exception():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
+def test_a_forward_that_an_exception_ended_is_none():
+    """Counted as one of two, the only forward of the next step would not be the last, which is measured."""
+    model, sink = small_net(), Sink()
+    with fastrank.watch(model, log=sink, metrics="light") as w:
+        for broken in (False, True, False):
+            if broken:
+                with pytest.raises(RuntimeError):
+                    model(torch.randn(3, 1, 6, 6))  # too small for the last layer
+            model(batch(0)[0])
+            w.step()
+        assert all("act/2/rank" in scalars for _, scalars, _ in sink) and len(sink) == 3
+        model(batch(0)[0])
+        assert w._measurements._acts
+    assert not w._measurements._acts  # nothing is held of a step that never ended
+
+
 def test_schedule_pause_and_evaluation_forwards():
     model, sink = small_net(), Sink()
     with fastrank.watch(model, log=sink, every=2, metrics="light") as w:
