@@ -14,7 +14,7 @@ from fastrank.kernels.gram import depth, digits, gram_dual_many
 #: Unit roundoff of float64.
 U64 = torch.finfo(torch.float64).eps / 2
 
-#: Numbers of the Gram matrices that one grouped call holds at once: 32 MiB, some twenty of order 512.
+#: Numbers of the Gram matrices that one grouped call holds at once: 32 MiB, sixteen of order 512.
 GROUP = 1 << 22
 
 #: Smaller and larger sides from which on rounded numbers are multiplied faster than float64's are.

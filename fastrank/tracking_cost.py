@@ -35,6 +35,7 @@ from fastrank.small_grams import small_gram
 from fastrank.spectra import spectrum
 from fastrank.subspace import FRESH, OVERSAMPLE, top_svd
 from fastrank.tracking.figures import Figures
+from fastrank.tracking.measurements import HELD_BYTES
 from fastrank.tracking.presets import BASIC, TOP
 
 #: Share of its unit's peak that a factorisation of torch.linalg is taken to reach on a GPU: a guess from the nature of
@@ -158,7 +159,7 @@ def measured_together(
 ) -> tuple[tuple[Launch, ...], int]:
     """Launches of the step that measures these matrices, and torch's small operations.
 
-    One call for each kind: its Gram matrices (those of activations in the layers' hooks, one by one), all their
+    One call for each kind: its Gram matrices (those of activations in the layers' hooks, see `_calls`), all their
     eigenvalues, all subspace steps of weights and of inputs, all cosines; spectra of one length share their figures.
     """
     launches, ops = [], sum(work.ops for work in works)
@@ -169,7 +170,7 @@ def measured_together(
         members = [work for work in works if work.kind == kind]
         if kind != "align":
             anew = [w for w in members if w.how == "exact"]
-            launches += _spectra_together(anew, on_cpu, each_alone=kind == "act")
+            launches += _spectra_together(anew, on_cpu)
             ops += _count("spectrum", [w.n < w.d for w in anew])
             for how in ("carried", "factors", "sketch"):
                 others = [w for w in members if w.how == how]
@@ -208,18 +209,35 @@ def _orthonormal(d: int, q: int, dtype: torch.dtype) -> Launch:
     return Launch("orthonormal", moved, moved, {"fp64": 3 * d * q * q})
 
 
-def _spectra_together(works: Sequence[Work], on_cpu: bool, each_alone: bool) -> list[Launch]:
-    shapes = [(w.n, w.d, torch.float32 if w.kind == "logits" else w.dtype) for w in works]
+def _calls(works: Sequence[Work]) -> list[list[Work]]:
+    """The works of one kind, by the call that multiplies them: of activations samples are held for a call of many,
+    the others have one each."""
+    if not works or works[0].kind != "act":
+        return [list(works)]
+    calls = [[work] for work in works if not _is_copied(work.kind, work.source, work.d)]
+    held = HELD_BYTES
+    for work in works:
+        if _is_copied(work.kind, work.source, work.d):
+            if held >= HELD_BYTES:
+                calls.append([])
+                held = 0
+            calls[-1].append(work)
+            held += work.n * work.d * work.dtype.itemsize
+    return calls
+
+
+def _spectra_together(works: Sequence[Work], on_cpu: bool) -> list[Launch]:
+    shapes = [(w.n, w.d) for w in works]
     launches = []
-    for group in [[shape] for shape in shapes] if each_alone else [shapes]:
-        zeros = [Launch("torch.zeros", 0, 8 * min(n, d) ** 2) for n, d, _ in group]
-        zeros += [Launch("torch.zeros", 0, 8 * d) for n, d, _ in group if n >= d]
-        wide = [gram.Product(d, n, dtype, shift=False, total=False) for n, d, dtype in group if n < d]
-        tall = [gram.Product(n, d, dtype, shift=False) for n, d, dtype in group if n >= d]
-        products = [found for side in (wide, tall) if side for found in gram.group(side)]
-        launches += [*zeros, *products]
+    for group in _calls(works):
+        launches += [Launch("torch.zeros", 0, 8 * min(w.n, w.d) ** 2) for w in group]
+        dtypes = [torch.float32 if w.kind == "logits" else w.dtype for w in group]
+        launches += gram.group(
+            gram.Product(max(w.n, w.d), min(w.n, w.d), dtype, shift=False, total=False)
+            for w, dtype in zip(group, dtypes, strict=True)
+        )
     if not on_cpu:
-        sizes = [min(n, d) for n, d, _ in shapes]
+        sizes = [min(shape) for shape in shapes]
         launches += small_eigh.eigvalsh([k for k in sizes if k <= MOST_VALUES])
         launches += [Launch("torch.isfinite", 8 * k * k, k * k) for k in sizes if k > MOST_VALUES]
     return launches
@@ -246,14 +264,9 @@ def _subspaces_together(works: Sequence[Work], on_cpu: bool) -> list[Launch]:
 
 def _spectrum(n: int, d: int, dtype: torch.dtype, on_cpu: bool) -> tuple[tuple[Launch, ...], tuple[Call, ...], int]:
     """As `spectra.spectrum`: the smaller Gram matrix in mode "exact", then its eigenvalues."""
-    k = min(n, d)
+    k, rows = min(n, d), max(n, d)
     square = 8 * k * k
-    if n < d:
-        launches, rows = gram.dual(n, d, dtype), d
-    else:
-        launches, rows = gram.accumulate(n, d, dtype, shift=False), n
-        launches = (Launch("torch.zeros", 0, square), *launches)
-    calls = ()
+    launches, calls = gram.dual(k, rows, dtype), ()
     if not on_cpu and k <= MOST_VALUES:
         launches = (*launches, *small_eigh.eigvalsh([k]))
     else:

@@ -30,8 +30,8 @@ from fastrank.tracking.window import Window
 #: Why one process alone cannot say anything of a weight or gradient.
 SHARDED = "in shards over processes: all_ranks=True, on every process, puts it together"
 
-#: Samples of activations that are held until one call multiplies the Gram matrices of all: in a hook caches are cold,
-#: and a call takes some 0.4 ms of Python alone.
+#: Samples of activations that are held until one call multiplies the Gram matrices of all: caches are cold in a hook,
+#: where a call for each took 0.4 ms more (ResNet-50, 224 px).
 HELD_BYTES = 8 << 20
 
 

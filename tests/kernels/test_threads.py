@@ -1,4 +1,4 @@
-"""The threads that native kernels run on: torch's where those spin, own ones where they sleep."""
+"""The threads that native kernels run on: torch's where those spin, own ones where they sleep; what fails there."""
 
 import os
 import subprocess
@@ -6,6 +6,11 @@ import sys
 
 import pytest
 from fastrank.kernels import backend
+
+pytestmark = [
+    pytest.mark.skipif(not backend.native_status().available, reason="no native core"),
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc"),
+]
 
 SCRIPT = """
 import os, threading
@@ -41,8 +46,6 @@ in_child()
 """
 
 
-@pytest.mark.skipif(not backend.native_status().available, reason="no native core")
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
 @pytest.mark.parametrize(("policy", "own"), [("PASSIVE", 1), (None, 0)])
 def test_threads_of_a_kernel(policy, own):
     """As many as torch has besides, the same numbers as on one, from two threads at once and after a fork."""
@@ -51,3 +54,32 @@ def test_threads_of_a_kernel(policy, own):
     run = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr
     assert int(run.stdout) == own
+
+
+NO_MEMORY = """
+import resource
+import torch
+from fastrank.kernels.small_eigh import eigvalsh_many
+
+torch.set_num_threads(2)
+eigvalsh_many([torch.eye(64, dtype=torch.float64)] * 8)  # the threads start
+G = [torch.eye(2500, dtype=torch.float64)] * 4  # each takes 25 MB of workspace
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (4 << 20), -1))
+for _ in range(3):
+    try:
+        eigvalsh_many(G)
+    except MemoryError:
+        print("MemoryError")
+resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+assert all(values[-1] == 1 for values in eigvalsh_many(G)[0])
+"""
+
+
+@pytest.mark.parametrize("policy", ["PASSIVE", "ACTIVE"])
+def test_a_thread_without_memory_raises_in_the_caller(policy):
+    """It ended the process where it was not the caller's own."""
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | {"OMP_WAIT_POLICY": policy}
+    run = subprocess.run([sys.executable, "-c", NO_MEMORY], env=environment, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == ["MemoryError"] * 3
