@@ -99,7 +99,7 @@ class Capture:
         #: Weights that were computed in the forward under way, until their layer's hook takes them.
         self._computed: dict[str, Tensor] = {}
         self._combs: dict[tuple, tuple[int, int, int, int]] = {}
-        self._draws = 0
+        self.begin_step(0)
         self._layers, self._handles, self._around = layers, [], ()
 
     def around(self, model: nn.Module, begins: Callable[[], None], ends: Callable[[Tensor | None], None]) -> None:
@@ -158,7 +158,7 @@ class Capture:
             if factor:
                 self._factored.add(name)
             if factor or "input" in self._kinds:
-                self._emit("input", name, lambda: self._input(layer.module, x, name))
+                self._emit("input", name, lambda: self._input(layer.module, x))
         if parameter is not None and x is not None and "bound" in self._kinds:
             self._emit("bound", name, lambda: input_spectrum(layer.module, x))
         if x is not None and "features" in self._kinds and is_linear(layer.module):
@@ -178,8 +178,10 @@ class Capture:
         return parameter if computed is None else computed
 
     def begin_step(self, step: int) -> None:
-        """Number the step: it seeds which rows of the inputs are drawn."""
-        self._draws = step
+        """Number the step: it seeds which rows are drawn."""
+        self._step = step
+        #: By (population, size, device): layers with as many rows share what is drawn, and are seen at the same places.
+        self._drawn: dict[tuple[int, int, torch.device], Tensor] = {}
 
     def begin_forward(self, skipping: bool = False) -> None:
         """A new forward of the whole model; of those to be skipped only weights, bounds and windows are taken."""
@@ -214,7 +216,7 @@ class Capture:
     def window_rows(self, X: Tensor, name: str) -> Tensor:
         """What enters a window: at most WINDOW_ROWS seeded rows, others at each step, and WINDOW_FEATURES columns."""
         if len(X) > WINDOW_ROWS:
-            X = X.index_select(0, self._sample(len(X), WINDOW_ROWS, hash_name(name) + self._draws).to(X.device))
+            X = X.index_select(0, self._sample(len(X), WINDOW_ROWS, X.device))
         return self.features(X, name, WINDOW_FEATURES)
 
     def _is_factor(self, module: nn.Module, weight: Tensor | None, x: Tensor) -> bool:
@@ -223,24 +225,23 @@ class Capture:
         wanted = rows is not None and weight.requires_grad and x.device.type == "cpu"
         return wanted and rows <= self.input_rows and pays(rows, *weight_matrix(weight, module).shape)
 
-    def _input(self, module: nn.Module, x: Tensor, name: str) -> Tensor:
-        draw = hash_name(name) + self._draws
+    def _input(self, module: nn.Module, x: Tensor) -> Tensor:
         if is_linear(module):
             X = x.reshape(-1, x.shape[-1])
             # A copy in any case: a later layer may write to what is kept until the end of the step.
-            return X.clone() if len(X) <= self.input_rows else X.index_select(0, self._rows(len(X), draw).to(x.device))
-        return self._patches(module, x, draw)
+            return X.clone() if len(X) <= self.input_rows else X.index_select(0, self._rows(len(X), x.device))
+        return self._patches(module, x)
 
-    def _patches(self, module: nn.Module, x: Tensor, draw: int) -> Tensor:
+    def _patches(self, module: nn.Module, x: Tensor) -> Tensor:
         """Seeded patch rows [m, in / groups * kernel]; no full im2col is formed."""
         convolution = plain_convolution(module)
         if convolution is not None:
             x = x if x.ndim == 4 else x.unsqueeze(0)
-            return patch_rows(x, convolution, self._rows(convolution.rows(x.shape), draw).to(x.device))
+            return patch_rows(x, convolution, self._rows(convolution.rows(x.shape), x.device))
         windows = patch_view(x, module)
         groups, spatial = module.groups, windows.ndim // 2 - 1
         batch, positions = windows.shape[0], windows.shape[2 : 2 + spatial]
-        pick = self._rows(batch * positions.numel() * groups, draw).to(x.device)
+        pick = self._rows(batch * positions.numel() * groups, x.device)
         group = pick % groups
         rest = pick // groups
         index = []
@@ -253,25 +254,29 @@ class Capture:
         channels = group[:, None] * width + torch.arange(width, device=x.device)
         return windows[(rest[:, None], channels, *(i[:, None] for i in index))].flatten(1)
 
-    def _rows(self, total: int, draw: int) -> Tensor:
-        return torch.arange(total) if total <= self.input_rows else self._sample(total, self.input_rows, draw)
+    def _rows(self, total: int, device: torch.device) -> Tensor:
+        return self._sample(total, min(total, self.input_rows), device)
 
-    def _sample(self, population: int, size: int, draw: int) -> Tensor:
-        """`size` of `population`, without replacement, sorted; a function of (seed, draw) alone."""
-        generator = self._generator(draw)
-        if population > 16 * size:
-            # Strata instead of a permutation of millions: one position in each of `size` equal intervals.
-            places = torch.rand(size, generator=generator, dtype=torch.float64).add_(_numbers(size))
-            return places.mul_(population / size).long().clamp_max_(population - 1)
-        return torch.randperm(population, generator=generator)[:size].sort().values
+    def _sample(self, population: int, size: int, device: torch.device) -> Tensor:
+        """`size` of `population`, without replacement, sorted; a function of (seed, step) alone."""
+        key = population, size, device
+        if key not in self._drawn:
+            self._drawn[key] = _places(population, size, self._generator(self._step)).to(device)
+        return self._drawn[key]
 
     def _generator(self, draw: int) -> torch.Generator:
         return torch.Generator().manual_seed((self._seed * 0x9E3779B97F4A7C15 + draw) & 0x7FFFFFFFFFFFFFFF)
 
 
-@lru_cache(maxsize=8)
-def _numbers(size: int) -> Tensor:
-    return torch.arange(size, dtype=torch.float64, device="cpu")
+def _places(population: int, size: int, generator: torch.Generator) -> Tensor:
+    if size == population:
+        return torch.arange(size, device="cpu")
+    if population > 16 * size:
+        # Strata instead of a permutation of millions: one position in each of `size` equal intervals.
+        places = torch.rand(size, generator=generator, dtype=torch.float64)
+        places += torch.arange(size, device="cpu")
+        return places.mul_(population / size).long().clamp_max_(population - 1)
+    return torch.randperm(population, generator=generator)[:size].sort().values
 
 
 def _comb(population: int, most: int, generator: torch.Generator) -> tuple[int, int, int, int]:

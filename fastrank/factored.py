@@ -19,7 +19,7 @@ from fastrank.carried import SMALLEST_SIDE
 from fastrank.kernels.rsvd import products_many, test_matrix
 from fastrank.precision import one_thread
 from fastrank.ranks import rank_counts
-from fastrank.small_grams import U64, SmallGram, small_grams
+from fastrank.small_grams import U64, SmallGram, errors, small_grams
 from fastrank.spectra import Spectrum, of_grams
 
 #: Random vectors that probe what the factors lack. Lemma 4.1's factor: the bound fails with probability
@@ -46,10 +46,8 @@ def factored_spectra(jobs: list[tuple[Tensor, Tensor, Tensor]], seed: int, strea
     grams = small_grams([Y for i in fits for Y in jobs[i][1:]])
     products = _of_products(list(zip(grams[::2], grams[1::2], strict=True)))
     sound = {i: product for i, product in zip(fits, products, strict=True) if product is not None}
-    spectra = dict(zip(sound, of_grams(list(sound.values())), strict=True))
-    traces = torch.stack([g.G.diagonal().sum() for g in grams])
-    norms = dict(zip(fits, (traces[::2] * traces[1::2]).sqrt(), strict=True))  # ||G||_F ||X||_F
-    rests = _rests([jobs[i] for i in spectra], [norms[i] for i in spectra], seed, stream)
+    spectra = dict(zip(sound, of_grams([product.gram for product in sound.values()]), strict=True))
+    rests = _rests([jobs[i] for i in sound], [product.norm for product in sound.values()], seed, stream)
     open_ = {}
     for (i, product), rest in zip(spectra.items(), rests, strict=True):
         found[i] = _with_rest(jobs[i][0], product, rest.multiple, _largest(rest.products) + rest.rounding)
@@ -64,7 +62,15 @@ def factored_spectra(jobs: list[tuple[Tensor, Tensor, Tensor]], seed: int, strea
     return found
 
 
-def _of_products(pairs: list[tuple[SmallGram, SmallGram]]) -> list[SmallGram | None]:
+@dataclass(frozen=True)
+class _Product:
+    """P = G^T X: a matrix whose eigenvalues are the squares of its singular values, and ||G||_F ||X||_F."""
+
+    gram: SmallGram
+    norm: Tensor
+
+
+def _of_products(pairs: list[tuple[SmallGram, SmallGram]]) -> list[_Product | None]:
     """Of each pair g = G G^T, K = X X^T (both halves) `L^T K L` [r, r] with L L^T = g, whose eigenvalues are the
     squares of the singular values of G^T X; None where g or K is not finite.
 
@@ -74,11 +80,12 @@ def _of_products(pairs: list[tuple[SmallGram, SmallGram]]) -> list[SmallGram | N
     orders: dict[int, list[int]] = {}
     for i, (g, _) in enumerate(pairs):
         orders.setdefault(len(g.G), []).append(i)
-    found: list[SmallGram | None] = [None] * len(pairs)
+    found: list[_Product | None] = [None] * len(pairs)
     for r, here in orders.items():
-        g, K = (torch.stack([pairs[i][side].G for i in here]) for side in range(2))
-        of_g, of_K = (torch.stack([pairs[i][side].error for i in here]) for side in range(2))
+        sides = [[pairs[i][side] for i in here] for side in range(2)]
+        g, K = (torch.stack([gram.G for gram in side]) for side in sides)
         size, norm = (x.diagonal(dim1=1, dim2=2).sum(1) for x in (g, K))  # at least the Frobenius norms
+        of_g, of_K = errors(sides[0], size), errors(sides[1], norm)
         # Cholesky of a Gram matrix of lower rank: raised by more than it rounds.
         shift = 2 * (of_g + (r + 2) * U64 * size)
         g.diagonal(dim1=1, dim2=2).add_(shift[:, None])
@@ -90,11 +97,11 @@ def _of_products(pairs: list[tuple[SmallGram, SmallGram]]) -> list[SmallGram | N
         of_g, of_S = of_g + shift + 2 * (r + 1) * U64 * raised, 3 * (r + 1) * U64 * raised * norm
         error = (of_g * norm + (raised + of_g) * of_K + of_S) * (1 + 16 * U64)
         sound = ((failed == 0) & norm.isfinite()).tolist()
-        for i, fine, *own in zip(here, sound, S, error, torch.zeros_like(error), strict=True):
-            product, e, moved = own
+        for i, fine, *own in zip(here, sound, S, error, torch.zeros_like(error), (size * norm).sqrt(), strict=True):
+            product, e, moved, of_factors = own
             if fine:
                 n, d = (side.d for side in pairs[i])
-                found[i] = SmallGram(product, n, d, torch.float32, False, e, moved)
+                found[i] = _Product(SmallGram(product, n, d, torch.float32, False, e, moved), of_factors)
     return found
 
 

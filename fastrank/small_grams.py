@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -45,8 +45,8 @@ class SmallGram:
 
 
 class _Product(SmallGram):
-    """That of X, just multiplied. Its error is worked out where somebody asks: in a hook, where nothing is in the
-    caches, a dozen small operations take as long as a small product."""
+    """That of X, just multiplied. Its error is worked out where somebody asks, for many at once where they do
+    (`errors`): in a hook, where nothing is in the caches, a dozen small operations take as long as a small product."""
 
     def __init__(
         self, G: Tensor, X: Tensor, centered: bool, multiplied: torch.dtype, mode: str, shift_error: float,
@@ -56,22 +56,42 @@ class _Product(SmallGram):
         rounding changed, or None."""
         n, d = X.shape
         self.__dict__.update(G=G, n=n, d=d, dtype=X.dtype, centered=centered)
-        self.__dict__.update(_multiplied=multiplied, _mode=mode, _shift_error=shift_error, _changed=changed)
+        self.__dict__.update(_multiplied=multiplied, _mode=mode, _shift_error=shift_error, changed=changed)
+
+    @property
+    def roundings(self) -> tuple[float, float, float]:
+        """Of the products and their sums, relative to the trace; of numbers too small; of the column means."""
+        return *_roundings(self.n, self.d, self._multiplied, self._mode, self.G.device.type), self._shift_error
 
     @cached_property
     def error(self) -> Tensor:
-        c, underflow = _roundings(self.n, self.d, self._multiplied, self._mode, self.G.device.type)
-        # The trace itself carries the same relative error.
-        trace = self.G.diagonal().sum() / (1 - c)
-        error = c * trace
-        if underflow:
-            error = error + underflow
-        shift = self._shift_error
-        return error + shift * (2 * trace.sqrt() + shift) if shift else error
+        return errors([self], self.G.diagonal().sum()[None])[0]
 
     @cached_property
     def moved(self) -> Tensor:
-        return self.G.new_zeros(()) if self._changed is None else self._changed.sqrt()
+        return moves([self], self.G.device)[0]
+
+
+def errors(grams: Sequence[SmallGram], traces: Tensor) -> Tensor:
+    """[m]: `error` of each. traces: [m], of their matrices, or more."""
+    if not all(isinstance(g, _Product) for g in grams):
+        return torch.stack([g.error for g in grams])
+    roundings = torch.tensor([g.roundings for g in grams], dtype=torch.float64, device="cpu")
+    relative, underflow, shift = roundings.to(traces.device, non_blocking=True).unbind(1)
+    # The trace itself carries the same relative error.
+    traces = traces / (1 - relative)
+    return relative * traces + underflow + shift * (2 * traces.sqrt() + shift)
+
+
+def moves(grams: Sequence[SmallGram], device: torch.device) -> Tensor:
+    """[m]: `moved` of each."""
+    if not all(isinstance(g, _Product) for g in grams):
+        return torch.stack([g.moved for g in grams])
+    changed = [g.changed for g in grams]
+    if all(square is None for square in changed):
+        return torch.zeros(len(grams), dtype=torch.float64, device=device)
+    none = torch.zeros((), dtype=torch.float64, device=device)
+    return torch.stack([none if square is None else square for square in changed]).sqrt()
 
 
 def small_gram_groups(

@@ -18,7 +18,7 @@ from torch import Tensor
 from fastrank.arrays import as_matrices
 from fastrank.kernels.small_eigh import MOST_VALUES, eigvalsh_many
 from fastrank.precision import all_threads, one_thread
-from fastrank.small_grams import U64, SmallGram, centred, small_gram_groups
+from fastrank.small_grams import U64, SmallGram, centred, errors, moves, small_gram_groups
 
 #: On CUDA the eigenvalues of matrices of order k > 512 are cuSOLVER's, whose backward error is taken as EIGH * k * u *
 #: lambda_1: LAPACK's own estimate is p(k) * u * lambda_1 with a modestly growing p; in practice the error stays below
@@ -155,10 +155,15 @@ def of_eigenvalues(grams: list[SmallGram], eigenvalues: list[Tensor], eigen_erro
         # Backwards, so that one reversal puts matrices and values in order; of values the largest count.
         tails = [eigenvalues[i][-size:] for i, size in zip(reversed(rest), reversed(sizes), strict=True)]
         values = torch.cat(tails).flip(0).clamp_min(0)
-        moved = torch.stack([grams[i].moved for i in rest])
-        error = torch.stack([grams[i].error for i in rest]) + (eigen_errors[rest] if found else eigen_errors)
-        error = error * (1 + 8 * U64)  # and the roundings of these very lines
-        of_value, of_matrix = torch.stack([error, moved])[:, _owners(tuple(sizes), values.device)]
+        owners, lengths = _owners(tuple(sizes), values.device)
+        remaining = [grams[i] for i in rest]
+        eigen_errors = eigen_errors[rest] if found else eigen_errors
+        # A matrix's trace is the sum of its eigenvalues.
+        sums = torch.segment_reduce(values, "sum", lengths=lengths, unsafe=True)
+        error = errors(remaining, (sums + lengths * eigen_errors) * (1 + lengths * U64))
+        error = (error + eigen_errors) * (1 + 8 * U64)  # and the roundings of these very lines
+        moved = moves(remaining, values.device)
+        of_value, of_matrix = torch.stack([error, moved])[:, owners]
         sigma = values.sqrt()
         down = sigma - (values - of_value).clamp_min(0).sqrt()
         up = (values + of_value).sqrt() - sigma
@@ -171,9 +176,11 @@ def of_eigenvalues(grams: list[SmallGram], eigenvalues: list[Tensor], eigen_erro
 
 
 @lru_cache(maxsize=64)
-def _owners(sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    """Of values side by side, the number of the matrix that each belongs to; the same at every training step."""
-    return torch.repeat_interleave(torch.tensor(sizes, device="cpu")).to(device)
+def _owners(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of values side by side, the number of the matrix that each belongs to, and how many belong to each; the same at
+    every training step."""
+    lengths = torch.tensor(sizes, device="cpu")
+    return torch.repeat_interleave(lengths).to(device), lengths.to(device)
 
 
 def _without_values(g: SmallGram) -> Spectrum:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 
 import torch
@@ -94,7 +95,7 @@ class SubspaceState:
         return cls(**{field.name: state[field.name] for field in fields(cls)})
 
 
-def top_svd(A, k: int = 15, state=None, *, seed: int = 0, settled: bool = False):
+def top_svd(A, k: int = 15, state=None, *, seed: int = 0, settled: bool | Sequence[bool] = False):
     """The top-k singular triplets of A [n, d]; for a list of matrices, a list of states, all in one grouped call.
 
     Without `state` the start is cold: exact where min(n, d) <= 128, else a randomized range finder with two power
@@ -105,12 +106,16 @@ def top_svd(A, k: int = 15, state=None, *, seed: int = 0, settled: bool = False)
     Args:
         A: [n, d] floating point. k: capped at min(n, d).
         state: what the last call returned (a list for a list); n may differ from call to call, d may not.
-        settled: a cold start takes min(n, d) / 16 iterations, 32 at most, for matrices that are followed for long.
+        settled: a cold start takes min(n, d) / 16 iterations, 32 at most, for matrices that are followed for long; of
+            a list of matrices for all of them, or a list.
     Raises:
         InputError: A is not a floating-point matrix, k is not in [1, 116], or `state` belongs to another d.
     """
     if not isinstance(A, list | tuple):
-        return _many([A], k, [state], seed, settled)[0]
+        return _many([A], k, [state], seed, [settled])[0]
+    settled = settled if isinstance(settled, list | tuple) else [settled] * len(A)
+    if len(settled) != len(A):
+        raise InputError("settled", f"one for all, or {len(A)}, one per matrix", str(len(settled)))
     states = [None] * len(A) if state is None else state
     if not isinstance(states, list | tuple) or len(states) != len(A):
         got = str(len(states)) if isinstance(states, list | tuple) else type(states).__name__
@@ -121,7 +126,7 @@ def top_svd(A, k: int = 15, state=None, *, seed: int = 0, settled: bool = False)
 class _Job:
     """One matrix on its way through the rounds of a call."""
 
-    def __init__(self, A: Tensor, k: int, state: SubspaceState | None, seed: int, settled: bool) -> None:
+    def __init__(self, A: Tensor, k: int, state: SubspaceState | None, settled: bool, seed: int) -> None:
         n, d = A.shape
         self.A, self.k, self.q = A, min(k, n, d), min(k + OVERSAMPLE, n, d)
         self.state = state
@@ -139,7 +144,7 @@ class _Job:
         self.most = 1 + MAX_REPEATS if self.warm else self.rounds
 
 
-def _many(A, k: int, states, seed: int, settled: bool) -> list[SubspaceState]:
+def _many(A, k: int, states, seed: int, settled: Sequence[bool]) -> list[SubspaceState]:
     A = [as_matrix("A", member) for member in A]
     # A block has at most 128 columns (fastrank.kernels.rsvd).
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= 128 - OVERSAMPLE:
@@ -151,7 +156,7 @@ def _many(A, k: int, states, seed: int, settled: bool) -> list[SubspaceState]:
             raise InputError("state", "a SubspaceState or None", type(state).__name__)
         if state is not None and state.block.shape[0] != member.shape[1]:
             raise InputError("state", f"one of a matrix with d = {member.shape[1]}", f"d = {state.block.shape[0]}")
-    jobs = [_Job(member, k, state, seed, settled) for member, state in zip(A, states, strict=True)]
+    jobs = [_Job(member, k, *each, seed) for member, *each in zip(A, states, settled, strict=True)]
     for device in {job.A.device for job in jobs}:
         with full_precision(device):
             _run([job for job in jobs if job.A.device == device and job.k], k)

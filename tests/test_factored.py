@@ -40,7 +40,8 @@ def test_bounds_hold(rows, n, d, decay):
 def test_the_bound_of_the_product_itself_holds(decay):
     """Without what rounds in the matrix, which is far more."""
     G, X = factors(64, 200, 300, decay)
-    (s,) = of_grams(_of_products([tuple(small_grams([G, X]))]))
+    (product,) = _of_products([tuple(small_grams([G, X]))])
+    (s,) = of_grams([product.gram])
     off = (s.sigma - truth(G.double().T @ X.double())[:64]).abs()
     assert (off <= s.bound).all() and off.max() > s.bound.max() / 1e5 and s.zero_bound < 1e-5 * s.sigma[0]
 

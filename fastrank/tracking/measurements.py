@@ -84,6 +84,8 @@ class Measurements:
         self._samples: dict[str, Tensor] = {}
         self._held_weights: dict[str, tuple[Tensor, int]] = {}
         self._held_inputs: dict[str, Tensor] = {}
+        #: Of the inputs those whose subspaces were brought up to date.
+        self._seen_inputs: set[str] = set()
         self._slopes: dict[str, Tensor] = {}
         self._bounds: dict[str, list[Tensor]] = {}
         #: Activations whose Gram matrices do not add up over processes: fewer rows than features.
@@ -124,6 +126,7 @@ class Measurements:
                     self._held_weights[name] = found, found._version
             elif kind == "input":
                 self._held_inputs[name] = found
+                self._seen_inputs.discard(name)
                 self._costs.hold(key, found)
             elif kind == "slope":
                 self._slopes[name] = found
@@ -184,7 +187,7 @@ class Measurements:
         work = "align" if aligns else "weight"
         with self._costs.block(work), self._guarded(work) as enabled:
             if enabled:
-                self._warm(warm, self._tops, settled=True)
+                self._warm(warm, self._new_inputs())
         if "weight" in self._kinds:
             with self._costs.block("weight"), self._guarded("weight") as enabled:
                 if not enabled:
@@ -365,7 +368,7 @@ class Measurements:
         self.figures.add_spectra(spectra, self._names, TOP)
 
     def _measure_alignment(self) -> None:
-        self._warm(self._held_inputs, self._inputs)
+        self._warm({}, self._new_inputs(whole=True))
         names = [name for name in self._held_inputs if name in self._inputs and name.partition("#")[0] in self._tops]
         pairs = {f"align/{name}": (self._tops[name.partition("#")[0]], self._inputs[name]) for name in names}
         results = self._together(pairs, lambda sides: alignment(*map(list, zip(*sides, strict=True)), TOP))
@@ -382,24 +385,31 @@ class Measurements:
             self.figures.add([f"{key}/{name}" for key in results for name in names], values)
             self.figures.add(["align/mean_max"], values[:, 0].double().mean())
 
-    def _warm(self, matrices: dict[str, Tensor], states: dict[str, SubspaceState], settled: bool = False) -> None:
-        """One step of every layer's own subspace; it starts over where a layer's width or device changed."""
+    def _new_inputs(self, whole: bool = False) -> dict[str, Tensor]:
+        """Sampled inputs whose subspaces were not brought up to date yet; whole: `exchange` is over."""
+        if "align" not in self._kinds or (self._ranks.together and not whole):
+            return {}
+        return {name: X for name, X in self._held_inputs.items() if name not in self._seen_inputs}
 
-        def fitting(name: str, X: Tensor) -> SubspaceState | None:
-            state = states.get(name)
-            fits = state is not None and state.block.shape[0] == X.shape[1] and state.block.device == X.device
-            return state if fits else None
+    def _warm(self, weights: dict[str, Tensor], inputs: dict[str, Tensor]) -> None:
+        """One step of the subspaces of these weights and inputs, in one call for all; each starts over where a layer's
+        width or device changed."""
+        jobs: dict[str, list[tuple]] = {}
+        for matrices, states, settled in ((weights, self._tops, True), (inputs, self._inputs, False)):
+            for name, X in matrices.items():
+                old = states.pop(name, None)
+                fits = old is not None and old.block.shape[0] == X.shape[1] and old.block.device == X.device
+                jobs.setdefault(f"align/{name}", []).append((X, old if fits else None, settled, states, name))
+        self._seen_inputs |= inputs.keys()
 
-        jobs = {f"align/{name}": (X, fitting(name, X)) for name, X in matrices.items()}
-        found = self._together(
-            jobs,
-            lambda jobs: top_svd([X for X, _ in jobs], TOP, [old for _, old in jobs], seed=self._seed, settled=settled),
-        )
-        for name in matrices:
-            if (state := found.get(f"align/{name}")) is not None:
+        def step(jobs: list[list[tuple]]) -> list[list[SubspaceState]]:
+            X, old, settled, *_ = map(list, zip(*(job for of_layer in jobs for job in of_layer), strict=True))
+            found = iter(top_svd(X, TOP, old, seed=self._seed, settled=settled))
+            return [[next(found) for _ in of_layer] for of_layer in jobs]
+
+        for key, found in self._together(jobs, step).items():
+            for (*_, states, name), state in zip(jobs[key], found, strict=True):
                 states[name] = state
-            else:
-                states.pop(name, None)
 
     def _together(self, items: dict[str, Any], work: Callable[[list], list]) -> dict[str, Any]:
         """{key: result} of one call for all; where that fails, of one call each, without those that fail."""
@@ -511,5 +521,7 @@ def _flops(item: Any) -> float:
         return float(len(item.G)) ** 3
     if isinstance(item, Tensor):
         return float(item.numel()) * min(item.shape)
+    if isinstance(item, list):
+        return sum(map(_flops, item))
     X = item[0] if isinstance(item[0], Tensor) else item[0].Vh
     return float(X.numel()) * TOP
