@@ -61,7 +61,7 @@ class Switch:
 
 
 class ForwardHook(Hook):
-    """Calls `receive(input, output)` with the first tensors of a training-mode forward of `module`, outside autograd.
+    """Calls `receive(input, output)` with the first tensors of a training-mode forward of `module`, detached.
 
     With `training=False` it is the forwards in evaluation mode that it looks at.
 
@@ -100,11 +100,9 @@ class ForwardHook(Hook):
             return
         if self._switch.armed and module.training == self._training and not in_backward():
             x, y = self._tensors(args, kwargs, output)
-            if module is self._module or _on_first_device(self._module, x if y is None else y):
-                with torch.no_grad():
-                    wants_gradient = self._receive(x, y)
-                if wants_gradient:
-                    self._await_gradient(first_tensor(output))
+            mine = module is self._module or _on_first_device(self._module, x if y is None else y)
+            if mine and self._receive(x, y):
+                self._await_gradient(first_tensor(output))
 
     def _await_gradient(self, output: Tensor | None) -> None:
         if output is None or not output.requires_grad:
@@ -112,8 +110,7 @@ class ForwardHook(Hook):
 
         def arrived(gradient: Tensor) -> None:
             if self._switch.armed:
-                with torch.no_grad():
-                    self._receive_gradient(gradient.detach())
+                self._receive_gradient(gradient.detach())
 
         output.register_hook(arrived)
 
@@ -121,11 +118,12 @@ class ForwardHook(Hook):
         """From a compiled graph."""
         self._switch.traced = True
         if self._switch.armed:
-            with torch.no_grad():
-                self._receive(x, y)
+            self._receive(x, y)
 
     def _tensors(self, args: tuple, kwargs: dict, output: object) -> tuple[Tensor | None, Tensor | None]:
-        x = first_tensor((args, kwargs)) if self._takes_input else None
+        x = None
+        if self._takes_input:
+            x = args[0] if args and isinstance(args[0], Tensor) else first_tensor((args, kwargs))
         y = self._find(output) if self._takes_output else None
         return None if x is None else x.detach(), None if y is None else y.detach()
 

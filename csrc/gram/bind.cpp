@@ -1,6 +1,8 @@
 // Python bindings of the Gram kernels: addresses, sizes and strides as integers; the GIL is released while they run.
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
+#include <string>
 #include <vector>
 
 #include "common/simd.h"
@@ -49,6 +51,15 @@ void accumulate_cpu(uintptr_t data, int dtype, int64_t rows, int64_t columns, in
                    {reinterpret_cast<double*>(c), ldc, reinterpret_cast<double*>(total),
                     reinterpret_cast<double*>(rounded)},
                    threads);
+}
+
+// Here and not in Python, where looking for the least and the largest takes as long as a small copy.
+void check_rows(const int64_t* rows, int64_t count, int64_t total) {
+  if (!count) return;
+  const auto [least, most] = std::minmax_element(rows, rows + count);
+  if (*least < 0 || *most >= total)
+    throw py::value_error("rows: expected 0 .. " + std::to_string(total - 1) + ", got " + std::to_string(*least) +
+                          " .. " + std::to_string(*most));
 }
 
 gram::Patches patches(uintptr_t data, int dtype, py::tuple sizes, py::tuple strides, int64_t groups, py::tuple kernel,
@@ -151,6 +162,7 @@ void bind_gram(py::module_& m) {
          py::tuple step, py::tuple pad, py::tuple dilation, uintptr_t rows, int64_t count, uintptr_t out, int threads) {
         const gram::Patches p = patches(data, dtype, sizes, strides, groups, kernel, step, pad, dilation);
         const auto* index = reinterpret_cast<const int64_t*>(rows);
+        check_rows(index, count, p.rows());
         const py::gil_scoped_release released;
         switch (p.dtype) {
           case gram::DType::f64: return gram::copy_patches(p, index, count, reinterpret_cast<uint64_t*>(out), threads);
@@ -158,7 +170,8 @@ void bind_gram(py::module_& m) {
           default: return gram::copy_patches(p, index, count, reinterpret_cast<uint16_t*>(out), threads);
         }
       },
-      "out[i] = row rows[i] of the patch matrix of gram_patches_cpu, in data's own type. See copy_patches.h.");
+      "out[i] = row rows[i] of the patch matrix of gram_patches_cpu, in data's own type; ValueError where there is no such\n"
+      "row. See copy_patches.h.");
   m.def(
       "gram_depth_patches_cpu",
       [](py::tuple sizes, int64_t groups, py::tuple kernel, py::tuple step, py::tuple pad, py::tuple dilation,

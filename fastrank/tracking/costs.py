@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 
@@ -29,6 +28,7 @@ class Costs:
         of: seconds by source such as "act/layer1". A call for many sources counts to each by its share of the flops.
         bytes: by source, the most that was held of it at once during a step.
         setup: seconds of tracking in the first one.
+        blocks: of the step under way. flops: of the block under way, by source.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -41,24 +41,18 @@ class Costs:
 
     def begin(self, **seconds: float) -> None:
         """A new step; `seconds` by kind were already spent on it."""
-        self._blocks: list[tuple] = []
-        self._flops = {}
+        self.blocks: list[tuple] = []
+        self.flops: dict[str, float] = {}
         self._now = defaultdict(float, seconds)
         self._clock = time.perf_counter() - sum(seconds.values())
 
-    @contextmanager
-    def block(self, kind: str) -> Iterator[None]:
-        """Times its body, during which `works` names the sources. Blocks do not nest."""
-        self._flops: dict[str, float] = {}
-        start = self._mark()
-        try:
-            yield
-        finally:
-            self._blocks.append((kind, self._flops, start, self._mark()))
+    def block(self, kind: str) -> Block:
+        """A context that times its body, during which `works` names the sources. Blocks do not nest."""
+        return Block(self, kind)
 
     def works(self, source: str, flops: float = 1.0) -> None:
         """The block under way does `flops` (in any unit) for `source`."""
-        self._flops[source] = self._flops.get(source, 0.0) + flops
+        self.flops[source] = self.flops.get(source, 0.0) + flops
 
     def elapsed(self) -> float:
         """Seconds since the step began, on the host."""
@@ -70,7 +64,7 @@ class Costs:
             self.seconds.clear()
             self.of.clear()
             self.rest = 0.0
-        for kind, flops, start, stop in self._blocks:
+        for kind, flops, start, stop in self.blocks:
             if self._on_cuda:
                 stop.synchronize()
             seconds = start.elapsed_time(stop) / 1e3 if self._on_cuda else stop - start
@@ -79,7 +73,7 @@ class Costs:
                 total = sum(flops.values())
                 for source, share in flops.items():
                     self.of[source] += seconds * (share / total if total else 1 / len(flops))
-        self._blocks = []
+        self.blocks = []
         elapsed, tracked = self.elapsed(), sum(self._now.values())
         for kind, seconds in self._now.items():
             self.seconds[kind] += seconds
@@ -113,9 +107,24 @@ class Costs:
     def _counted(self) -> int:
         return max(self.steps - 1, 1)
 
-    def _mark(self):
+    def mark(self):
+        """Now, as a block begins or ends with it."""
         if not self._on_cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
+
+
+class Block:
+    """See `Costs.block`. A class, as hooks enter it: contextlib's generators take twice as long."""
+
+    def __init__(self, costs: Costs, kind: str) -> None:
+        self._costs, self._kind = costs, kind
+
+    def __enter__(self) -> None:
+        self._flops = self._costs.flops = {}
+        self._start = self._costs.mark()
+
+    def __exit__(self, *_: object) -> None:
+        self._costs.blocks.append((self._kind, self._flops, self._start, self._costs.mark()))

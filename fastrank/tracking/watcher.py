@@ -397,10 +397,10 @@ class Watcher:
         self._measurements.forwards = self._ended + 1
         self._capture.begin_forward(skipping=self._measurements.forwards < self._expected)
 
-    @one_thread()
     def _on_source(self, kind: str, name: str, matrix: Callable[[], Tensor | Spectrum]) -> None:
         self._measurements.take(kind, name, matrix)
 
+    @torch.no_grad()
     @one_thread()
     def _on_output(self, output: Tensor | None) -> None:
         self._output, self._ended = output, self._measurements.forwards

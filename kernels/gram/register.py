@@ -6,7 +6,7 @@ import torch
 from fastrank.kernels import backend, buffers
 from fastrank.kernels.gram import reference
 from fastrank.kernels.gram.convolution import Convolution
-from fastrank.kernels.gram.validate import DTYPES
+from fastrank.kernels.gram.validate import DTYPES, check_row_range
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
@@ -92,6 +92,7 @@ def patch_rows(
 ) -> Tensor:  # fmt: skip
     convolution = Convolution(*map(tuple, (kernel_size, stride, padding, dilation)), groups)
     if backend.chosen("patch_rows", x.device.type, impl) == "reference":
+        check_row_range(rows, convolution.rows(x.shape))
         return reference.patch_rows(x, convolution, rows)
     # Gigabytes a minute where every layer is sampled at every step: fresh pages would take as long as the copy.
     out, rows = buffers.empty((len(rows), convolution.features(x.shape[1])), x), rows.contiguous()

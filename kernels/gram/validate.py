@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from fastrank.kernels.gram.config import MODES
 from fastrank.kernels.gram.convolution import Convolution
@@ -61,17 +63,28 @@ def check_patch_rows(x: Tensor, convolution: Convolution, rows: Tensor) -> None:
     if not isinstance(rows, Tensor) or rows.dtype != torch.int64 or rows.ndim != 1 or rows.device != x.device:
         got = f"{rows.dtype} {tuple(rows.shape)} on {rows.device}" if isinstance(rows, Tensor) else type(rows).__name__
         raise ValueError(f"rows: expected int64 [m] on {x.device}, got {got}")
-    count = convolution.rows(x.shape)
+
+
+def check_row_range(rows: Tensor, count: int) -> None:
+    """What the native kernel says itself."""
     if rows.device.type == "cpu" and rows.numel():
         least, most = map(int, torch.aminmax(rows))
         if not 0 <= least <= most < count:
             raise ValueError(f"rows: expected 0 .. {count - 1}, got {least} .. {most}")
 
 
+@lru_cache(maxsize=256)
+def _sound(convolution: Convolution) -> None:
+    Convolution.of(*convolution)
+
+
 def _check_convolution(x: Tensor, convolution: Convolution) -> None:
     if not isinstance(convolution, Convolution):
         raise TypeError(f"convolution: expected a Convolution, as Convolution.of(3), got {type(convolution).__name__}")
-    Convolution.of(*convolution)
+    try:
+        _sound(convolution)
+    except TypeError:  # pairs as lists
+        Convolution.of(*convolution)
     if x.ndim != 4:
         raise ValueError(f"x: expected [images, channels, height, width], got shape {tuple(x.shape)}")
     channels, height, width = x.shape[1:]
