@@ -100,10 +100,6 @@ void group_fill(uintptr_t address, int64_t count, uintptr_t workspace, uintptr_t
   gram::group_fill(products(address, count).data(), count, reinterpret_cast<double*>(workspace),
                    reinterpret_cast<void*>(table));
 }
-
-void mirror_cuda(uintptr_t address, int64_t size, uintptr_t stream) {
-  gram::mirror_cuda(reinterpret_cast<double*>(address), size, reinterpret_cast<void*>(stream));
-}
 #endif
 
 // Each of `items`: (data, dtype, n, d, stride_row, stride_column, k, fast, rounded) of data [n, d].
@@ -247,7 +243,6 @@ void bind_gram(py::module_& m) {
       },
       "sizes"_a, "groups"_a, "kernel"_a, "step"_a, "pad"_a, "dilation"_a, "fast"_a, "way"_a = 0,
       "gram_depth_cpu for gram_patches_cuda");
-  m.def("gram_mirror_cuda", &mirror_cuda, release, "copy the lower triangle of a contiguous fp64 matrix to the upper");
 #endif
 }
 

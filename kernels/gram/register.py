@@ -41,18 +41,18 @@ def accumulate_(
         return
     if shift is not None:
         shift = shift.contiguous()
-    _native(_matrix(X), X, shift, G, total, precision, rounded)
+    if X.numel():
+        arguments = _arguments(_matrix(X), X, shift, G, total, precision)
+        if X.is_cuda:
+            _launch(arguments, X.device, symmetric=False)
+        else:
+            place = 0 if rounded is None else rounded.data_ptr()
+            backend.core().gram_accumulate_cpu(*arguments, place, backend.threads())
     _written(G, total, *([] if rounded is None else [rounded]))
 
 
 def _dual(X: Tensor, precision: str = "exact", impl: str | None = None) -> Tensor:
-    if not X.is_cuda or backend.chosen("gram_dual", X.device.type, impl) == "reference":
-        return duals([X], precision, impl)[0]
-    K = X.new_zeros(len(X), len(X), dtype=torch.float64)
-    _native(_turned(X), X, None, K, None, precision)
-    with torch.cuda.device(X.device):
-        backend.core().gram_mirror_cuda(K.data_ptr(), len(X), torch.cuda.current_stream().cuda_stream)
-    return K
+    return duals([X], precision, impl)[0]
 
 
 def _patches(
@@ -114,7 +114,7 @@ def duals(
     K = [_square(x) for x in X]
     filled = [(i, x, k) for i, (x, k) in enumerate(zip(X, K, strict=True)) if x.numel()]
     if X[0].is_cuda:
-        _launch([_arguments(_turned(x), x, None, k, None, precision) for _, x, k in filled], X[0].device)
+        _launch_group([_arguments(_turned(x), x, None, k, None, precision) for _, x, k in filled], X[0].device)
     else:
         place, size = (0, 0) if rounded is None else (rounded.data_ptr(), rounded.element_size())
         items = [
@@ -136,9 +136,21 @@ def _square(X: Tensor) -> Tensor:
     return buffers.empty(shape, X, torch.float64)
 
 
-def _launch(items: list[tuple], device: torch.device) -> None:
-    """Products, both triangles, on a GPU."""
-    if not items:
+def _launch(product: tuple, device: torch.device, symmetric: bool) -> None:
+    """One of `_arguments`, on a GPU, where it goes in the kernels' own arguments."""
+    core = backend.core()
+    with torch.cuda.device(device):
+        # The caching allocator keeps it for this stream until the kernels that read it are queued.
+        workspace = torch.empty(core.gram_workspace_cuda(*product[2:4]), dtype=torch.float64, device=device)
+        stream = torch.cuda.current_stream().cuda_stream
+        core.gram_accumulate_cuda(*product, workspace.data_ptr(), stream, symmetric=symmetric)
+
+
+def _launch_group(items: list[tuple], device: torch.device) -> None:
+    """Both triangles of each, on a GPU."""
+    if len(items) == 1:
+        _launch(items[0], device, symmetric=True)
+    if len(items) < 2:
         return
     core = backend.core()
     with torch.cuda.device(device):
@@ -166,25 +178,6 @@ def _matrix(X: Tensor) -> tuple[int, ...]:
         return n, d, n, 0, X.stride(0), X.stride(1)
     B, d, S = X.shape
     return B * S, d, S, X.stride(0), X.stride(2), X.stride(1)
-
-
-def _native(
-    matrix: tuple[int, ...], X: Tensor, shift: Tensor | None, G: Tensor, total: Tensor | None, precision: str,
-    rounded: Tensor | None = None,
-) -> None:  # fmt: skip
-    core = backend.core()
-    rows, columns = matrix[:2]
-    if rows == 0 or columns == 0:
-        return
-    arguments = _arguments(matrix, X, shift, G, total, precision)
-    if not X.is_cuda:
-        core.gram_accumulate_cpu(*arguments, 0 if rounded is None else rounded.data_ptr(), backend.threads())
-        return
-    with torch.cuda.device(X.device):
-        size = core.gram_workspace_cuda(rows, columns)
-        # The caching allocator keeps it for this stream until the kernels that read it are queued.
-        workspace = torch.empty(size, dtype=torch.float64, device=X.device)
-        core.gram_accumulate_cuda(*arguments, workspace.data_ptr(), torch.cuda.current_stream().cuda_stream)
 
 
 def _written(*tensors: Tensor) -> None:
