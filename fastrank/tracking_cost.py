@@ -233,7 +233,7 @@ def _spectra_together(works: Sequence[Work], on_cpu: bool) -> list[Launch]:
         launches += [Launch("torch.zeros", 0, 8 * min(w.n, w.d) ** 2) for w in group]
         dtypes = [torch.float32 if w.kind == "logits" else w.dtype for w in group]
         launches += gram.group(
-            gram.Product(max(w.n, w.d), min(w.n, w.d), dtype, shift=False, total=False)
+            gram.Product(max(w.n, w.d), min(w.n, w.d), dtype, shift=False, total=False, symmetric=True)
             for w, dtype in zip(group, dtypes, strict=True)
         )
     if not on_cpu:

@@ -215,7 +215,13 @@ def test_ten_layers_are_measured_in_the_launches_of_one():
             model = nn.Sequential(*(nn.Linear(32, 32) for _ in range(layers)))
         found = plan(model, torch.empty(64, 32, device="meta"), device="h100", precision="fp32")
         together, _ = measured_together(found.works, found.figures)
+        alone = [launch for work in found.works for launch in work.launches]
+        assert written(together) == written(alone) > 0
         return Counter(launch.kernel for launch in together)
+
+    def written(launches):
+        """Of both triangles of Gram matrices: no work is saved."""
+        return sum(launch.written for launch in launches if launch.kernel.startswith("gram"))
 
     one, ten = launches(1), launches(10)
     each = {"torch.zeros", "input_rows", "gram_tiles", "gram_reduce"}

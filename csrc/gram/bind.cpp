@@ -111,28 +111,23 @@ void group_fill(uintptr_t address, int64_t count, uintptr_t workspace, uintptr_t
   gram::group_fill(products(address, count).data(), count, reinterpret_cast<double*>(workspace),
                    reinterpret_cast<void*>(table));
 }
-
-void mirror_cuda(uintptr_t address, int64_t size, uintptr_t stream) {
-  gram::mirror_cuda(reinterpret_cast<double*>(address), size, reinterpret_cast<void*>(stream));
-}
 #endif
 
-// Each of `items`: the arguments of gram_accumulate_cpu but the threads.
-void accumulate_many_cpu(py::list items, bool whole, int threads) {
-  std::vector<gram::Item> all;
+// Each of `items`: (data, dtype, n, d, stride_row, stride_column, k, fast, rounded) of data [n, d].
+void dual_many_cpu(py::list items, int threads) {
+  std::vector<gram::Dual> all;
   for (py::handle each : items) {
     const auto item = py::cast<py::tuple>(each);
     const auto integer = [&](size_t i) { return item[i].cast<int64_t>(); };
     const auto address = [&](size_t i) { return item[i].cast<uintptr_t>(); };
-    all.push_back({matrix(address(0), item[1].cast<int>(), integer(2), integer(3), integer(4), integer(5), integer(6),
-                          integer(7)),
-                   reinterpret_cast<const double*>(address(8)),
-                   {reinterpret_cast<double*>(address(9)), integer(10), reinterpret_cast<double*>(address(11)),
-                    reinterpret_cast<double*>(address(13)), whole},
-                   item[12].cast<bool>()});
+    const int64_t n = integer(2), d = integer(3);
+    // The columns of data are the rows that are summed over.
+    all.push_back({matrix(address(0), item[1].cast<int>(), d, n, d, 0, integer(5), integer(4)),
+                   {reinterpret_cast<double*>(address(6)), n, nullptr, reinterpret_cast<double*>(address(8)), true},
+                   item[7].cast<bool>()});
   }
   const py::gil_scoped_release released;
-  gram::accumulate_many(kernels_of, all, threads);
+  gram::dual_many(kernels_of, all, threads);
 }
 
 py::tuple pair(gram::Depth depth) { return py::make_tuple(depth.before, depth.adds); }
@@ -180,9 +175,9 @@ void bind_gram(py::module_& m) {
         return pair(gram::patch_depth(kernels_of(fast), p, fast));
       },
       "gram_depth_cpu for gram_patches_cpu");
-  m.def("gram_accumulate_many_cpu", &accumulate_many_cpu,
-        "gram_accumulate_cpu for each of a list of its arguments (but the threads); `whole`: C, contiguous, is written\n"
-        "rather than added to, and its upper triangle too; not where A is empty");
+  m.def("gram_dual_many_cpu", &dual_many_cpu,
+        "K = data data^T, both triangles, for each of a list of (data, dtype, n, d, stride_row, stride_column, K, fast,\n"
+        "rounded): K is contiguous, data [n, d] not empty, rounded as in gram_accumulate_cpu");
   m.def(
       "gram_depth_cpu",
       [](int64_t rows, int64_t columns, bool fast, bool may_round) {
@@ -261,7 +256,6 @@ void bind_gram(py::module_& m) {
       },
       "sizes"_a, "groups"_a, "kernel"_a, "step"_a, "pad"_a, "dilation"_a, "fast"_a, "way"_a = 0,
       "gram_depth_cpu for gram_patches_cuda");
-  m.def("gram_mirror_cuda", &mirror_cuda, release, "copy the lower triangle of a contiguous fp64 matrix to the upper");
 #endif
 }
 

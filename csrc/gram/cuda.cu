@@ -154,12 +154,5 @@ void group_launch(const void* table, const void* device_table, void* stream_addr
   if (header.reduce_blocks) launch_reduce(header.reduce_blocks, stream, all);
 }
 
-void mirror_cuda(double* c, int64_t size, void* stream_address) {
-  const int64_t side = device::ceil_div(size, device::kMirrorTile);
-  if (side == 0) return;
-  launch("gram_mirror", device::gram_mirror, static_cast<unsigned>(side * (side + 1) / 2), device::kMirrorThreads,
-         static_cast<cudaStream_t>(stream_address), c, size);
-}
-
 }  // namespace gram
 }  // namespace fastrank

@@ -110,7 +110,5 @@ int64_t group_workspace(const Product* products, int64_t count);  // doubles
 void group_fill(const Product* products, int64_t count, double* workspace, void* table);
 void group_launch(const void* table, const void* device_table, void* stream);
 
-void mirror_cuda(double* c, int64_t size, void* stream);
-
 }  // namespace gram
 }  // namespace fastrank

@@ -1,4 +1,4 @@
-// What follows the tiles: the splits added up, and the upper triangle.
+// What follows the tiles: the splits added up.
 #pragma once
 
 #include "common/tensor.cuh"
@@ -55,23 +55,6 @@ static __global__ void __launch_bounds__(kReduceThreads, 2) gram_reduce(const Gr
   const double value = to[r * p.ldc + c] + parts[t];
   to[r * p.ldc + c] = value;
   if (p.symmetric) to[c * p.ldc + r] = value;
-}
-
-// Copies the lower triangle of a contiguous [size, size] matrix to the upper.
-constexpr int kMirrorTile = 32, kMirrorThreads = 256;
-static __global__ void __launch_bounds__(kMirrorThreads) gram_mirror(double* c, int64_t size) {
-  __shared__ double tile[kMirrorTile][kMirrorTile + 1];
-  const int64_t ti = triangle_row(blockIdx.x), tj = blockIdx.x - ti * (ti + 1) / 2;
-  const int x = threadIdx.x % kMirrorTile, y = threadIdx.x / kMirrorTile;
-  for (int r = y; r < kMirrorTile; r += kMirrorThreads / kMirrorTile) {
-    const int64_t i = ti * kMirrorTile + r, j = tj * kMirrorTile + x;
-    if (i < size && j < size) tile[r][x] = c[i * size + j];
-  }
-  __syncthreads();
-  for (int r = y; r < kMirrorTile; r += kMirrorThreads / kMirrorTile) {
-    const int64_t i = ti * kMirrorTile + x, j = tj * kMirrorTile + r;  // tile[x][r] is C[i][j]; it goes to C[j][i]
-    if (i < size && j < i) c[j * size + i] = tile[x][r];
-  }
 }
 
 }  // namespace device

@@ -235,10 +235,9 @@ inline void accumulate(const Kernels& kernels, const Matrix& a, const double* sh
       out, threads);
 }
 
-// One of many products of one call.
-struct Item {
+// One of many products A^T A of one call; `out` is whole.
+struct Dual {
   Matrix a;
-  const double* shift;
   Output out;
   bool fast;
 
@@ -249,21 +248,21 @@ struct Item {
 // Those that take no more than a fair share of the time are one task each; the others are spread over all threads, one
 // after another. Either way a product is cut by its own shape alone, so that it does not depend on its company.
 template <class KernelsOf>
-void accumulate_many(const KernelsOf& kernels_of, std::vector<Item>& items, int threads) {
-  std::sort(items.begin(), items.end(), [](const Item& a, const Item& b) { return a.work() > b.work(); });
+void dual_many(const KernelsOf& kernels_of, std::vector<Dual>& items, int threads) {
+  std::sort(items.begin(), items.end(), [](const Dual& a, const Dual& b) { return a.work() > b.work(); });
   double rest = 0;
-  for (const Item& item : items) rest += item.work();
+  for (const Dual& item : items) rest += item.work();
   if (rest < static_cast<double>(kSerialWork)) threads = 1;
-  const auto run = [&](const Item& item, int of_threads) {
-    accumulate(kernels_of(item.fast, item.out.rounded), item.a, item.shift, item.out, of_threads);
+  const auto run = [&](const Dual& item, int of_threads) {
+    accumulate(kernels_of(item.fast, item.out.rounded), item.a, nullptr, item.out, of_threads);
   };
-  size_t whole = 0;
-  for (; whole < items.size() && items[whole].work() * threads > rest; ++whole) {
-    run(items[whole], threads);
-    rest -= items[whole].work();
+  size_t large = 0;
+  for (; large < items.size() && items[large].work() * threads > rest; ++large) {
+    run(items[large], threads);
+    rest -= items[large].work();
   }
-  parallel_for(static_cast<int64_t>(items.size() - whole), threads,
-               [&](int64_t task) { run(items[whole + static_cast<size_t>(task)], 1); });
+  parallel_for(static_cast<int64_t>(items.size() - large), threads,
+               [&](int64_t task) { run(items[large + static_cast<size_t>(task)], 1); });
 }
 
 }  // namespace gram

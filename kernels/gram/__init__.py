@@ -27,9 +27,8 @@ from fastrank.kernels.gram.config import DIGITS_BLOCK, FAST_BLOCK, MODES
 from fastrank.kernels.gram.convolution import Convolution
 from fastrank.kernels.gram.validate import (
     check_accumulate,
-    check_apart,
     check_dual,
-    check_many,
+    check_dual_many,
     check_patch_rows,
     check_patches,
     check_rounded,
@@ -47,7 +46,6 @@ __all__ = [
     "depth_patches",
     "digits",
     "gram_accumulate_",
-    "gram_accumulate_many_",
     "gram_dual",
     "gram_dual_many",
     "gram_patches_",
@@ -145,44 +143,24 @@ def patch_rows(x: Tensor, convolution: Convolution, rows: Tensor, impl: str | No
     return run(x, *convolution, rows, impl)
 
 
-def gram_accumulate_many_(
-    G: list[Tensor],
-    total: list[Tensor],
-    X: list[Tensor],
-    shift: list[Tensor | None] | None = None,
-    mode: str = "exact",
-    impl: str | None = None,
-    rounded: Tensor | None = None,
-) -> None:
-    """`gram_accumulate_` of each of many problems of any shapes, in one call: all layers of a network.
-
-    Small ones are spread over the threads whole, large ones are shared among them. Every result has the bits of a call
-    of its own. Lists of equal length, all on one device; each `G` and `total` has memory of its own; `shift` None means
-    none for all. rounded: [number of problems] float64.
-    """
-    shift = [None] * len(X) if shift is None else shift
-    check_many({"X": X, "G": G, "total": total, "shift": shift}, mode)
-    for index, problem in enumerate(zip(G, total, X, shift, strict=True)):
-        try:
-            check_accumulate(*problem, mode)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{error} (at {index})") from None
-    check_apart("G", G)
-    check_apart("total", total)
-    check_rounded(rounded, len(X), *X[:1])
-    X = [x.detach() for x in X]
-    seen = (*G, *total, *X, *shift, rounded)
-    run = register.accumulate_many_ if unobserved(seen) else torch.ops.fastrank.gram_accumulate_many_
-    run(G, total, X, shift, mode, impl, rounded)
-
-
 def gram_dual_many(
     X: list[Tensor], mode: str = "exact", impl: str | None = None, rounded: Tensor | None = None
 ) -> list[Tensor]:
-    """`gram_dual` of each of many matrices, in one call; as `gram_accumulate_many_`."""
-    check_many({"X": X}, mode)
-    for x in X:
-        check_dual(x, mode)
+    """`gram_dual` of each of many matrices of any shapes and dtypes, in one call: all layers of a network.
+
+    On the CPU small ones are spread over the threads whole and large ones are shared among them, on a GPU each kernel
+    that they need is launched once. Every result has the bits of a call of its own, and memory of its own.
+
+    Args:
+        X: a list of matrices [n, d], all on one device; any of them, and the list, may be empty. Not differentiated.
+        mode, impl: as of `gram_accumulate_`.
+        rounded: [number of matrices] float64, each number of which takes up what rounding its matrix changed (see
+            above); None: nothing is rounded.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `gram_dual`; what is said of a matrix names its place in the list.
+    """
+    check_dual_many(X, mode)
     check_rounded(rounded, len(X), *X[:1])
     if unobserved((*X, rounded)):
         return register.duals(X, mode, impl, rounded)

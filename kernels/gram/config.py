@@ -30,7 +30,6 @@ CLAIMS = {
     "gram_tiles Half 64": Claim(168, 3),
     "gram_tiles Half 128": Claim(256, 1),
     "gram_reduce": Claim(64, 2),
-    "gram_mirror": Claim(32, 8),
     # The tiles of patches are the small ones.
     "patch_tiles Exact 64": Claim(160, 3),
     "patch_tiles Fast 64": Claim(168, 3),

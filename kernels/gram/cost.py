@@ -22,8 +22,6 @@ SMALL, WIDE, WIDE_COLUMNS, SMALL_BLOCKS, WIDE_BLOCKS, SPLIT_ROWS = 64, 128, 1024
 REDUCE_THREADS, REDUCE_SPLITS = 512, 16
 #: Rows in a step: Converted and Copied of csrc/gram/staging.cuh.
 STEP, COPIED_STEP = 8, 16
-#: Side of a tile of gram_mirror.
-MIRROR = 32
 _F64 = 8
 
 
@@ -81,9 +79,13 @@ def unit(dtype: torch.dtype, mode: str, shift: bool) -> str:
 
 
 def accumulate(
-    n: int, d: int, dtype: torch.dtype = torch.float32, mode: str = "exact", *, shift: bool = True, total: bool = True
-) -> tuple[Launch, ...]:
-    """Launches of `gram_accumulate_` for X [n, d] on CUDA (of [B, d, S] with n = B * S); none for an empty X."""
+    n: int, d: int, dtype: torch.dtype = torch.float32, mode: str = "exact", *, shift: bool = True, total: bool = True,
+    symmetric: bool = False,
+) -> tuple[Launch, ...]:  # fmt: skip
+    """Launches of `gram_accumulate_` for X [n, d] on CUDA (of [B, d, S] with n = B * S); none for an empty X.
+
+    symmetric: what adds to C writes the upper triangle too.
+    """
     if n == 0 or d == 0:
         return ()
     cut, itemsize, products = Cut(n, d), dtype.itemsize, unit(dtype, mode, shift)
@@ -96,15 +98,15 @@ def accumulate(
     # Every block loads the shift of its two panels, which are one and the same on the diagonal.
     shifts = d * (cut.tile_rows + 1) * cut.splits if shift and products != "bf16_tensor" else 0
     read, result = n * d * itemsize + (d * _F64 if shift else 0), (triangle + columns) * _F64
+    written = result + (d * (d - 1) // 2 * _F64 if symmetric else 0)
     requested = staged * itemsize + shifts * _F64
     if cut.splits == 1:
-        return (Launch("gram_tiles", read + result, result, own, issued, requested + result, cut.tiles),)
-    written = cut.splits * result
+        return (Launch("gram_tiles", read + result, written, own, issued, requested + result, cut.tiles),)
     reduce = Launch(
-        "gram_reduce", (cut.splits + 1) * result, result, {"fp64": (cut.splits + 1) * (triangle + columns)},
+        "gram_reduce", (cut.splits + 1) * result, written, {"fp64": (cut.splits + 1) * (triangle + columns)},
         blocks=cut.reduce_blocks,
     )  # fmt: skip
-    return Launch("gram_tiles", read, written, own, issued, requested, cut.tiles * cut.splits), reduce
+    return Launch("gram_tiles", read, cut.splits * result, own, issued, requested, cut.tiles * cut.splits), reduce
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ class Product:
     mode: str = "exact"
     shift: bool = True
     total: bool = True
+    symmetric: bool = False
 
 
 def group(products: Iterable[Product]) -> tuple[Launch, ...]:
@@ -124,8 +127,9 @@ def group(products: Iterable[Product]) -> tuple[Launch, ...]:
     tiles: dict[tuple, list[Launch]] = {}
     reduces: list[Launch] = []
     for p in products:
-        first, *rest = accumulate(p.n, p.d, p.dtype, p.mode, shift=p.shift, total=p.total) or (None,)
-        if first:
+        launches = accumulate(p.n, p.d, p.dtype, p.mode, shift=p.shift, total=p.total, symmetric=p.symmetric)
+        if launches:
+            first, *rest = launches
             kernel = p.dtype, unit(p.dtype, p.mode, p.shift), Cut(p.n, p.d).tile
             tiles.setdefault(kernel, []).append(first)
             reduces += rest
@@ -133,19 +137,9 @@ def group(products: Iterable[Product]) -> tuple[Launch, ...]:
 
 
 def dual(n: int, d: int, dtype: torch.dtype = torch.float32, mode: str = "exact") -> tuple[Launch, ...]:
-    """Launches of `gram_dual` for X [n, d] on CUDA: zeros, the product over columns, the mirror."""
+    """Launches of `gram_dual` for X [n, d] on CUDA: zeros, and the product over columns."""
     zeros = Launch("torch.zeros", 0, n * n * _F64)
-    if n == 0 or d == 0:
-        return (zeros, mirror(n)) if n else ()
-    return zeros, *accumulate(d, n, dtype, mode, shift=False, total=False), mirror(n)
-
-
-def mirror(n: int) -> Launch:
-    """The upper triangle from the lower; tiles on the diagonal are read whole."""
-    side = -(-n // MIRROR)
-    blocks = [min(MIRROR, n - MIRROR * i) for i in range(side)]
-    read = n * (n + 1) // 2 + sum(b * (b - 1) // 2 for b in blocks)
-    return Launch("gram_mirror", read * _F64, n * (n - 1) // 2 * _F64, blocks=side * (side + 1) // 2)
+    return (zeros, *accumulate(d, n, dtype, mode, shift=False, total=False, symmetric=True)) if n else ()
 
 
 def _issued(cut: Cut, products: str, shift: bool, total: bool) -> dict[str, int]:

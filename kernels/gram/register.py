@@ -27,10 +27,6 @@ _library.define(
     "str? impl=None) -> Tensor"
 )
 _library.define(
-    "gram_accumulate_many_(Tensor(a!)[] G, Tensor(b!)[] total, Tensor[] X, Tensor?[] shift, str precision='exact', "
-    "str? impl=None, Tensor(c!)? rounded=None) -> ()"
-)
-_library.define(
     "gram_dual_many(Tensor[] X, str precision='exact', str? impl=None, bool may_round=False) -> (Tensor[], Tensor)"
 )
 
@@ -45,18 +41,18 @@ def accumulate_(
         return
     if shift is not None:
         shift = shift.contiguous()
-    _native(_matrix(X), X, shift, G, total, precision, rounded)
+    if X.numel():
+        arguments = _arguments(_matrix(X), X, shift, G, total, precision)
+        if X.is_cuda:
+            _launch(arguments, X.device, symmetric=False)
+        else:
+            place = 0 if rounded is None else rounded.data_ptr()
+            backend.core().gram_accumulate_cpu(*arguments, place, backend.threads())
     _written(G, total, *([] if rounded is None else [rounded]))
 
 
 def _dual(X: Tensor, precision: str = "exact", impl: str | None = None) -> Tensor:
-    if not X.is_cuda or backend.chosen("gram_dual", X.device.type, impl) == "reference":
-        return duals([X], precision, impl)[0]
-    K = X.new_zeros(len(X), len(X), dtype=torch.float64)
-    _native(_turned(X), X, None, K, None, precision)
-    with torch.cuda.device(X.device):
-        backend.core().gram_mirror_cuda(K.data_ptr(), len(X), torch.cuda.current_stream().cuda_stream)
-    return K
+    return duals([X], precision, impl)[0]
 
 
 def _patches(
@@ -103,26 +99,6 @@ def patch_rows(
     return out
 
 
-def accumulate_many_(
-    G: list[Tensor], total: list[Tensor], X: list[Tensor], shift: list[Tensor | None], precision: str = "exact",
-    impl: str | None = None, rounded: Tensor | None = None,
-) -> None:  # fmt: skip
-    if not X:
-        return
-    if backend.chosen("gram_accumulate_", X[0].device.type, impl) == "reference":
-        for one in zip(G, total, X, shift, strict=True):
-            accumulate_(*one, precision, impl)
-        return
-    shift = [None if s is None else s.contiguous() for s in shift]
-    items = {
-        i: _arguments(_matrix(x), x, s, g, t, precision)
-        for i, (g, t, x, s) in enumerate(zip(G, total, X, shift, strict=True))
-        if x.numel()
-    }
-    _native_many(items, X[0].device, whole=False, rounded=rounded)
-    _written(*G, *total, *([] if rounded is None else [rounded]))
-
-
 def _dual_many(
     X: list[Tensor], precision: str = "exact", impl: str | None = None, may_round: bool = False
 ) -> tuple[list[Tensor], Tensor]:
@@ -137,12 +113,16 @@ def duals(
     if not X or backend.chosen("gram_dual", X[0].device.type, impl) == "reference":
         return [reference.gram_dual(x.detach()) for x in X]
     K = [_square(x) for x in X]
-    items = {
-        i: _arguments(_turned(x), x, None, k, None, precision)
-        for i, (x, k) in enumerate(zip(X, K, strict=True))
-        if x.numel()
-    }
-    _native_many(items, X[0].device, whole=True, rounded=rounded)
+    filled = [(i, x, k) for i, (x, k) in enumerate(zip(X, K, strict=True)) if x.numel()]
+    if X[0].is_cuda:
+        _launch_group([_arguments(_turned(x), x, None, k, None, precision) for _, x, k in filled], X[0].device)
+    else:
+        place, size = (0, 0) if rounded is None else (rounded.data_ptr(), rounded.element_size())
+        items = [
+            (x.data_ptr(), DTYPES[x.dtype], *x.shape, *x.stride(), k.data_ptr(), _fast(x, precision), place + i * size)
+            for i, x, k in filled
+        ]
+        backend.core().gram_dual_many_cpu(items, backend.threads())
     if rounded is not None:
         _written(rounded)
     return K
@@ -157,20 +137,25 @@ def _square(X: Tensor) -> Tensor:
     return buffers.empty(shape, X, torch.float64)
 
 
-def _native_many(items: dict[int, tuple], device: torch.device, whole: bool, rounded: Tensor | None) -> None:
-    """items: by their place among all, which is that of their number in `rounded`. whole: both triangles, see
-    `_square`."""
+def _launch(product: tuple, device: torch.device, symmetric: bool) -> None:
+    """One of `_arguments`, on a GPU, where it goes in the kernels' own arguments."""
     core = backend.core()
-    if device.type != "cuda":
-        places = {i: 0 if rounded is None else rounded.data_ptr() + i * rounded.element_size() for i in items}
-        arguments = [(*item, places[i]) for i, item in items.items()]
-        core.gram_accumulate_many_cpu(arguments, whole, backend.threads())
-        return
-    items = list(items.values())
-    if not items:
-        return
     with torch.cuda.device(device):
-        products = torch.tensor([(*item, 0, whole) for item in items], dtype=torch.int64)
+        # The caching allocator keeps it for this stream until the kernels that read it are queued.
+        workspace = torch.empty(core.gram_workspace_cuda(*product[2:4]), dtype=torch.float64, device=device)
+        stream = torch.cuda.current_stream().cuda_stream
+        core.gram_accumulate_cuda(*product, workspace.data_ptr(), stream, symmetric=symmetric)
+
+
+def _launch_group(items: list[tuple], device: torch.device) -> None:
+    """Both triangles of each, on a GPU."""
+    if len(items) == 1:
+        _launch(items[0], device, symmetric=True)
+    if len(items) < 2:
+        return
+    core = backend.core()
+    with torch.cuda.device(device):
+        products = torch.tensor([(*item, 0, True) for item in items], dtype=torch.int64)
         group = products.data_ptr(), len(items)
         workspace = torch.empty(core.gram_group_cuda_workspace(*group), dtype=torch.float64, device=device)
         # The caching allocators keep the table and its copy until the stream has done with them.
@@ -194,25 +179,6 @@ def _matrix(X: Tensor) -> tuple[int, ...]:
         return n, d, n, 0, X.stride(0), X.stride(1)
     B, d, S = X.shape
     return B * S, d, S, X.stride(0), X.stride(2), X.stride(1)
-
-
-def _native(
-    matrix: tuple[int, ...], X: Tensor, shift: Tensor | None, G: Tensor, total: Tensor | None, precision: str,
-    rounded: Tensor | None = None,
-) -> None:  # fmt: skip
-    core = backend.core()
-    rows, columns = matrix[:2]
-    if rows == 0 or columns == 0:
-        return
-    arguments = _arguments(matrix, X, shift, G, total, precision)
-    if not X.is_cuda:
-        core.gram_accumulate_cpu(*arguments, 0 if rounded is None else rounded.data_ptr(), backend.threads())
-        return
-    with torch.cuda.device(X.device):
-        size = core.gram_workspace_cuda(rows, columns)
-        # The caching allocator keeps it for this stream until the kernels that read it are queued.
-        workspace = torch.empty(size, dtype=torch.float64, device=X.device)
-        core.gram_accumulate_cuda(*arguments, workspace.data_ptr(), torch.cuda.current_stream().cuda_stream)
 
 
 def _written(*tensors: Tensor) -> None:
@@ -244,7 +210,6 @@ for _key in ("CPU", "CUDA", "CompositeExplicitAutograd"):  # the last: every oth
     _library.impl("gram_dual", _dual, _key)
     _library.impl("gram_patches_", _patches, _key)
     _library.impl("patch_rows", patch_rows, _key)
-    _library.impl("gram_accumulate_many_", accumulate_many_, _key)
     _library.impl("gram_dual_many", _dual_many, _key)
 
 
@@ -268,11 +233,6 @@ def _(
 @torch.library.register_fake("fastrank::patch_rows", lib=_library)
 def _(x, kernel_size, stride, padding, dilation, groups, rows, impl=None):
     return x.new_empty(len(rows), x.shape[1] // groups * kernel_size[0] * kernel_size[1])
-
-
-@torch.library.register_fake("fastrank::gram_accumulate_many_", lib=_library)
-def _(G, total, X, shift, precision="exact", impl=None, rounded=None):
-    return None
 
 
 @torch.library.register_fake("fastrank::gram_dual_many", lib=_library)

@@ -101,23 +101,6 @@ def _check_convolution(x: Tensor, convolution: Convolution) -> None:
         )
 
 
-def check_many(tensors: dict[str, list], mode: str) -> None:
-    """Lists of equal length, of tensors on one device."""
-    X = tensors["X"]
-    for name, items in tensors.items():
-        if not isinstance(items, (list, tuple)):
-            raise TypeError(f"{name}: expected a list of tensors, got {type(items).__name__}")
-        if len(items) != len(X):
-            raise ValueError(f"{name}: expected {len(X)} tensors, as many as X, got {len(items)}")
-    if mode not in MODES:
-        raise ValueError(f"mode: expected 'exact' or 'fast', got {mode!r}")
-    for index, x in enumerate(X):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"X: expected a list of tensors, got {type(x).__name__} at {index}")
-        if x.device != X[0].device:
-            raise ValueError(f"X: expected tensors on one device, {X[0].device}, got {x.device} at {index}")
-
-
 def check_rounded(rounded: Tensor | None, count: int, X: Tensor | None = None) -> None:
     """`rounded` of `count` problems; X: one of them."""
     if rounded is None:
@@ -125,17 +108,6 @@ def check_rounded(rounded: Tensor | None, count: int, X: Tensor | None = None) -
     _check_float64("rounded", rounded, (count,), rounded.device if X is None else X.device)
     if not rounded.is_contiguous():
         raise ValueError(f"rounded: expected a contiguous vector, got stride {rounded.stride(0)}")
-
-
-def check_apart(name: str, tensors: list[Tensor]) -> None:
-    """Problems of one call are solved side by side, so none may write where another does."""
-    first: dict[int, int] = {}
-    for index, x in enumerate(tensors):
-        other = first.setdefault(x.data_ptr(), index)
-        if x.numel() and other != index:
-            raise ValueError(
-                f"{name}: expected memory of its own for each problem, got the same at {other} and {index}"
-            )
 
 
 def _check_state(G: Tensor, total: Tensor, X: Tensor, d: int, name: str = "X") -> None:
@@ -153,6 +125,20 @@ def check_dual(X: Tensor, mode: str) -> None:
     _check_data(X, mode)
     if X.ndim != 2:
         raise ValueError(f"X: expected a matrix [n, d], got shape {tuple(X.shape)}")
+
+
+def check_dual_many(X: list[Tensor], mode: str) -> None:
+    if not isinstance(X, (list, tuple)):
+        raise TypeError(f"X: expected a list of tensors, got {type(X).__name__}")
+    if mode not in MODES:
+        raise ValueError(f"mode: expected 'exact' or 'fast', got {mode!r}")
+    for index, x in enumerate(X):
+        try:
+            check_dual(x, mode)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{error} (at {index})") from None
+        if x.device != X[0].device:
+            raise ValueError(f"X: expected tensors on one device, {X[0].device}, got {x.device} at {index}")
 
 
 def _check_data(X: Tensor, mode: str, name: str = "X") -> None:

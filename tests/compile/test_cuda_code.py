@@ -22,7 +22,7 @@ def test_every_kernel_for_every_architecture(cuda_kernels):
     assert len({name for name in names if name.startswith("gram_tiles")}) == 2 * (4 + 3 + 2 * 2)
     # Of patches in one width, never without a shift.
     assert len({name for name in names if re.match("patch_(tiles|pieces)<", name)}) == 2 * (4 + 3)
-    assert names >= {"gram_reduce", "gram_mirror", "patch_reduce", "patch_sums", "patch_outside", "patch_combine"}
+    assert names >= {"gram_reduce", "patch_reduce", "patch_sums", "patch_outside", "patch_combine"}
     # patch_sums, of 4 dtypes, is one name.
     kernels = len(names) + 3
     assert len([code for code in cuda_kernels if short(code.name) in names]) == kernels * len(ARCHITECTURES)

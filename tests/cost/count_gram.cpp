@@ -90,7 +90,8 @@ static void tiles(int64_t way, int64_t blocks, const Group& group) {
 // way: 0 exact, 1 fast, 2 fast in 16 bits (whose loads are not counted). counts: loads of X, distinct ones, operations
 // on products, fp64 operations besides that can be counted, numbers written by gram_tiles (to the workspace or to C and
 // total), then by gram_reduce.
-extern "C" void count(int64_t n, int64_t d, int64_t way, int64_t with_shift, int64_t with_total, int64_t* counts) {
+extern "C" void count(int64_t n, int64_t d, int64_t way, int64_t with_shift, int64_t with_total, int64_t symmetric,
+                      int64_t* counts) {
   loads = products = fp64 = 0;
   const Cut cut(n, d);
   std::vector<Input> x(n * d, Input{1});
@@ -103,7 +104,7 @@ extern "C" void count(int64_t n, int64_t d, int64_t way, int64_t with_shift, int
   Problem& p = group.one;
   p.a = {data, DType::f32, n, d, n, 0, d, 1};
   p.shift = with_shift ? shift.data() : nullptr, p.total = with_total ? total.data() : nullptr;
-  p.c = c.data(), p.ldc = d, p.partial = partial.data();
+  p.c = c.data(), p.ldc = d, p.symmetric = symmetric, p.partial = partial.data();
   p.tile = cut.tile, p.tile_rows = cut.tile_rows, p.tiles = cut.tiles, p.splits = cut.splits;
   p.rows_per_split = cut.rows_per_split, p.partial_size = cut.partial_size(), p.ways = cut.ways();
   p.along_columns = 1, p.vectors = d % 8 == 0;

@@ -27,7 +27,7 @@ R = TypeVar("R")  # Result, or that of patch_cases.py
 
 @dataclass(frozen=True)
 class Case:
-    """lower(C) += A^T A for A = X - shift; or, with `mirror`, the copy of C's lower triangle to the upper.
+    """lower(C) += A^T A for A = X - shift; and with `symmetric` C's upper triangle.
 
     layout: "rows" (X [n, d] contiguous), "columns" (its transpose is), "gaps" (every second row and column of a larger
     matrix), "images" ([n / pixels, d, pixels], contiguous), "channels_last" (the same, transposed). Gaps hold NaN.
@@ -47,7 +47,6 @@ class Case:
     summed: bool = True
     integer: int = 0  # entries are odd integers up to this, positive from 300 on; 0: normally distributed
     ldc: int = 0  # beyond d
-    mirror: bool = False
     mean: float = 0.0  # of all columns, and near the shift
     plan: bool = False
     symmetric: bool = False
@@ -56,7 +55,7 @@ class Case:
 
     def __str__(self) -> str:
         what = f"{self.dtype} {'fast' if self.fast else 'exact'} {self.layout}"
-        what = "mirror" if self.mirror else "plan" if self.plan else what
+        what = "plan" if self.plan else what
         options = "shifted", "summed", "integer", "mean", "symmetric", "group", "nan"
         return f"[{self.n}, {self.d}] {what}" + "".join(f" {name}" for name in options if getattr(self, name))
 
@@ -137,7 +136,7 @@ def _stored(X: Tensor, case: Case) -> tuple[Tensor, Tensor]:
 
 
 def write(problems: Sequence[Problem], path: Path) -> None:
-    """The case file: per case the Header of drivers/gram.cpp (20 int64), then X's storage, shift, C and total."""
+    """The case file: per case the Header of drivers/gram.cpp (19 int64), then X's storage, shift, C and total."""
     with path.open("wb") as file:
         for p in problems:
             case, size = p.case, p.storage.element_size()
@@ -145,9 +144,9 @@ def write(problems: Sequence[Problem], path: Path) -> None:
             sizes = [0 if x is None else x.numel() * x.element_size() for x in parts]
             far = case.layout.startswith("far")
             ldc = FAR if far else p.C.shape[1]
-            header = [case.mirror, case.plan, far, DTYPES[case.dtype], case.fast, case.n, case.d, *p.strides]
+            header = [case.plan, far, DTYPES[case.dtype], case.fast, case.n, case.d, *p.strides]
             numbers = [p.start * size, sizes[0], sizes[1], sizes[2], ldc, sizes[3]]
-            file.write(struct.pack("20q", *header, *numbers, case.nan != 0, case.symmetric, case.group))
+            file.write(struct.pack("19q", *header, *numbers, case.nan != 0, case.symmetric, case.group))
             for x in parts:
                 if x is not None:
                     file.write(bytes(x.contiguous().view(torch.uint8).numpy()) if x.numel() else b"")
@@ -229,12 +228,10 @@ def wrong(result: Result) -> str:
         expected = [workspace(case.n, d), before_c(case.n, d, False), before_c(case.n, d, True), 1]
         got = result.C.reshape(-1)[:4].tolist()
         return "" if got == expected else f"workspace, depths and additions are {got}, expected {expected}"
-    if case.mirror:
-        lower = p.C.tril()
-        return "" if torch.equal(result.C, lower + lower.tril(-1).T) else "not the mirror of the lower triangle"
-    above = result.C[:, :d].tril(-1).T if case.symmetric else p.C[:, :d].triu(1)
+    symmetric = case.symmetric and case.n > 0  # of nothing, nothing is written
+    above = result.C[:, :d].tril(-1).T if symmetric else p.C[:, :d].triu(1)
     if not torch.equal(result.C[:, :d].triu(1), above):
-        return "not symmetric" if case.symmetric else "wrote above the diagonal"
+        return "not symmetric" if symmetric else "wrote above the diagonal"
     if not result.C[:, d:].isnan().all():
         return "wrote beside C"
     if case.nan:

@@ -75,6 +75,7 @@ def test_offsets_beyond_32_bits(builds, tmp_path, layout):
         for n, d, pixels in [(3, 3, 1), (6, 2, 2)]
         for dtype, fast in [(torch.bfloat16, False), (torch.float32, True)]
     ]
+    cases.append(Case(3, 3, torch.bfloat16, layout=layout, symmetric=True))
     assert not complaints(builds, tmp_path, cases)
 
 
@@ -120,7 +121,20 @@ def test_groups_have_the_bits_of_their_products(builds, tmp_path):
 
 def test_symmetric_results(builds, tmp_path):
     cases = [Case(20, d, torch.float32, symmetric=True, ldc=1) for d in (1, 65, 130)]
-    assert not complaints(builds, tmp_path, [*cases, Case(600, 3, symmetric=True)])
+    cases += [Case(600, 3, symmetric=True), Case(513, 65, torch.float64, symmetric=True, ldc=1)]
+    assert not complaints(builds, tmp_path, cases)
+
+
+def test_duals(builds, tmp_path):
+    """As gram_dual asks for them: no shift, no sums, both triangles; from columns or rows, one and several splits."""
+    sizes = [(5, 0), (5, 1), (3, 2), (0, 4), (5, 31), (5, 32), (5, 33), (9, 64), (3, 97), (520, 2), (513, 65)]
+    cases = [
+        Case(d, n, dtype, fast, ("columns", "rows")[(d + fast) % 2], shifted=False, summed=False, symmetric=True)
+        for d, n in sizes
+        for dtype in (DTYPES if n < 40 else (torch.float64, torch.float16))
+        for fast in (False, True)
+    ]
+    assert not complaints(builds, tmp_path, cases)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -136,11 +150,6 @@ def test_rows_are_cut_into_few_splits(builds, tmp_path):
     assert max(cut(n, 64)[1] for n in rows) == SMALL_BLOCKS
     cases = [Case(n, d, plan=True, summed=False) for n in rows for d in (2, 64, 130, 1030)]
     assert not [c.text for c in run(builds.program("gram"), cases, ("lockstep",), tmp_path)]
-
-
-def test_mirror(builds, tmp_path):
-    cases = [Case(n, n, torch.float64, mirror=True, summed=False) for n in (0, 1, 2, 31, 32, 33, 64, 97)]
-    assert not complaints(builds, tmp_path, cases)
 
 
 def test_depth_is_the_kernels_own():

@@ -35,7 +35,7 @@ def built(arch: int, kernels: str, folder):
 def program(tmp_path_factory):
     """Every small tile, and of the wide one each way to multiply once."""
     wide = r"(ExactIf|FastIf|HalfI13__nv_bfloat16)Li128"
-    return built(80, rf"Li64EEEv|{wide}|gram_(reduce|mirror)", tmp_path_factory.mktemp("gram80"))
+    return built(80, rf"Li64EEEv|{wide}|gram_reduce", tmp_path_factory.mktemp("gram80"))
 
 
 def complaints(program, cases, folder, schedules=SCHEDULES) -> list[str]:
@@ -79,10 +79,13 @@ def test_wide_tiles(program, tmp_path):
     assert not complaints(program, cases, tmp_path, ("random:1",))
 
 
-def test_mirror(program, tmp_path):
-    assert not complaints(
-        program, [Case(n, n, torch.float64, mirror=True, summed=False) for n in (1, 2, 31, 65)], tmp_path
-    )
+def test_duals(program, tmp_path):
+    cases = [
+        Case(d, n, dtype, fast, "columns", shifted=False, summed=False, symmetric=True)
+        for d, n in [(5, 1), (3, 2), (5, 31), (9, 65), (520, 3)]
+        for dtype, fast in [(torch.float64, False), (torch.float32, True), (torch.bfloat16, True)]
+    ]
+    assert not complaints(program, cases, tmp_path)
 
 
 def test_the_wider_fp64_products_of_sm_90(tmp_path):

@@ -44,14 +44,18 @@ ADDRESS = [
     *(Case(513, 3, torch.float32, fast, ldc=1) for fast in (False, True)),
     *(Case(33, 72, torch.float16, True, x, shifted=False) for x in ("rows", "padded", "padded_columns")),
     Case(20, 66, torch.bfloat16, True, group=True, symmetric=True),
-    *(Case(n, n, torch.float64, mirror=True, summed=False) for n in (1, 33, 64)),
+    *(
+        Case(d, n, torch.float64, shifted=False, summed=False, symmetric=True, ldc=1)
+        for d, n in [(3, 1), (3, 33), (3, 64), (513, 3)]
+    ),
 ]
 #: ThreadSanitizer judges the order of accesses, not luck: one schedule and few blocks say what there is to say.
 THREAD = [
     Case(33, 65, torch.bfloat16),
     Case(513, 3, torch.float32, fast=True),
     Case(20, 66, torch.bfloat16, True, shifted=False, group=True),
-    Case(33, 33, torch.float64, mirror=True, summed=False),
+    Case(9, 66, torch.float64, shifted=False, summed=False, symmetric=True),
+    Case(513, 3, torch.float64, shifted=False, summed=False, symmetric=True),
 ]
 
 

@@ -16,10 +16,10 @@ from fastrank.kernels.gram import (
     depth,
     digits,
     gram_accumulate_,
-    gram_accumulate_many_,
     gram_dual,
     gram_dual_many,
     gram_patches_,
+    register,
 )
 from gram_conformity import (
     CUTS,
@@ -218,7 +218,8 @@ def test_compiles_without_a_graph_break():
     def step(X):
         G, total = X.new_zeros(4, 4, dtype=torch.float64), X.new_zeros(4, dtype=torch.float64)
         gram_accumulate_(G, total, 2 * X)
-        return G, gram_dual(X + 1)
+        rounded = X.new_zeros(2, dtype=torch.float64)
+        return G, gram_dual(X + 1), *gram_dual_many([X + 2, 3 * X.T], "fast", rounded=rounded), rounded
 
     X = torch.randn(6, 4)
     for got, want in zip(torch.compile(step, fullgraph=True, backend="aot_eager")(X), step(X), strict=True):
@@ -265,50 +266,81 @@ def problems():
     return [*cases, Case(5 * 49, 17, images=5)]
 
 
+def as_matrices():
+    """Those problems, and turned, so that either side is summed over."""
+    X = [as_rows(data(case)) for case in problems()]
+    return [*X, *(x.T for x in X)]
+
+
 @pytest.mark.parametrize("mode", ["exact", "fast"])
 @pytest.mark.parametrize("impl", IMPLS)
 def test_many_give_the_bits_of_each_alone(impl, mode):
-    X, shifts = [data(case) for case in problems()], [shift_of(case) for case in problems()]
-    alone = [accumulated(gram_accumulate_, x, s, mode, impl) for x, s in zip(X, shifts, strict=True)]
+    X = as_matrices()
+    alone = [gram_dual(x, mode, impl) for x in X]
     for threads in (1, 3) if impl == "native" else (1,):  # torch's own products depend on them
         torch.set_num_threads(threads)
-        G = [torch.zeros_like(g) for g, _ in alone]
-        total = [torch.zeros_like(t) for _, t in alone]
-        gram_accumulate_many_(G, total, X, shifts, mode, impl)
-        for (g, t), mine, my_total in zip(alone, G, total, strict=True):
-            assert torch.equal(g, mine) and torch.equal(t, my_total)
-        matrices = [x for x in X if x.ndim == 2]
-        for x, K in zip(matrices, gram_dual_many(matrices, mode, impl), strict=True):
-            assert torch.equal(K, gram_dual(x, mode, impl))
+        for company in (X, X[::-1], X[:5]):
+            found = gram_dual_many(company, mode, impl)
+            for x, mine in zip(company, found, strict=True):
+                (expected,) = (K for other, K in zip(X, alone, strict=True) if other is x)
+                assert torch.equal(mine, expected)
+            held = [K.data_ptr() for K in found if K.numel()]
+            assert len(set(held)) == len(held)
     assert gram_dual_many([], mode, impl) == []
-    gram_accumulate_many_([], [], [], None, mode, impl)
+
+
+@native
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_many_give_the_bits_of_the_state_of_each(mode):
+    X = as_matrices()
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        for x, K in zip(X, gram_dual_many(X, mode), strict=True):
+            assert torch.equal(K.tril(), accumulated(gram_accumulate_, x.T, None, mode)[0])
 
 
 def test_many_are_registered_for_tracing():
-    X = [torch.randn(5, 3), torch.randn(2, 4)]
-    G = [torch.zeros(d, d, dtype=torch.float64) for d in (3, 4)]
-    total = [torch.zeros(d, dtype=torch.float64) for d in (3, 4)]
-    opcheck(torch.ops.fastrank.gram_accumulate_many_, (G, total, X, [None, total[1].clone()]))
-    opcheck(torch.ops.fastrank.gram_dual_many, (X,))
+    X = [torch.randn(5, 3), torch.randn(2, 4), torch.randn(0, 2), torch.randn(3, 5, dtype=torch.bfloat16).T]
+    for arguments in ((X,), (X, "fast", "reference"), (X, "fast", None, True), ([],)):
+        opcheck(torch.ops.fastrank.gram_dual_many.default, arguments)
+
+
+def test_what_rounding_changed_is_added_where_the_operator_is_seen_too(monkeypatch):
+    duals = register.duals
+
+    def rounding(X, precision, impl, rounded):
+        if rounded is not None:
+            rounded += 0.25
+        return duals(X, precision, impl, rounded)
+
+    monkeypatch.setattr(register, "duals", rounding)
+    X, rounded = [torch.randn(5, 3), torch.randn(2, 4)], torch.ones(2, dtype=torch.float64)
+    gram_dual_many(X, "fast", rounded=rounded)
+    assert rounded.tolist() == [1.25, 1.25]
+    with torch.autograd.profiler.profile():
+        gram_dual_many(X, "fast", rounded=rounded)
+        gram_dual_many(X, "fast")
+    assert rounded.tolist() == [1.5, 1.5]
 
 
 def test_mistakes_in_many_are_named():
-    X, G, total = [torch.zeros(2, 3)], [torch.zeros(3, 3).double()], [torch.zeros(3).double()]
+    x, rounded = torch.zeros(2, 3), torch.zeros(2, dtype=torch.float64)
     for arguments, error, message in [
-        ((G, [], X), ValueError, "total: expected 1 tensors, as many as X, got 0"),
-        ((G, total, X[0]), TypeError, "X: expected a list of tensors, got Tensor"),
-        ((G, total, X, None, "tf32"), ValueError, "mode: expected"),
-        ((G, total, [X[0].int()]), TypeError, "X: expected float64"),
-        (
-            (G * 2, total * 2, [X[0], X[0].to("meta")]),
-            ValueError,
-            "X: expected tensors on one device, cpu, got meta at 1",
-        ),
+        ((x,), TypeError, "X: expected a list of tensors, got Tensor"),
+        (([x, None],), TypeError, r"X: expected a torch tensor, got NoneType \(at 1\)"),
+        (([x], "tf32"), ValueError, "mode: expected"),
+        (([], "tf32"), ValueError, "mode: expected"),
+        (([x, x, x.int()],), TypeError, r"X: expected float64, .* got torch.int32 \(at 2\)"),
+        (([x[0]],), ValueError, r"X: expected a matrix \[n, d\], got shape \(3,\) \(at 0\)"),
+        (([x, x.to_sparse()],), TypeError, r"X: expected a dense tensor, .* \(at 1\)"),
+        (([x, x.to("meta")],), ValueError, "X: expected tensors on one device, cpu, got meta at 1"),
+        (([x], "exact", "cublas"), ValueError, "impl: expected one of"),
+        (([x] * 3, "fast", None, rounded), ValueError, r"rounded: expected shape \(3,\) to fit X, got \(2,\)"),
+        (([x] * 2, "fast", None, rounded.float()), TypeError, "rounded: expected float64"),
+        (([x], "fast", None, rounded[::2][:1].expand(2)), ValueError, "rounded: expected"),
     ]:
         with pytest.raises(error, match=message):
-            gram_accumulate_many_(*arguments)
-    with pytest.raises(ValueError, match=r"X: expected a matrix \[n, d\]"):
-        gram_dual_many([X[0][0]])
+            gram_dual_many(*arguments)
 
 
 # ---- what has gone wrong for others ----
@@ -373,15 +405,17 @@ def test_memory_does_not_grow_with_the_rows():
     """128 MB of rows and 64 MB of channels, in less than 16 MiB; a copy in float64 would be 256."""
     code = """
 import resource, torch
-from fastrank.kernels.gram import gram_accumulate_
+from fastrank.kernels.gram import gram_accumulate_, gram_dual_many
 torch.set_num_threads(2)
 rows, channels = torch.ones(2_000_000, 16), torch.ones(4, 16, 250_000)
 G, total = torch.zeros(16, 16, dtype=torch.float64), torch.zeros(16, dtype=torch.float64)
 gram_accumulate_(G, total, rows[:5000])
+gram_dual_many([rows[:5000].T])
 turned = rows.T.contiguous().T
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for X in (rows, turned, channels):
     gram_accumulate_(G, total, X, total.clone())
+gram_dual_many([rows.T, turned.T, rows[:9].T])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -391,12 +425,14 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 @native
 def test_autograd_sees_what_is_written():
     G, total, weight = torch.zeros(3, 3).double(), torch.zeros(3).double(), torch.randn(3, 3).double().requires_grad_()
-    for write in (
-        lambda: gram_accumulate_(G, total, torch.randn(5, 3)),
-        lambda: gram_accumulate_many_([G], [total], [torch.randn(5, 3)]),
-        lambda: gram_patches_(G, total, torch.randn(1, 3, 4, 4), Convolution.of(1)),
+    rounded = torch.zeros(1).double()
+    for written, write in (
+        (G, lambda: gram_accumulate_(G, total, torch.randn(5, 3))),
+        (G, lambda: gram_patches_(G, total, torch.randn(1, 3, 4, 4), Convolution.of(1))),
+        (rounded, lambda: gram_accumulate_(G, total, torch.randn(5, 3), mode="fast", rounded=rounded)),
+        (rounded, lambda: gram_dual_many([torch.randn(5, 3)], "fast", rounded=rounded)),
     ):
-        loss = (G * weight).sum()
+        loss = (written * weight).sum()
         write()
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()
@@ -502,11 +538,11 @@ def test_rounding_is_the_same_for_any_threads_and_company():
     alone = [rounded_gram(x) for x in X]
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        G = [torch.zeros_like(one[0]) for one in alone]
-        total, rounded = [torch.zeros_like(one[1]) for one in alone], torch.zeros(3, dtype=torch.float64)
-        gram_accumulate_many_(G, total, X, mode="fast", rounded=rounded)
-        for i, one in enumerate(alone):
-            assert torch.equal(G[i], one[0]) and torch.equal(total[i], one[1]) and rounded[i] == one[2]
+        rounded = torch.zeros(3, dtype=torch.float64)
+        found = gram_dual_many([x.T for x in X], "fast", rounded=rounded)
+        for x, one, K, taken in zip(X, alone, found, rounded, strict=True):
+            assert torch.equal(K.tril(), one[0]) and torch.equal(K, K.T) and taken == one[2]
+            assert all(map(torch.equal, rounded_gram(x), one))
 
 
 def test_nothing_is_rounded_unless_asked():

@@ -11,7 +11,7 @@ using namespace fastrank::gram;
 using namespace drivers;
 
 struct Header {
-  int64_t mirror, plan, far, dtype, fast, rows, columns, inner, stride_outer, stride_inner, stride_column, start;
+  int64_t plan, far, dtype, fast, rows, columns, inner, stride_outer, stride_inner, stride_column, start;
   int64_t data_bytes, shift_bytes, c_bytes, ldc, total_bytes, nonfinite, symmetric, group;
 };
 
@@ -75,9 +75,7 @@ std::string run_group(const Product& product, double* c) {
 
 std::string run(const Header& h, unsigned char* data, Guarded& shift, double* c, Guarded& total) {
   try {
-    if (h.mirror) {
-      mirror_cuda(c, h.columns, nullptr);
-    } else if (h.plan) {  // nothing is launched: how the rows are cut, in the first numbers of C
+    if (h.plan) {  // nothing is launched: how the rows are cut, in the first numbers of C
       c[0] = static_cast<double>(workspace_cuda(h.rows, h.columns));
       c[1] = static_cast<double>(depth_cuda(h.rows, h.columns, false).before);
       c[2] = static_cast<double>(depth_cuda(h.rows, h.columns, true).before);
