@@ -175,6 +175,8 @@ def _run(jobs: list[_Job], k: int) -> None:
         # Of the steps of a range finder only the last one's triplets and residuals are wanted.
         for wanted in (0, k):
             now = [job for job in jobs if (taken < job.rounds) == (wanted == 0)]
+            if not now:
+                continue
             found = subspace_step_many([j.A for j in now], [j.V for j in now], wanted, entering=False)
             for job, step in zip(now, found, strict=True):
                 job.step, job.V = step, step.V

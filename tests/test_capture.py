@@ -128,6 +128,22 @@ def test_all_patches_equal_unfold_and_a_sample_is_a_subset(groups):
     assert not torch.equal(sample["input", "0"], first)
 
 
+def test_layers_with_as_many_rows_are_seen_at_the_same_places_and_others_at_each_step():
+    wide, narrow = nn.Linear(1, 3), nn.Linear(1, 5)
+    capture, seen = record(nn.ModuleDict({"wide": wide, "narrow": narrow}), input_rows=9)
+    x, shorter = torch.arange(400.0)[:, None], torch.arange(30.0)[:, None]
+    places = []
+    for step in (0, 1):
+        capture.begin_step(step)
+        capture.begin_forward()
+        wide(x), narrow(x)
+        assert torch.equal(seen["input", "wide"], seen["input", "narrow"])
+        places.append(seen["input", "wide"].flatten().tolist())
+        narrow(shorter)
+        assert len(set(seen["input", "narrow#2"].flatten().tolist())) == 9 and seen["input", "narrow#2"].max() < 30
+    assert places[0] != places[1] and all(len(set(p)) == 9 and p == sorted(p) for p in places)
+
+
 def test_features_are_the_same_seeded_subset_at_every_step():
     model = nn.Sequential(nn.ReLU())
     capture, seen = record(model, kinds=("act",), max_features=6)

@@ -9,7 +9,8 @@ import torch
 from fastrank import InputError, matrix_rank, spectrum, tempered_cross_entropy, top_svd
 from fastrank.inertia import top_brackets
 from fastrank.ranks import default_rtol, estimate_rank, rank_counts
-from fastrank.small_grams import SmallGram, small_gram
+from fastrank.small_grams import SmallGram, small_gram, small_grams
+from fastrank.spectra import of_grams
 
 EPS32 = torch.finfo(torch.float32).eps
 
@@ -146,6 +147,18 @@ def test_the_bracket_of_sigma_1_holds():
         hold(gram, torch.linalg.svdvals(A.double())[0])
     zero = torch.zeros((), dtype=torch.float64)
     hold(SmallGram(hidden, 60, 60, torch.float32, False, zero, zero), torch.linalg.eigvalsh(hidden)[-1].sqrt())
+
+
+def test_errors_from_eigenvalues_are_those_from_the_trace_and_no_less():
+    """Of many matrices the trace, which errors are a share of, is taken as the sum of the eigenvalues."""
+    families = [planted(100, 60, values(60))[0] for values in FAMILIES.values()]
+    matrices = [*families, torch.ones(7, 300), torch.zeros(3, 3), torch.full((4, 9), 1e-30), torch.full((5, 5), 1e18)]
+    found = of_grams(small_grams(matrices))
+    for gram, s in zip(small_grams(matrices), found, strict=True):
+        (alone,) = of_grams([SmallGram(gram.G, gram.n, gram.d, gram.dtype, False, gram.error, gram.moved)])
+        assert (s.bound >= alone.bound).all() and s.zero_bound >= alone.zero_bound
+        assert torch.allclose(s.bound, alone.bound, rtol=1e-9, atol=0)
+        assert torch.allclose(s.zero_bound, alone.zero_bound, rtol=1e-9, atol=0)
 
 
 def hold(gram, sigma_1):

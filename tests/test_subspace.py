@@ -57,6 +57,11 @@ def test_a_settled_cold_start_has_the_values_of_a_flat_spectrum():
     assert settled < first / 5
     B = torch.randn(100, 500, generator=torch.Generator().manual_seed(0))
     assert torch.equal(top_svd(B, 15, settled=True).S, top_svd(B, 15).S)  # exact already
+    both = top_svd([A, A], 15, settled=[False, True])
+    for settled, state in zip((False, True), both, strict=True):
+        assert torch.equal(state.S, top_svd(A, 15, settled=settled).S)
+    with pytest.raises(InputError, match=r"^settled: expected one for all, or 2, one per matrix, got 1"):
+        top_svd([A, A], 15, settled=[True])
 
 
 def test_warm_steps_follow_a_drift_better_than_its_size():

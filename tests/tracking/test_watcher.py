@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
+from fastrank.kernels.rsvd import subspace_step_many
 from torch import nn
 
 import fastrank
-from fastrank import InputError
+from fastrank import InputError, subspace
 
 
 def small_net(seed=0):
@@ -190,6 +191,23 @@ def test_the_last_of_several_forwards_counts():
         w.step()
     assert sink[0][1]["logits/norm"] == pytest.approx(float(logits.detach().norm()), rel=1e-6)
     assert not any("#" in key for key in sink[0][1])
+
+
+def test_subspaces_of_weights_and_inputs_take_their_steps_together(monkeypatch):
+    calls = []
+
+    def counted(A, *arguments, **options):
+        calls.append(len(A))
+        return subspace_step_many(A, *arguments, **options)
+
+    monkeypatch.setattr(subspace, "subspace_step_many", counted)
+    monkeypatch.setattr(subspace, "MAX_REPEATS", 0)
+    model, sink = small_net(), Sink()
+    with fastrank.watch(model, log=sink, metrics=["align", "weight", "grad"]) as w:
+        for _ in range(4):
+            calls.clear()
+            train(model, 1, watcher=w)
+    assert calls == [6] and sink[-1][1].keys() >= {f"align/{name}/max" for name in "036"}
 
 
 def test_non_finite_figures_are_nan_with_a_reason_and_the_rest_goes_on():
