@@ -37,6 +37,11 @@ struct Kernels {
   // y[rows, width] = or += a[rows, depth] x[depth, width]
   void (*times)(const void* a, int64_t lda, int64_t rows, int64_t depth, const void* x, int64_t width, void* y,
                 bool add);
+  // x[rows, columns] (row stride ld) times scale, as times_packed() reads it: no more than round_up(rows, 4) padded rows
+  void (*pack)(const void* x, int64_t ld, int64_t rows, int64_t columns, double scale, void* packed);
+  // y[rows, width] = a[rows, depth] x[depth, columns], with zeros behind the columns up to whole vectors, `width`
+  void (*times_packed)(const void* a, int64_t lda, int64_t rows, int64_t depth, const void* packed, int64_t columns,
+                       void* y, int64_t width);
   // z[depth, width] += a[rows, depth]^T x[rows, width], rows <= kBlockRows
   void (*turned)(const void* a, int64_t lda, int64_t rows, int64_t depth, const void* x, int64_t width, void* z);
   // The same of a in float, widened on the way.
@@ -45,12 +50,13 @@ struct Kernels {
   void (*turned_floats)(const void* a, int64_t lda, int64_t rows, int64_t depth, const void* x, int64_t width, void* z);
   // The lower triangle of g[width, width] += x^T x, x [rows, width]; what is above it means nothing.
   void (*gram)(const void* x, int64_t rows, int64_t width, double* g);
-  // y[rows, :columns] (row stride ldy) = x[rows, width] m[width, ld], rounded to T once
-  void (*product)(const void* x, int64_t rows, int64_t width, const double* m, int64_t ld, int64_t columns, void* y,
-                  int64_t ldy);
-  // sums[j] += sum over rows of ((z x - v y)_j)^2, for x and y [width, width]; products in T
-  void (*difference)(const void* z, const void* v, int64_t rows, int64_t width, const double* x, const double* y,
-                     double* sums);
+  // y[rows, :columns] (row stride ldy) = the first `depth` columns of x[rows, width] times m[depth, ld], rounded to T once;
+  // y may lie in x
+  void (*product)(const void* x, int64_t rows, int64_t width, const double* m, int64_t depth, int64_t ld, int64_t columns,
+                  void* y, int64_t ldy);
+  // sums[j] += sum over rows of ((z x - v y)_j)^2, for z [rows, width], v [rows, q], x and y [width, width]; products in T
+  void (*difference)(const void* z, const void* v, int64_t rows, int64_t width, int64_t q, const double* x,
+                     const double* y, double* sums);
   // sums[j] += sum over rows of (r - u s)_j^2, for j < k; r [rows, width], u [rows, k]
   void (*residual)(const void* r, int64_t width, const void* u, const double* s, int64_t rows, int64_t k, double* sums);
   // sum of (scale a_ij)^2 over a[rows, columns], of a few squares in T, then in double

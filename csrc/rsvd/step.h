@@ -154,7 +154,7 @@ void orthonormalise(const Kernels& kernels, T* x, int64_t d, int64_t q, int64_t 
     const int64_t ld = round_up(turning, kernels.lanes * kernels.element_size / 8);  // whole vectors of double
     std::fill(rest, rest + area, 0.0);
     copy_columns(m + kept, width, q, turning, 1.0, rest, ld);
-    kernels.product(x, d, width, rest, ld, turning, x + kept, width);
+    kernels.product(x, d, width, rest, q, ld, turning, x + kept, width);
     bool now = false;
     for (int64_t j = 0; j < q; ++j)
       if (m[j * width + j] == 0) lost[j] = now = true;
@@ -232,11 +232,11 @@ class Steps {
       rows = round_up(std::max({kRangeNumbers / std::max<int64_t>(d, 1), (n + kRanges - 1) / kRanges, int64_t{1}}),
                       kBlockRows);
       parts = std::max<int64_t>((n + rows - 1) / rows, 1);
-      packed = arena.take(d * width * size);
+      packed = arena.take(round_up(d, 4) * width * size);
       y = arena.take(n * width * size);
       z = arena.take(parts * d * width * size);
       g = arena.take(parts * width * width * 8);
-      top = arena.take(d * top_width * size);
+      top = arena.take(round_up(d, 4) * top_width * size);
       sums = arena.take(parts * top_width * 8);
       s = arena.take(width * 8);
       squares = arena.take(parts * 8);
@@ -303,8 +303,7 @@ class Steps {
   void pack(size_t i) {
     const Problem& p = problems_[i];
     const Member& m = members_[i];
-    const T* const v = static_cast<const T*>(p.v);
-    copy_columns(v, p.q, p.a.columns, p.q, static_cast<T>(m.scale), at<T>(m, m.packed), m.width);
+    p.kernels->pack(p.v, p.q, p.a.columns, p.q, m.scale, at<T>(m, m.packed));
   }
 
   void find_scale(size_t i) {
@@ -350,7 +349,7 @@ class Steps {
     T scaled[kBlockRows * kMaxWidth];
     blocks<T>(i, range, [&](const T* a, int64_t lda, int64_t row, int64_t count) {
       T* const y = at<T>(m, m.y) + row * m.width;
-      p.kernels->times(a, lda, count, d, at<T>(m, m.packed), m.width, y, false);
+      p.kernels->times_packed(a, lda, count, d, at<T>(m, m.packed), p.q, y, m.width);
       p.kernels->gram(y, count, m.width, g);
       squares += p.kernels->squares(a, lda, count, d, m.scale);
       const T* right = y;
@@ -421,22 +420,20 @@ class Steps {
     if (p.k > 0) {
       std::fill(other, other + area, 0.0);
       copy_columns(right, w, q, p.k, 1.0, other, m.top_width);
-      kernels.product(at<T>(m, m.y), n, w, other, m.top_width, p.k, p.u, p.k);
+      kernels.product(at<T>(m, m.y), n, w, other, q, m.top_width, p.k, p.u, p.k);
     }
     for (int64_t a = 0; a < q; ++a)
       for (int64_t b = 0; b < q; ++b) right[a * w + b] = s[b] > 0 ? right[a * w + b] / s[b] : 0;
     T* const v = static_cast<T*>(p.v_out);
     // Orthonormal by construction, but for columns without a value and where much cancelled.
     if (s[q - 1] > 0 && departure(right, gz, q, w) <= limits.orthonormal) {
-      kernels.product(z, d, w, right, w, q, v, q);
+      kernels.product(z, d, w, right, q, w, q, v, q);
     } else {
-      kernels.product(z, d, w, right, w, w, z, w);
+      kernels.product(z, d, w, right, q, w, w, z, w);
       orthonormalise(kernels, z, d, q, w);
       copy_columns(z, w, d, q, T(1), v, q);
     }
-    T* const top = at<T>(m, m.top);
-    const T scale = static_cast<T>(m.scale);
-    if (p.k > 0) copy_columns<T>(v, q, d, p.k, scale, top, m.top_width);
+    if (p.k > 0) kernels.pack(v, q, d, p.k, m.scale, at<T>(m, m.top));
   }
 
   // The entering block's own Ritz pairs: theta^2 x = G x, residual Z x - theta^2 V x. `space` as in turn().
@@ -455,10 +452,10 @@ class Steps {
     for (int64_t a = 0; a < q; ++a)
       for (int64_t b = 0; b < w; ++b) {
         right[a * w + b] = b < q ? vectors[b * w + a] : 0;
-        other[a * w + b] = b < q ? vectors[b * w + a] * roots[b] * roots[b] / m.scale : 0;
+        other[a * w + b] = b < q ? vectors[b * w + a] * roots[b] * roots[b] : 0;
       }
     double sums[kMaxWidth] = {};
-    p.kernels->difference(at<T>(m, m.z), at<T>(m, m.packed), p.a.columns, w, right, other, sums);
+    p.kernels->difference(at<T>(m, m.z), p.v, p.a.columns, w, q, right, other, sums);
     T* const out = static_cast<T*>(p.entering);
     for (int64_t j = 0; j < q; ++j)
       out[j] = static_cast<T>(roots[j] > limits.noise * roots[0] ? sqrt(sums[j]) / roots[j] / m.scale : 0.0);
@@ -473,7 +470,7 @@ class Steps {
     std::fill(sums, sums + m.top_width, 0.0);
     T found[kBlockRows * kMaxWidth];
     blocks<T>(i, range, [&](const T* a, int64_t lda, int64_t row, int64_t count) {
-      p.kernels->times(a, lda, count, p.a.columns, at<T>(m, m.top), m.top_width, found, false);
+      p.kernels->times_packed(a, lda, count, p.a.columns, at<T>(m, m.top), p.k, found, m.top_width);
       p.kernels->residual(found, m.top_width, static_cast<const T*>(p.u) + row * p.k, at<double>(m, m.s), count, p.k,
                           sums);
     });
