@@ -42,6 +42,11 @@ struct Kernels {
   // y[rows, width] = a[rows, depth] x[depth, columns], with zeros behind the columns up to whole vectors, `width`
   void (*times_packed)(const void* a, int64_t lda, int64_t rows, int64_t depth, const void* packed, int64_t columns,
                        void* y, int64_t width);
+  // z[columns, ldz] = or += x[rows, :columns]^T a[rows, depth], rows <= kBlockRows; ldz: `depth`, and whole vectors
+  void (*turned_columns)(const void* a, int64_t lda, int64_t rows, int64_t depth, const void* x, int64_t width,
+                         int64_t columns, void* z, int64_t ldz, bool add);
+  // to[rows, width] = z[columns, ldz]^T and zeros
+  void (*upright)(const void* z, int64_t ldz, int64_t rows, int64_t columns, void* to, int64_t width);
   // z[depth, width] += a[rows, depth]^T x[rows, width], rows <= kBlockRows
   void (*turned)(const void* a, int64_t lda, int64_t rows, int64_t depth, const void* x, int64_t width, void* z);
   // The same of a in float, widened on the way.

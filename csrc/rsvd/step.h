@@ -234,16 +234,18 @@ class Steps {
       parts = std::max<int64_t>((n + rows - 1) / rows, 1);
       packed = arena.take(round_up(d, 4) * width * size);
       y = arena.take(n * width * size);
-      z = arena.take(parts * d * width * size);
+      ldz = round_up(d, p.kernels->lanes) + p.kernels->lanes;  // (rows of a power of two's size share few places of a cache)
+      z_columns = arena.take(parts * p.q * ldz * size);
+      z = arena.take(d * width * size);
       g = arena.take(parts * width * width * 8);
       top = arena.take(round_up(d, 4) * top_width * size);
       sums = arena.take(parts * top_width * 8);
       s = arena.take(width * 8);
       squares = arena.take(parts * 8);
     }
-    int64_t width, top_width, rows, parts;
+    int64_t width, top_width, rows, parts, ldz;
     int64_t base = 0;
-    int64_t packed, y, z, g, top, sums, s, squares;  // offsets from base
+    int64_t packed, y, z_columns, z, g, top, sums, s, squares;  // offsets from base
     double scale = 1;
     bool scaled = false, out_of_range = false, bad = false;
   };
@@ -339,14 +341,14 @@ class Steps {
     const Problem& p = problems_[i];
     const Member& m = members_[i];
     const int64_t d = p.a.columns, area = m.width * m.width;
-    T* const z = at<T>(m, m.z) + range * d * m.width;
+    T* const z = at<T>(m, m.z_columns) + range * p.q * m.ldz;
     double* const g = at<double>(m, m.g) + range * area;
-    memset(z, 0, static_cast<size_t>(d * m.width) * sizeof(T));
     std::fill(g, g + area, 0.0);
     const T scale = static_cast<T>(m.scale);
     double& squares = at<double>(m, m.squares)[range];
     squares = 0;
     T scaled[kBlockRows * kMaxWidth];
+    bool add = false;
     blocks<T>(i, range, [&](const T* a, int64_t lda, int64_t row, int64_t count) {
       T* const y = at<T>(m, m.y) + row * m.width;
       p.kernels->times_packed(a, lda, count, d, at<T>(m, m.packed), p.q, y, m.width);
@@ -357,8 +359,10 @@ class Steps {
         for (int64_t e = 0; e < count * m.width; ++e) scaled[e] = y[e] * scale;
         right = scaled;
       }
-      p.kernels->turned(a, lda, count, d, right, m.width, z);
+      p.kernels->turned_columns(a, lda, count, d, right, m.width, p.q, z, m.ldz, add);
+      add = true;
     });
+    if (!add) std::fill_n(z, p.q * m.ldz, T(0));
   }
 
   template <class T>
@@ -377,12 +381,14 @@ class Steps {
     double* const right = mixed + area;
     double* const other = right + area;
     double* const rest = other + area;  // 2 areas and 2 rows
+    T* const columns = at<T>(m, m.z_columns);
     T* const z = at<T>(m, m.z);
     if (m.parts > 1) {
-      kernels.sum(z, m.parts, d * w, d * w, z);
+      kernels.sum(columns, m.parts, q * m.ldz, q * m.ldz, columns);
       for (int64_t part = 1; part < m.parts; ++part)
         for (int64_t e = 0; e < area; ++e) g[e] += g[part * area + e];
     }
+    kernels.upright(columns, m.ldz, d, q, z, w);
     kernels.gram(z, d, w, gz);
     mirror(g, w);
     mirror(gz, w);
