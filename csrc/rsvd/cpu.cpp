@@ -62,14 +62,15 @@ inline Vector<T, kLanes<T>> load_some(const T* p, int64_t count) {
 }
 
 // The first `count` of v to p.
-template <class T>
-inline void store_some(T* p, Vector<T, kLanes<double>> v, int64_t count) {
-  constexpr int64_t L = kLanes<double>;
+template <class T, class V>
+inline void store_some(T* p, V v, int64_t count) {
+  constexpr int64_t L = static_cast<int64_t>(sizeof(V) / sizeof(T));
   if (count >= L) return store(p, v);
 #if defined(__AVX512F__)
-  const __mmask8 mask = static_cast<__mmask8>((1u << (count > 0 ? count : 0)) - 1);
-  if constexpr (sizeof(T) == 4) _mm256_mask_storeu_ps(p, mask, (__m256)v);
-  else _mm512_mask_storeu_pd(p, mask, (__m512d)v);
+  const uint32_t mask = (1u << (count > 0 ? count : 0)) - 1;
+  if constexpr (sizeof(V) == 32) _mm256_mask_storeu_ps(p, static_cast<__mmask8>(mask), (__m256)v);
+  else if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(p, static_cast<__mmask16>(mask), (__m512)v);
+  else _mm512_mask_storeu_pd(p, static_cast<__mmask8>(mask), (__m512d)v);
 #else
   for (int64_t i = 0; i < count; ++i) p[i] = v[i];
 #endif
@@ -154,6 +155,15 @@ void widen(const Matrix& a, int64_t row, int64_t count, void* to) {
       }
     }
   }
+}
+
+template <class T>
+void copy(const void* block, int64_t ld, int64_t rows, int64_t columns, void* result, int64_t width) {
+  constexpr int64_t L = kLanes<T>;
+  const T* from = static_cast<const T*>(block);
+  T* to = static_cast<T*>(result);
+  for (int64_t i = 0; i < rows; ++i, from += ld, to += width)
+    for (int64_t j = 0; j < width; j += L) store_some(to + j, load_some(from + j, columns - j), width - j);
 }
 
 template <class In>
@@ -671,15 +681,15 @@ inline void lower_rows(const double* x, int64_t k, int64_t rows, int64_t width, 
 }
 
 template <class T>
-void gram(const void* block, int64_t rows, int64_t width, double* g) {
+void gram(const void* block, int64_t rows, int64_t width, int64_t columns, double* g) {
   alignas(64) double space[kTall * kMaxWidth];
   const T* x = static_cast<const T*>(block);
   for (int64_t i = 0; i < rows; i += kTall) {
     const int64_t count = rows - i < kTall ? rows - i : kTall;
     const double* const xd = as_double(x + i * width, count * width, space);
     int64_t k = 0;
-    for (; k + kRows <= width; k += kRows) lower_rows<kRows>(xd, k, count, width, g);
-    for (; k < width; ++k) lower_rows<1>(xd, k, count, width, g);
+    for (; k + kRows / 2 < columns; k += kRows) lower_rows<kRows>(xd, k, count, width, g);  // (widths: whole vectors)
+    if (k < columns) lower_rows<kRows / 2>(xd, k, count, width, g);
   }
 }
 
@@ -943,7 +953,7 @@ void test_matrix(int64_t first, int64_t rows, int64_t columns, uint64_t seed, ui
 
 template <class T>
 constexpr Kernels kKernels = {
-    kLanes<T>, sizeof(T), widen<T>, times<T, T>, pack<T>, times_packed<T>, turned_columns<T>, upright<T>, turned<T, T>, times<float, T>, turned<float, T>, gram<T>, product<T>,
+    kLanes<T>, sizeof(T), widen<T>, copy<T>, times<T, T>, pack<T>, times_packed<T>, turned_columns<T>, upright<T>, turned<T, T>, times<float, T>, turned<float, T>, gram<T>, product<T>,
     difference<T>, residual<T>, squares<T>, distance<T>, sum<T>, largest, test_matrix<T>, orthonormaliser, eigen,
     congruence, multiply};
 

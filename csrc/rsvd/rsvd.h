@@ -34,6 +34,8 @@ struct Kernels {
 
   // `count` rows of [rows, columns] in T, side by side, from data of any type.
   void (*widen)(const Matrix& a, int64_t row, int64_t count, void* to);
+  // to[rows, width] = x[rows, columns] (row stride ld), and zeros
+  void (*copy)(const void* x, int64_t ld, int64_t rows, int64_t columns, void* to, int64_t width);
   // y[rows, width] = or += a[rows, depth] x[depth, width]
   void (*times)(const void* a, int64_t lda, int64_t rows, int64_t depth, const void* x, int64_t width, void* y,
                 bool add);
@@ -53,8 +55,8 @@ struct Kernels {
   void (*times_floats)(const void* a, int64_t lda, int64_t rows, int64_t depth, const void* x, int64_t width, void* y,
                        bool add);
   void (*turned_floats)(const void* a, int64_t lda, int64_t rows, int64_t depth, const void* x, int64_t width, void* z);
-  // The lower triangle of g[width, width] += x^T x, x [rows, width]; what is above it means nothing.
-  void (*gram)(const void* x, int64_t rows, int64_t width, double* g);
+  // The lower triangle of g[:columns, :columns] += x^T x, g [width, width], x [rows, width]; what is above it means nothing.
+  void (*gram)(const void* x, int64_t rows, int64_t width, int64_t columns, double* g);
   // y[rows, :columns] (row stride ldy) = the first `depth` columns of x[rows, width] times m[depth, ld], rounded to T once;
   // y may lie in x
   void (*product)(const void* x, int64_t rows, int64_t width, const double* m, int64_t depth, int64_t ld, int64_t columns,

@@ -47,16 +47,6 @@ inline Precision precision(bool is_double) {
 
 inline int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
 
-// to[rows, :to_width] = the first `columns` of from's, times scale, and zeros.
-template <class T>
-void copy_columns(const T* from, int64_t from_width, int64_t rows, int64_t columns, T scale, T* to, int64_t to_width) {
-  for (int64_t i = 0; i < rows; ++i, from += from_width, to += to_width) {
-    if (scale == 1) memcpy(to, from, static_cast<size_t>(columns) * sizeof(T));
-    else for (int64_t j = 0; j < columns; ++j) to[j] = from[j] * scale;
-    if (to_width > columns) memset(to + columns, 0, static_cast<size_t>(to_width - columns) * sizeof(T));
-  }
-}
-
 struct Problem {
   const Kernels* kernels;
   Matrix a;
@@ -126,7 +116,7 @@ void orthonormalise(const Kernels& kernels, T* x, int64_t d, int64_t q, int64_t 
   for (int64_t j = 0; j < q; ++j) order[j] = j;
   for (int pass = 0; pass < kPasses; ++pass) {
     std::fill(g, g + area, 0.0);
-    kernels.gram(x, d, width, g);
+    kernels.gram(x, d, width, q, g);
     if (pass == 0) {  // a column that is not finite would reach the others
       bool cleared = false;
       for (int64_t j = 0; j < q; ++j)
@@ -136,7 +126,7 @@ void orthonormalise(const Kernels& kernels, T* x, int64_t d, int64_t q, int64_t 
         }
       if (cleared) {
         std::fill(g, g + area, 0.0);
-        kernels.gram(x, d, width, g);
+        kernels.gram(x, d, width, q, g);
       }
     }
     const int64_t orthonormal = orthonormal_columns(g, q, width, limits.orthonormal);
@@ -152,8 +142,8 @@ void orthonormalise(const Kernels& kernels, T* x, int64_t d, int64_t q, int64_t 
     const int64_t exact = orthonormal_columns(g, q, width, limits.negligible);
     const int64_t kept = pass == 0 ? std::max(exact, orthonormal / kernels.lanes * kernels.lanes) : 0, turning = q - kept;
     const int64_t ld = round_up(turning, kernels.lanes * kernels.element_size / 8);  // whole vectors of double
-    std::fill(rest, rest + area, 0.0);
-    copy_columns(m + kept, width, q, turning, 1.0, rest, ld);
+    for (int64_t i = 0; i < q; ++i)
+      for (int64_t j = 0; j < ld; ++j) rest[i * ld + j] = j < turning ? m[i * width + kept + j] : 0;
     kernels.product(x, d, width, rest, q, ld, turning, x + kept, width);
     bool now = false;
     for (int64_t j = 0; j < q; ++j)
@@ -352,7 +342,7 @@ class Steps {
     blocks<T>(i, range, [&](const T* a, int64_t lda, int64_t row, int64_t count) {
       T* const y = at<T>(m, m.y) + row * m.width;
       p.kernels->times_packed(a, lda, count, d, at<T>(m, m.packed), p.q, y, m.width);
-      p.kernels->gram(y, count, m.width, g);
+      p.kernels->gram(y, count, m.width, p.q, g);
       squares += p.kernels->squares(a, lda, count, d, m.scale);
       const T* right = y;
       if (scale != 1) {
@@ -389,7 +379,7 @@ class Steps {
         for (int64_t e = 0; e < area; ++e) g[e] += g[part * area + e];
     }
     kernels.upright(columns, m.ldz, d, q, z, w);
-    kernels.gram(z, d, w, gz);
+    kernels.gram(z, d, w, q, gz);
     mirror(g, w);
     mirror(gz, w);
     double largest = 0, sum = 0;
@@ -424,9 +414,7 @@ class Steps {
     for (int64_t a = 0; a < q; ++a)
       for (int64_t b = 0; b < q; ++b) right[a * w + b] = s[b] > 0 ? mixed[b * w + a] : 0;
     if (p.k > 0) {
-      std::fill(other, other + area, 0.0);
-      copy_columns(right, w, q, p.k, 1.0, other, m.top_width);
-      kernels.product(at<T>(m, m.y), n, w, other, q, m.top_width, p.k, p.u, p.k);
+      kernels.product(at<T>(m, m.y), n, w, right, q, w, p.k, p.u, p.k);
     }
     for (int64_t a = 0; a < q; ++a)
       for (int64_t b = 0; b < q; ++b) right[a * w + b] = s[b] > 0 ? right[a * w + b] / s[b] : 0;
@@ -437,7 +425,7 @@ class Steps {
     } else {
       kernels.product(z, d, w, right, q, w, w, z, w);
       orthonormalise(kernels, z, d, q, w);
-      copy_columns(z, w, d, q, T(1), v, q);
+      kernels.copy(z, w, d, q, v, q);
     }
     if (p.k > 0) kernels.pack(v, q, d, p.k, m.scale, at<T>(m, m.top));
   }
@@ -528,10 +516,10 @@ void orthonormal_one(const Block& block) {
   arena.open();
   T* const x = reinterpret_cast<T*>(arena.at(offset));
   const int64_t given = block.q - block.fresh;
-  copy_columns(static_cast<const T*>(block.x), block.stride, block.d, given, T(1), x, width);
+  block.kernels->copy(block.x, block.stride, block.d, given, x, width);
   block.kernels->test_matrix(0, block.d, block.fresh, block.seed, block.stream, Kind::gaussian, x + given, width);
   orthonormalise(*block.kernels, x, block.d, block.q, width);
-  copy_columns(x, width, block.d, block.q, T(1), static_cast<T*>(block.out), block.q);
+  block.kernels->copy(x, width, block.d, block.q, block.out, block.q);
 }
 
 inline void orthonormal_many(std::vector<Block>& blocks, int threads) {
