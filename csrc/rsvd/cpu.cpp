@@ -159,11 +159,17 @@ void widen(const Matrix& a, int64_t row, int64_t count, void* to) {
 
 template <class T>
 void copy(const void* block, int64_t ld, int64_t rows, int64_t columns, void* result, int64_t width) {
-  constexpr int64_t L = kLanes<T>;
+  [[maybe_unused]] constexpr int64_t L = kLanes<T>;
   const T* from = static_cast<const T*>(block);
   T* to = static_cast<T*>(result);
-  for (int64_t i = 0; i < rows; ++i, from += ld, to += width)
+  for (int64_t i = 0; i < rows; ++i, from += ld, to += width) {
+#if defined(__AVX512F__)
     for (int64_t j = 0; j < width; j += L) store_some(to + j, load_some(from + j, columns - j), width - j);
+#else
+    __builtin_memcpy(to, from, static_cast<uint64_t>(columns) * sizeof(T));
+    for (int64_t j = columns; j < width; ++j) to[j] = 0;
+#endif
+  }
 }
 
 template <class In>
