@@ -252,8 +252,11 @@ inline void times_tile(const S* a, int64_t lda, int64_t depth, const T* x, int64
     if constexpr (same) {
       from = a + first;
     } else {
+      if (terms == line)  // a count that the compiler knows
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) widen_run(a + r * lda + first, terms, wide + r * line);
+        for (int r = 0; r < R; ++r) widen_run(a + r * lda + first, line, wide + r * line);
+      else
+        for (int r = 0; r < R; ++r) widen_run(a + r * lda + first, terms, wide + r * line);
       from = wide;
     }
     Rows<T, R> rows(from, same ? lda : line);

@@ -1,9 +1,9 @@
 // Test matrices, sketches and warm steps of block subspace iteration on the CPU.
 //
-// The work is products of A with blocks of a few dozen columns, padded with zeros to whole vectors ("width"). cpu.cpp
-// has them, once per instruction set, and the small dense algebra (small.h); step.h spreads them over matrices, row
-// ranges and threads. Products are in T: float for float32 and 16-bit data, double for float64. Everything of size q x q
-// is double.
+// The work is products of A with blocks of a few dozen columns, padded with zeros to whole vectors ("width") or packed
+// (pack()). cpu.cpp has them, once per instruction set, and the small dense algebra (small.h); step.h spreads them over
+// matrices, row ranges and threads. Products are in T: float for float32 and 16-bit data, double for float64. Everything
+// of size q x q is double.
 #pragma once
 
 #include <stdint.h>
@@ -21,7 +21,8 @@ struct Matrix {
   int64_t rows, columns, stride;
 };
 
-// Terms that times() adds up in T before they join the rest. A number of A X has at most kDepth + d / kDepth roundings.
+// Terms that times() and times_packed() add up in T before they join the rest. A number of A X has at most
+// kDepth + d / kDepth roundings.
 constexpr int64_t kDepth = 256;
 // Rows of A that are multiplied by V, and their transpose by the result, while they are in the cache; so many terms of
 // A^T Y are added up in T before they join the rest.

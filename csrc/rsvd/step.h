@@ -1,9 +1,9 @@
 // How the warm steps of many matrices are spread over threads. Every cut depends on shapes only and partial sums are
 // added in order, so results depend neither on the number of threads nor on the company of a matrix.
 //
-//   pack       V of each matrix, padded to whole vectors
+//   pack       V of each matrix, as times_packed() reads it
 //   multiply   row ranges of the matrices, largest first: Y = A V, Z += A^T Y and Y's Gram matrix, one read of A
-//   turn       each matrix: sums of the ranges, the algebra of q x q, the new V and U
+//   turn       each matrix: sums of the ranges, Z from its transpose, the algebra of q x q, the new V and U
 //   residual   row ranges again: || A v - s u ||, the second read of A (|| A ||_F comes with the first)
 //
 // Products are tried as they are. Where they leave T's range (overflow, or A^T A V too small to be told from nothing),
@@ -224,7 +224,8 @@ class Steps {
       parts = std::max<int64_t>((n + rows - 1) / rows, 1);
       packed = arena.take(round_up(d, 4) * width * size);
       y = arena.take(n * width * size);
-      ldz = round_up(d, p.kernels->lanes) + p.kernels->lanes;  // (rows of a power of two's size share few places of a cache)
+      // A vector more than whole ones: rows of a power of two's size share few places of a cache.
+      ldz = round_up(d, p.kernels->lanes) + p.kernels->lanes;
       z_columns = arena.take(parts * p.q * ldz * size);
       z = arena.take(d * width * size);
       g = arena.take(parts * width * width * 8);
