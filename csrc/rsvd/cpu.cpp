@@ -574,8 +574,7 @@ void turned(const void* data, int64_t lda, int64_t rows, int64_t depth, const vo
 
 // ---- z = or += x^T a ----
 
-// Of columns of x and C vectors of A, which lie as they are read and are read in whole lines; of A's last columns, `count`
-// that are no whole vector, one.
+// Of J columns of x and C vectors of A, which is read in whole lines; or of what is left of its rows, `count` numbers.
 template <class T, int J, int C, bool Some>
 inline void columns_tile(const T* a, int64_t lda, int64_t count, int64_t rows, const T* x, int64_t width, T* z,
                          int64_t ldz, bool add) {
@@ -962,9 +961,9 @@ void test_matrix(int64_t first, int64_t rows, int64_t columns, uint64_t seed, ui
 
 template <class T>
 constexpr Kernels kKernels = {
-    kLanes<T>, sizeof(T), widen<T>, copy<T>, times<T, T>, pack<T>, times_packed<T>, turned_columns<T>, upright<T>, turned<T, T>, times<float, T>, turned<float, T>, gram<T>, product<T>,
-    difference<T>, residual<T>, squares<T>, distance<T>, sum<T>, largest, test_matrix<T>, orthonormaliser, eigen,
-    congruence, multiply};
+    kLanes<T>, sizeof(T), widen<T>, copy<T>, times<T, T>, pack<T>, times_packed<T>, turned_columns<T>, upright<T>,
+    turned<T, T>, times<float, T>, turned<float, T>, gram<T>, product<T>, difference<T>, residual<T>, squares<T>,
+    distance<T>, sum<T>, largest, test_matrix<T>, orthonormaliser, eigen, congruence, multiply};
 
 }  // namespace
 

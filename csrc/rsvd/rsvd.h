@@ -56,13 +56,14 @@ struct Kernels {
   void (*times_floats)(const void* a, int64_t lda, int64_t rows, int64_t depth, const void* x, int64_t width, void* y,
                        bool add);
   void (*turned_floats)(const void* a, int64_t lda, int64_t rows, int64_t depth, const void* x, int64_t width, void* z);
-  // The lower triangle of g[:columns, :columns] += x^T x, g [width, width], x [rows, width]; what is above it means nothing.
+  // The lower triangle of g[:columns, :columns] += x^T x, g [width, width], x [rows, width]; above it nothing is meant.
   void (*gram)(const void* x, int64_t rows, int64_t width, int64_t columns, double* g);
-  // y[rows, :columns] (row stride ldy) = the first `depth` columns of x[rows, width] times m[depth, ld], rounded to T once;
-  // y may lie in x
+  // y[rows, :columns] (row stride ldy) = the first `depth` columns of x[rows, width] times m[depth, ld], rounded to T
+  // once; y may lie in x
   void (*product)(const void* x, int64_t rows, int64_t width, const double* m, int64_t depth, int64_t ld, int64_t columns,
                   void* y, int64_t ldy);
-  // sums[j] += sum over rows of ((z x - v y)_j)^2, for z [rows, width], v [rows, q], x and y [width, width]; products in T
+  // sums[j] += sum over rows of ((z x - v y)_j)^2, for z [rows, width], v [rows, q], x and y [width, width]; products
+  // in T
   void (*difference)(const void* z, const void* v, int64_t rows, int64_t width, int64_t q, const double* x,
                      const double* y, double* sums);
   // sums[j] += sum over rows of (r - u s)_j^2, for j < k; r [rows, width], u [rows, k]
