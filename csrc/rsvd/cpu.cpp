@@ -17,11 +17,11 @@ namespace {
 
 // A tile of kRows x kVectors vectors: 16 accumulators, 2 vectors and a broadcast of AVX-512's 32 registers, 8 of 16 else.
 #if defined(__AVX512F__)
-constexpr int kVectorBytes = 64, kRows = 8, kVectors = 2;
+constexpr int kVectorBytes = 64, kRows = 8, kVectors = 2, kColumns = 12;
 #elif defined(__AVX2__)
-constexpr int kVectorBytes = 32, kRows = 4, kVectors = 2;
+constexpr int kVectorBytes = 32, kRows = 4, kVectors = 2, kColumns = 6;
 #else
-constexpr int kVectorBytes = 16, kRows = 4, kVectors = 2;
+constexpr int kVectorBytes = 16, kRows = 4, kVectors = 2, kColumns = 6;
 #endif
 
 template <class T, int64_t N>
@@ -42,6 +42,38 @@ inline V load(const T* p) {
 template <class V, class T>
 inline void store(T* p, V v) {
   __builtin_memcpy(p, &v, sizeof(V));
+}
+
+// The first `count` of p, and zeros.
+template <class T>
+inline Vector<T, kLanes<T>> load_some(const T* p, int64_t count) {
+  constexpr int64_t L = kLanes<T>;
+  using V = Vector<T, L>;
+  if (count >= L) return load<V>(p);
+#if defined(__AVX512F__)
+  const uint32_t mask = (1u << (count > 0 ? count : 0)) - 1;
+  if constexpr (sizeof(T) == 4) return (V)_mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), p);
+  else return (V)_mm512_maskz_loadu_pd(static_cast<__mmask8>(mask), p);
+#else
+  T some[L] = {};
+  for (int64_t i = 0; i < count; ++i) some[i] = p[i];
+  return load<V>(some);
+#endif
+}
+
+// The first `count` of v to p.
+template <class T, class V>
+inline void store_some(T* p, V v, int64_t count) {
+  constexpr int64_t L = static_cast<int64_t>(sizeof(V) / sizeof(T));
+  if (count >= L) return store(p, v);
+#if defined(__AVX512F__)
+  const uint32_t mask = (1u << (count > 0 ? count : 0)) - 1;
+  if constexpr (sizeof(V) == 32) _mm256_mask_storeu_ps(p, static_cast<__mmask8>(mask), (__m256)v);
+  else if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(p, static_cast<__mmask16>(mask), (__m512)v);
+  else _mm512_mask_storeu_pd(p, static_cast<__mmask8>(mask), (__m512d)v);
+#else
+  for (int64_t i = 0; i < count; ++i) p[i] = v[i];
+#endif
 }
 
 // Every lane x. (A difference: x - 0 is x, so that it is a broadcast alone; 0 + x is not where x is -0, and would take
@@ -125,6 +157,21 @@ void widen(const Matrix& a, int64_t row, int64_t count, void* to) {
   }
 }
 
+template <class T>
+void copy(const void* block, int64_t ld, int64_t rows, int64_t columns, void* result, int64_t width) {
+  [[maybe_unused]] constexpr int64_t L = kLanes<T>;
+  const T* from = static_cast<const T*>(block);
+  T* to = static_cast<T*>(result);
+  for (int64_t i = 0; i < rows; ++i, from += ld, to += width) {
+#if defined(__AVX512F__)
+    for (int64_t j = 0; j < width; j += L) store_some(to + j, load_some(from + j, columns - j), width - j);
+#else
+    __builtin_memcpy(to, from, static_cast<uint64_t>(columns) * sizeof(T));
+    for (int64_t j = columns; j < width; ++j) to[j] = 0;
+#endif
+  }
+}
+
 template <class In>
 inline double largest_of(const In* p, int64_t count, double so_far) {
   for (int64_t j = 0; j < count; ++j) {
@@ -205,8 +252,11 @@ inline void times_tile(const S* a, int64_t lda, int64_t depth, const T* x, int64
     if constexpr (same) {
       from = a + first;
     } else {
+      if (terms == line)  // a count that the compiler knows
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) widen_run(a + r * lda + first, terms, wide + r * line);
+        for (int r = 0; r < R; ++r) widen_run(a + r * lda + first, line, wide + r * line);
+      else
+        for (int r = 0; r < R; ++r) widen_run(a + r * lda + first, terms, wide + r * line);
       from = wide;
     }
     Rows<T, R> rows(from, same ? lda : line);
@@ -276,6 +326,191 @@ void times(const void* data, int64_t lda, int64_t rows, int64_t depth, const voi
   }
 }
 
+// ---- y = a x in float, of x in fours ----
+
+// A vector of x has four terms each of L / 4 columns. So one load of four numbers of A serves all vectors of x, where a
+// tile of times() that is one vector wide loads a number for each product; and columns are padded to L / 4 instead of L.
+// Four vectors (or the N < 4 that are left) are the columns [j, j + L) (or N L / 4 of them): lanes 4 c + [0, 4) of vector
+// n are column j + 4 c + n (or j + N c + n), which sums() brings into their order.
+
+constexpr int kFloats = static_cast<int>(kLanes<float>);
+using Floats = Vector<float, kFloats>;
+using Places = Vector<int32_t, kFloats>;
+
+inline int64_t vectors_of(int64_t columns) { return (4 * (columns > 0 ? columns : 1) + kFloats - 1) / kFloats; }
+
+// p[0 .. 3], over and over.
+inline Floats every_four(const float* p) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_maskz_broadcast_f32x4(0xffff, _mm_loadu_ps(p));
+#elif defined(__AVX2__)
+  return (Floats)_mm256_broadcast_ps(reinterpret_cast<const __m128*>(p));
+#else
+  return load<Floats>(p);
+#endif
+}
+
+// In each four lanes: those of a and b at `First`, `Second` and so on; from 4 on they are b's.
+template <int First, int Second, int Third, int Fourth>
+inline Floats mixed(Floats a, Floats b) {
+  constexpr int from[4] = {First, Second, Third, Fourth};
+  Places order;
+#pragma GCC unroll 16
+  for (int i = 0; i < kFloats; ++i) order[i] = i / 4 * 4 + from[i % 4] % 4 + from[i % 4] / 4 * kFloats;
+  return __builtin_shuffle(a, b, order);
+}
+
+// Lane 4 c + n: the four lanes from 4 c on of v[n], added up.
+template <int N>
+inline Floats sums(const Floats* v) {
+  const Floats zero = {};
+  const Floats b = N > 1 ? v[N > 1] : zero, c = N > 2 ? v[N > 2 ? 2 : 0] : zero, d = N > 3 ? v[N > 3 ? 3 : 0] : zero;
+  const Floats ab = mixed<0, 4, 1, 5>(v[0], b) + mixed<2, 6, 3, 7>(v[0], b);  // a0 b0 a1 b1 + a2 b2 a3 b3
+  const Floats cd = mixed<0, 4, 1, 5>(c, d) + mixed<2, 6, 3, 7>(c, d);
+  return mixed<0, 1, 4, 5>(ab, cd) + mixed<2, 3, 6, 7>(ab, cd);
+}
+
+// Lane 4 c + n becomes lane N c + n, for n < N; behind them zeros.
+template <int N>
+inline Floats closed(Floats v) {
+  Places order;
+#pragma GCC unroll 16
+  for (int i = 0; i < kFloats; ++i) order[i] = i < N * kFloats / 4 ? i / N * 4 + i % N : kFloats;
+  return N < 4 ? __builtin_shuffle(v, Floats{}, order) : v;
+}
+
+// And back, zeros for n >= N.
+template <int N>
+inline Floats spread(Floats v) {
+  Places order;
+#pragma GCC unroll 16
+  for (int i = 0; i < kFloats; ++i) order[i] = i % 4 < N ? i / 4 * N + i % 4 : kFloats;
+  return N < 4 ? __builtin_shuffle(v, Floats{}, order) : v;
+}
+
+// `ahead`: as in times_tile().
+template <int R, int N>
+inline void fours_tile(const float* a, int64_t lda, int64_t depth, const float* x, int64_t ldx, float* y, int64_t width,
+                       bool add, const float* ahead) {
+  constexpr int64_t line = 16;
+  Floats acc[R][N] = {};
+  const auto terms = [&](const float* from, int64_t ld) __attribute__((always_inline)) {
+    Floats each[R];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) each[r] = every_four(from + r * ld);
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      const Floats factor = load<Floats>(x + n * kFloats);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) acc[r][n] = fma(each[r], factor, acc[r][n]);
+    }
+    x += ldx;
+  };
+  int64_t k = 0;
+  for (; k + line <= depth; k += line) {
+    if (ahead)
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) __builtin_prefetch(ahead + r * lda + k, 0, 2);
+#pragma GCC unroll 4
+    for (int64_t t = 0; t < line; t += 4) terms(a + k + t, lda);
+  }
+  for (; k + 4 <= depth; k += 4) terms(a + k, lda);
+  if (k < depth) {
+    float rest[R * 4] = {};
+    for (int r = 0; r < R; ++r)
+      for (int64_t t = k; t < depth; ++t) rest[4 * r + t - k] = a[r * lda + t];
+    terms(rest, 4);
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+    const Floats total = closed<N>(sums<N>(acc[r]));
+    store(y + r * width, add ? load<Floats>(y + r * width) + total : total);
+  }
+}
+
+template <int R>
+inline void fours_rows(const float* a, int64_t lda, int64_t depth, const float* x, int64_t vectors, float* y,
+                       int64_t width, bool add, const float* ahead) {
+  const int64_t ldx = vectors * kFloats;
+  for (; vectors >= 4; vectors -= 4, x += 4 * kFloats, y += kFloats, ahead = nullptr)
+    fours_tile<R, 4>(a, lda, depth, x, ldx, y, width, add, ahead);
+  if (vectors == 3) fours_tile<R, 3>(a, lda, depth, x, ldx, y, width, add, ahead);
+  if (vectors == 2) fours_tile<R, 2>(a, lda, depth, x, ldx, y, width, add, ahead);
+  if (vectors == 1) fours_tile<R, 1>(a, lda, depth, x, ldx, y, width, add, ahead);
+}
+
+inline void fours(const float* a, int64_t lda, int64_t rows, int64_t depth, const float* x, int64_t vectors, float* y,
+                  int64_t width) {
+  constexpr int R = kRows / 2;
+  for (int64_t k = 0; k < depth || k == 0; k += kDepth) {
+    const int64_t terms = depth - k < kDepth ? depth - k : kDepth;
+    const float* const ahead = a + (k + kDepth < depth ? k + kDepth : rows * lda);  // as in times()
+    const float* const part = x + k / 4 * vectors * kFloats;
+    int64_t i = 0;
+    for (; i + R <= rows; i += R)
+      fours_rows<R>(a + i * lda + k, lda, terms, part, vectors, y + i * width, width, k, ahead + i * lda);
+    for (; i < rows; ++i)
+      fours_rows<1>(a + i * lda + k, lda, terms, part, vectors, y + i * width, width, k, ahead + i * lda);
+  }
+}
+
+template <int N>
+inline void pack_vectors(const Floats* rows, float* to) {
+  Floats x[4];
+#pragma GCC unroll 4
+  for (int r = 0; r < 4; ++r) x[r] = spread<N>(rows[r]);
+  const Floats low01 = mixed<0, 4, 1, 5>(x[0], x[1]), low23 = mixed<0, 4, 1, 5>(x[2], x[3]);
+  const Floats high01 = mixed<2, 6, 3, 7>(x[0], x[1]), high23 = mixed<2, 6, 3, 7>(x[2], x[3]);
+  const Floats found[4] = {mixed<0, 1, 4, 5>(low01, low23), mixed<2, 3, 6, 7>(low01, low23),
+                           mixed<0, 1, 4, 5>(high01, high23), mixed<2, 3, 6, 7>(high01, high23)};
+#pragma GCC unroll 4
+  for (int n = 0; n < N; ++n) store(to + n * kFloats, found[n]);
+}
+
+inline void pack_fours(const float* from, int64_t ld, int64_t rows, int64_t columns, float scale, float* to) {
+  const Floats factor = every<Floats>(scale);
+  for (int64_t i = 0; i < rows; i += 4) {
+    int64_t j = 0;
+    for (int64_t vectors = vectors_of(columns); vectors > 0; vectors -= 4, j += kFloats) {
+      Floats x[4] = {};
+#pragma GCC unroll 4
+      for (int r = 0; r < 4; ++r)
+        if (i + r < rows) x[r] = load_some(from + (i + r) * ld + j, columns - j) * factor;
+      if (vectors >= 4) pack_vectors<4>(x, to);
+      else if (vectors == 3) pack_vectors<3>(x, to);
+      else if (vectors == 2) pack_vectors<2>(x, to);
+      else pack_vectors<1>(x, to);
+      to += (vectors < 4 ? vectors : 4) * kFloats;
+    }
+  }
+}
+
+// ---- y = a x of packed x: in fours, or of doubles in padded rows (a vector may have but two of them) ----
+
+template <class T>
+void pack(const void* block, int64_t ld, int64_t rows, int64_t columns, double scale, void* packed) {
+  const T* const from = static_cast<const T*>(block);
+  T* const to = static_cast<T*>(packed);
+  if constexpr (sizeof(T) == 4) {
+    pack_fours(from, ld, rows, columns, static_cast<float>(scale), to);
+  } else {
+    constexpr int64_t L = kLanes<T>;
+    const int64_t width = columns > 0 ? (columns + L - 1) / L * L : L;
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < width; j += L)
+        store(to + i * width + j, load_some(from + i * ld + j, columns - j) * every<Vector<T, L>>(scale));
+  }
+}
+
+template <class T>
+void times_packed(const void* a, int64_t lda, int64_t rows, int64_t depth, const void* packed, int64_t columns, void* y,
+                  int64_t width) {
+  if constexpr (sizeof(T) == 4)
+    fours(static_cast<const T*>(a), lda, rows, depth, static_cast<const T*>(packed), vectors_of(columns),
+          static_cast<T*>(y), width);
+  else times<T, T>(a, lda, rows, depth, packed, width, y, false);
+}
+
 // ---- z += a^T x ----
 
 template <class T, int R, int N>
@@ -337,6 +572,102 @@ void turned(const void* data, int64_t lda, int64_t rows, int64_t depth, const vo
   }
 }
 
+// ---- z = or += x^T a ----
+
+// Of J columns of x and C vectors of A, which is read in whole lines; or of what is left of its rows, `count` numbers.
+template <class T, int J, int C, bool Some>
+inline void columns_tile(const T* a, int64_t lda, int64_t count, int64_t rows, const T* x, int64_t width, T* z,
+                         int64_t ldz, bool add) {
+  constexpr int64_t L = kLanes<T>;
+  using V = Vector<T, L>;
+  V acc[J][C] = {};
+  for (int64_t i = 0; i < rows; ++i) {
+    V v[C];
+#pragma GCC unroll 2
+    for (int c = 0; c < C; ++c) v[c] = Some ? load_some(a + i * lda, count) : load<V>(a + i * lda + c * L);
+#pragma GCC unroll 12
+    for (int j = 0; j < J; ++j) {
+      const V factor = every<V>(x[i * width + j]);
+#pragma GCC unroll 2
+      for (int c = 0; c < C; ++c) acc[j][c] = fma(v[c], factor, acc[j][c]);
+    }
+  }
+#pragma GCC unroll 12
+  for (int j = 0; j < J; ++j)
+#pragma GCC unroll 2
+    for (int c = 0; c < C; ++c) {
+      T* const to = z + j * ldz + c * L;
+      store(to, add ? load<V>(to) + acc[j][c] : acc[j][c]);
+    }
+}
+
+// J columns, of at most Most.
+template <class T, int Most, int C, bool Some>
+inline void columns_tiles(int64_t J, const T* a, int64_t lda, int64_t count, int64_t rows, const T* x, int64_t width,
+                          T* z, int64_t ldz, bool add) {
+  if constexpr (Most > 1)
+    if (J < Most) return columns_tiles<T, Most - 1, C, Some>(J, a, lda, count, rows, x, width, z, ldz, add);
+  columns_tile<T, Most, C, Some>(a, lda, count, rows, x, width, z, ldz, add);
+}
+
+template <class T>
+void turned_columns(const void* data, int64_t lda, int64_t rows, int64_t depth, const void* block, int64_t width,
+                    int64_t columns, void* result, int64_t ldz, bool add) {
+  constexpr int64_t L = kLanes<T>;
+  const T* const a = static_cast<const T*>(data);
+  const T* const x = static_cast<const T*>(block);
+  T* const z = static_cast<T*>(result);
+  const int64_t groups = (columns + kColumns - 1) / kColumns;
+  for (int64_t k = 0; k < depth;) {
+    const int64_t left = depth - k;
+    for (int64_t group = 0, j = 0; group < groups; ++group) {
+      const int64_t some = (columns - j + groups - group - 1) / (groups - group);
+      const T *const ak = a + k, *const xj = x + j;
+      T* const to = z + j * ldz + k;
+      if (left >= 2 * L) columns_tiles<T, kColumns, 2, false>(some, ak, lda, 0, rows, xj, width, to, ldz, add);
+      else if (left >= L) columns_tiles<T, kColumns, 1, false>(some, ak, lda, 0, rows, xj, width, to, ldz, add);
+      else columns_tiles<T, kColumns, 1, true>(some, ak, lda, left, rows, xj, width, to, ldz, add);
+      j += some;
+    }
+    k += left >= 2 * L ? 2 * L : L;
+  }
+}
+
+// The transpose of a square of vectors, by exchanging squares of H inside squares of 2 H.
+template <class T, int H = static_cast<int>(kLanes<T>) / 2>
+inline void transpose(Vector<T, kLanes<T>>* v) {
+  constexpr int L = static_cast<int>(kLanes<T>);
+  using V = Vector<T, L>;
+  decltype(V{} < V{}) low, high;
+#pragma GCC unroll 16
+  for (int i = 0; i < L; ++i) low[i] = i & H ? L + i - H : i, high[i] = i & H ? L + i : i + H;
+#pragma GCC unroll 16
+  for (int i = 0; i < L; ++i) {
+    if (i & H) continue;
+    const V a = v[i], b = v[i + H];
+    v[i] = __builtin_shuffle(a, b, low), v[i + H] = __builtin_shuffle(a, b, high);
+  }
+  if constexpr (H > 1) transpose<T, H / 2>(v);
+}
+
+template <class T>
+void upright(const void* from, int64_t ldz, int64_t rows, int64_t columns, void* to, int64_t width) {
+  constexpr int64_t L = kLanes<T>;
+  const T* const z = static_cast<const T*>(from);
+  T* const out = static_cast<T*>(to);
+  for (int64_t i = 0; i < rows; i += L)
+    for (int64_t j = 0; j < width; j += L) {
+      Vector<T, L> v[L];
+#pragma GCC unroll 16
+      for (int64_t r = 0; r < L; ++r)
+        v[r] = j + r < columns ? load<Vector<T, L>>(z + (j + r) * ldz + i) : Vector<T, L>{};
+      transpose<T>(v);
+#pragma GCC unroll 16
+      for (int64_t r = 0; r < L; ++r)
+        if (i + r < rows) store(out + (i + r) * width + j, v[r]);
+    }
+}
+
 // ---- tall blocks and small matrices, in double ----
 
 constexpr int64_t kTall = 32;  // rows converted at a time: 32 x 64 doubles are 16 KiB
@@ -344,7 +675,7 @@ constexpr int64_t kTall = 32;  // rows converted at a time: 32 x 64 doubles are 
 template <class T>
 inline const double* as_double(const T* x, int64_t count, double* space) {
   if constexpr (sizeof(T) == 8) return x;
-  for (int64_t i = 0; i < count; ++i) space[i] = static_cast<double>(x[i]);
+  widen_run(x, count, space);
   return space;
 }
 
@@ -358,41 +689,77 @@ inline void lower_rows(const double* x, int64_t k, int64_t rows, int64_t width, 
 }
 
 template <class T>
-void gram(const void* block, int64_t rows, int64_t width, double* g) {
+void gram(const void* block, int64_t rows, int64_t width, int64_t columns, double* g) {
   alignas(64) double space[kTall * kMaxWidth];
   const T* x = static_cast<const T*>(block);
   for (int64_t i = 0; i < rows; i += kTall) {
     const int64_t count = rows - i < kTall ? rows - i : kTall;
     const double* const xd = as_double(x + i * width, count * width, space);
     int64_t k = 0;
-    for (; k + kRows <= width; k += kRows) lower_rows<kRows>(xd, k, count, width, g);
-    for (; k < width; ++k) lower_rows<1>(xd, k, count, width, g);
+    for (; k + kRows / 2 < columns; k += kRows) lower_rows<kRows>(xd, k, count, width, g);  // (widths: whole vectors)
+    if (k < columns) lower_rows<kRows / 2>(xd, k, count, width, g);
   }
 }
 
+template <class T, int R, int N>
+inline void product_tile(const double* x, int64_t ldx, int64_t depth, const double* m, int64_t ld, int64_t columns, T* y,
+                         int64_t ldy) {
+  constexpr int64_t L = kLanes<double>;
+  using V = Vector<double, L>;
+  V acc[R][N] = {};
+  Rows<double, R> rows(x, ldx);
+  for (int64_t k = 0; k < depth; ++k, m += ld, rows.move(1)) {
+    V factor[N];
+#pragma GCC unroll 2
+    for (int n = 0; n < N; ++n) factor[n] = load<V>(m + n * L);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const V each = every<V>(rows.at(r, 0));
+#pragma GCC unroll 2
+      for (int n = 0; n < N; ++n) acc[r][n] = fma(each, factor[n], acc[r][n]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+    for (int n = 0; n < N; ++n)
+      store_some(y + r * ldy + n * L, __builtin_convertvector(acc[r][n], Vector<T, L>), columns - n * L);
+}
+
+template <class T, int R>
+inline void product_rows(const double* x, int64_t ldx, int64_t depth, const double* m, int64_t ld, int64_t columns, T* y,
+                         int64_t ldy) {
+  constexpr int64_t L = kLanes<double>;
+  int64_t j = 0;
+  for (; j + L < columns; j += 2 * L) product_tile<T, R, 2>(x, ldx, depth, m + j, ld, columns - j, y + j, ldy);
+  if (j < columns) product_tile<T, R, 1>(x, ldx, depth, m + j, ld, columns - j, y + j, ldy);
+}
+
 template <class T>
-void product(const void* block, int64_t rows, int64_t width, const double* m, int64_t ld, int64_t columns, void* result,
-             int64_t ldy) {
-  alignas(64) double space[kTall * kMaxWidth], found[kTall * kMaxWidth];
+void product(const void* block, int64_t rows, int64_t width, const double* m, int64_t depth, int64_t ld, int64_t columns,
+             void* result, int64_t ldy) {
+  alignas(64) double space[kTall * kMaxWidth];
   const T* const x = static_cast<const T*>(block);
   T* const y = static_cast<T*>(result);
   for (int64_t i = 0; i < rows; i += kTall) {
     const int64_t count = rows - i < kTall ? rows - i : kTall;
-    times<double, double>(as_double(x + i * width, count * width, space), width, count, width, m, ld, found, false);
-    for (int64_t r = 0; r < count; ++r)
-      for (int64_t j = 0; j < columns; ++j) y[(i + r) * ldy + j] = static_cast<T>(found[r * ld + j]);
+    widen_run(x + i * width, count * width, space);  // doubles too: y may be x
+    int64_t r = 0;
+    for (; r + kRows <= count; r += kRows)
+      product_rows<T, kRows>(space + r * width, width, depth, m, ld, columns, y + (i + r) * ldy, ldy);
+    for (; r < count; ++r) product_rows<T, 1>(space + r * width, width, depth, m, ld, columns, y + (i + r) * ldy, ldy);
   }
 }
 
 template <class T>
-void difference(const void* z, const void* v, int64_t rows, int64_t width, const double* x, const double* y,
+void difference(const void* z, const void* v, int64_t rows, int64_t width, int64_t q, const double* x, const double* y,
                 double* sums) {
   alignas(64) T found[kTall * kMaxWidth], first[kMaxWidth * kMaxWidth], second[kMaxWidth * kMaxWidth];
   for (int64_t i = 0; i < width * width; ++i) first[i] = static_cast<T>(x[i]), second[i] = static_cast<T>(-y[i]);
   for (int64_t i = 0; i < rows; i += kTall) {
     const int64_t count = rows - i < kTall ? rows - i : kTall;
     times<T, T>(static_cast<const T*>(z) + i * width, width, count, width, first, width, found, false);
-    times<T, T>(static_cast<const T*>(v) + i * width, width, count, width, second, width, found, true);
+    times<T, T>(static_cast<const T*>(v) + i * q, q, count, q, second, width, found, true);
     for (int64_t r = 0; r < count; ++r)
       for (int64_t j = 0; j < width; ++j) {
         const double error = static_cast<double>(found[r * width + j]);
@@ -594,9 +961,9 @@ void test_matrix(int64_t first, int64_t rows, int64_t columns, uint64_t seed, ui
 
 template <class T>
 constexpr Kernels kKernels = {
-    kLanes<T>, sizeof(T), widen<T>, times<T, T>, turned<T, T>, times<float, T>, turned<float, T>, gram<T>, product<T>,
-    difference<T>, residual<T>, squares<T>, distance<T>, sum<T>, largest, test_matrix<T>, orthonormaliser, eigen,
-    congruence, multiply};
+    kLanes<T>, sizeof(T), widen<T>, copy<T>, times<T, T>, pack<T>, times_packed<T>, turned_columns<T>, upright<T>,
+    turned<T, T>, times<float, T>, turned<float, T>, gram<T>, product<T>, difference<T>, residual<T>, squares<T>,
+    distance<T>, sum<T>, largest, test_matrix<T>, orthonormaliser, eigen, congruence, multiply};
 
 }  // namespace
 

@@ -48,7 +48,7 @@ inline void products(const Kernels& kernels, const std::vector<Product>& items, 
   parallel_for(static_cast<int64_t>(items.size()), threads, [&](int64_t i) {
     const Product& p = items[static_cast<size_t>(i)];
     const Member& m = members[static_cast<size_t>(i)];
-    copy_columns(p.x, p.q, p.transposed ? p.a.rows : p.a.columns, p.q, 1.0, at(m.packed), m.width);
+    kernels.copy(p.x, p.q, p.transposed ? p.a.rows : p.a.columns, p.q, at(m.packed), m.width);
   });
   parallel_for(static_cast<int64_t>(ranges.size()), threads, [&](int64_t task) {
     const auto& [i, part] = ranges[static_cast<size_t>(task)];
@@ -77,7 +77,7 @@ inline void products(const Kernels& kernels, const std::vector<Product>& items, 
     double* const found = at(m.found);
     if (p.transposed && m.parts == 0) std::fill(found, found + rows * m.width, 0.0);
     if (p.transposed && m.parts > 1) kernels.sum(found, m.parts, rows * m.width, rows * m.width, found);
-    copy_columns(found, m.width, rows, p.q, 1.0, p.y, p.q);
+    kernels.copy(found, m.width, rows, p.q, p.y, p.q);
   });
 }
 

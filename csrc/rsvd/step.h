@@ -1,9 +1,9 @@
 // How the warm steps of many matrices are spread over threads. Every cut depends on shapes only and partial sums are
 // added in order, so results depend neither on the number of threads nor on the company of a matrix.
 //
-//   pack       V of each matrix, padded to whole vectors
+//   pack       V of each matrix, as times_packed() reads it
 //   multiply   row ranges of the matrices, largest first: Y = A V, Z += A^T Y and Y's Gram matrix, one read of A
-//   turn       each matrix: sums of the ranges, the algebra of q x q, the new V and U
+//   turn       each matrix: sums of the ranges, Z from its transpose, the algebra of q x q, the new V and U
 //   residual   row ranges again: || A v - s u ||, the second read of A (|| A ||_F comes with the first)
 //
 // Products are tried as they are. Where they leave T's range (overflow, or A^T A V too small to be told from nothing),
@@ -46,16 +46,6 @@ inline Precision precision(bool is_double) {
 }
 
 inline int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
-
-// to[rows, :to_width] = the first `columns` of from's, times scale, and zeros.
-template <class T>
-void copy_columns(const T* from, int64_t from_width, int64_t rows, int64_t columns, T scale, T* to, int64_t to_width) {
-  for (int64_t i = 0; i < rows; ++i, from += from_width, to += to_width) {
-    if (scale == 1) memcpy(to, from, static_cast<size_t>(columns) * sizeof(T));
-    else for (int64_t j = 0; j < columns; ++j) to[j] = from[j] * scale;
-    if (to_width > columns) memset(to + columns, 0, static_cast<size_t>(to_width - columns) * sizeof(T));
-  }
-}
 
 struct Problem {
   const Kernels* kernels;
@@ -126,7 +116,7 @@ void orthonormalise(const Kernels& kernels, T* x, int64_t d, int64_t q, int64_t 
   for (int64_t j = 0; j < q; ++j) order[j] = j;
   for (int pass = 0; pass < kPasses; ++pass) {
     std::fill(g, g + area, 0.0);
-    kernels.gram(x, d, width, g);
+    kernels.gram(x, d, width, q, g);
     if (pass == 0) {  // a column that is not finite would reach the others
       bool cleared = false;
       for (int64_t j = 0; j < q; ++j)
@@ -136,7 +126,7 @@ void orthonormalise(const Kernels& kernels, T* x, int64_t d, int64_t q, int64_t 
         }
       if (cleared) {
         std::fill(g, g + area, 0.0);
-        kernels.gram(x, d, width, g);
+        kernels.gram(x, d, width, q, g);
       }
     }
     const int64_t orthonormal = orthonormal_columns(g, q, width, limits.orthonormal);
@@ -152,9 +142,9 @@ void orthonormalise(const Kernels& kernels, T* x, int64_t d, int64_t q, int64_t 
     const int64_t exact = orthonormal_columns(g, q, width, limits.negligible);
     const int64_t kept = pass == 0 ? std::max(exact, orthonormal / kernels.lanes * kernels.lanes) : 0, turning = q - kept;
     const int64_t ld = round_up(turning, kernels.lanes * kernels.element_size / 8);  // whole vectors of double
-    std::fill(rest, rest + area, 0.0);
-    copy_columns(m + kept, width, q, turning, 1.0, rest, ld);
-    kernels.product(x, d, width, rest, ld, turning, x + kept, width);
+    for (int64_t i = 0; i < q; ++i)
+      for (int64_t j = 0; j < ld; ++j) rest[i * ld + j] = j < turning ? m[i * width + kept + j] : 0;
+    kernels.product(x, d, width, rest, q, ld, turning, x + kept, width);
     bool now = false;
     for (int64_t j = 0; j < q; ++j)
       if (m[j * width + j] == 0) lost[j] = now = true;
@@ -232,18 +222,21 @@ class Steps {
       rows = round_up(std::max({kRangeNumbers / std::max<int64_t>(d, 1), (n + kRanges - 1) / kRanges, int64_t{1}}),
                       kBlockRows);
       parts = std::max<int64_t>((n + rows - 1) / rows, 1);
-      packed = arena.take(d * width * size);
+      packed = arena.take(round_up(d, 4) * width * size);
       y = arena.take(n * width * size);
-      z = arena.take(parts * d * width * size);
+      // A vector more than whole ones: rows of a power of two's size share few places of a cache.
+      ldz = round_up(d, p.kernels->lanes) + p.kernels->lanes;
+      z_columns = arena.take(parts * p.q * ldz * size);
+      z = arena.take(d * width * size);
       g = arena.take(parts * width * width * 8);
-      top = arena.take(d * top_width * size);
+      top = arena.take(round_up(d, 4) * top_width * size);
       sums = arena.take(parts * top_width * 8);
       s = arena.take(width * 8);
       squares = arena.take(parts * 8);
     }
-    int64_t width, top_width, rows, parts;
+    int64_t width, top_width, rows, parts, ldz;
     int64_t base = 0;
-    int64_t packed, y, z, g, top, sums, s, squares;  // offsets from base
+    int64_t packed, y, z_columns, z, g, top, sums, s, squares;  // offsets from base
     double scale = 1;
     bool scaled = false, out_of_range = false, bad = false;
   };
@@ -303,8 +296,7 @@ class Steps {
   void pack(size_t i) {
     const Problem& p = problems_[i];
     const Member& m = members_[i];
-    const T* const v = static_cast<const T*>(p.v);
-    copy_columns(v, p.q, p.a.columns, p.q, static_cast<T>(m.scale), at<T>(m, m.packed), m.width);
+    p.kernels->pack(p.v, p.q, p.a.columns, p.q, m.scale, at<T>(m, m.packed));
   }
 
   void find_scale(size_t i) {
@@ -340,26 +332,28 @@ class Steps {
     const Problem& p = problems_[i];
     const Member& m = members_[i];
     const int64_t d = p.a.columns, area = m.width * m.width;
-    T* const z = at<T>(m, m.z) + range * d * m.width;
+    T* const z = at<T>(m, m.z_columns) + range * p.q * m.ldz;
     double* const g = at<double>(m, m.g) + range * area;
-    memset(z, 0, static_cast<size_t>(d * m.width) * sizeof(T));
     std::fill(g, g + area, 0.0);
     const T scale = static_cast<T>(m.scale);
     double& squares = at<double>(m, m.squares)[range];
     squares = 0;
     T scaled[kBlockRows * kMaxWidth];
+    bool add = false;
     blocks<T>(i, range, [&](const T* a, int64_t lda, int64_t row, int64_t count) {
       T* const y = at<T>(m, m.y) + row * m.width;
-      p.kernels->times(a, lda, count, d, at<T>(m, m.packed), m.width, y, false);
-      p.kernels->gram(y, count, m.width, g);
+      p.kernels->times_packed(a, lda, count, d, at<T>(m, m.packed), p.q, y, m.width);
+      p.kernels->gram(y, count, m.width, p.q, g);
       squares += p.kernels->squares(a, lda, count, d, m.scale);
       const T* right = y;
       if (scale != 1) {
         for (int64_t e = 0; e < count * m.width; ++e) scaled[e] = y[e] * scale;
         right = scaled;
       }
-      p.kernels->turned(a, lda, count, d, right, m.width, z);
+      p.kernels->turned_columns(a, lda, count, d, right, m.width, p.q, z, m.ldz, add);
+      add = true;
     });
+    if (!add) std::fill_n(z, p.q * m.ldz, T(0));
   }
 
   template <class T>
@@ -378,13 +372,15 @@ class Steps {
     double* const right = mixed + area;
     double* const other = right + area;
     double* const rest = other + area;  // 2 areas and 2 rows
+    T* const columns = at<T>(m, m.z_columns);
     T* const z = at<T>(m, m.z);
     if (m.parts > 1) {
-      kernels.sum(z, m.parts, d * w, d * w, z);
+      kernels.sum(columns, m.parts, q * m.ldz, q * m.ldz, columns);
       for (int64_t part = 1; part < m.parts; ++part)
         for (int64_t e = 0; e < area; ++e) g[e] += g[part * area + e];
     }
-    kernels.gram(z, d, w, gz);
+    kernels.upright(columns, m.ldz, d, q, z, w);
+    kernels.gram(z, d, w, q, gz);
     mirror(g, w);
     mirror(gz, w);
     double largest = 0, sum = 0;
@@ -419,24 +415,20 @@ class Steps {
     for (int64_t a = 0; a < q; ++a)
       for (int64_t b = 0; b < q; ++b) right[a * w + b] = s[b] > 0 ? mixed[b * w + a] : 0;
     if (p.k > 0) {
-      std::fill(other, other + area, 0.0);
-      copy_columns(right, w, q, p.k, 1.0, other, m.top_width);
-      kernels.product(at<T>(m, m.y), n, w, other, m.top_width, p.k, p.u, p.k);
+      kernels.product(at<T>(m, m.y), n, w, right, q, w, p.k, p.u, p.k);
     }
     for (int64_t a = 0; a < q; ++a)
       for (int64_t b = 0; b < q; ++b) right[a * w + b] = s[b] > 0 ? right[a * w + b] / s[b] : 0;
     T* const v = static_cast<T*>(p.v_out);
     // Orthonormal by construction, but for columns without a value and where much cancelled.
     if (s[q - 1] > 0 && departure(right, gz, q, w) <= limits.orthonormal) {
-      kernels.product(z, d, w, right, w, q, v, q);
+      kernels.product(z, d, w, right, q, w, q, v, q);
     } else {
-      kernels.product(z, d, w, right, w, w, z, w);
+      kernels.product(z, d, w, right, q, w, w, z, w);
       orthonormalise(kernels, z, d, q, w);
-      copy_columns(z, w, d, q, T(1), v, q);
+      kernels.copy(z, w, d, q, v, q);
     }
-    T* const top = at<T>(m, m.top);
-    const T scale = static_cast<T>(m.scale);
-    if (p.k > 0) copy_columns<T>(v, q, d, p.k, scale, top, m.top_width);
+    if (p.k > 0) kernels.pack(v, q, d, p.k, m.scale, at<T>(m, m.top));
   }
 
   // The entering block's own Ritz pairs: theta^2 x = G x, residual Z x - theta^2 V x. `space` as in turn().
@@ -455,10 +447,10 @@ class Steps {
     for (int64_t a = 0; a < q; ++a)
       for (int64_t b = 0; b < w; ++b) {
         right[a * w + b] = b < q ? vectors[b * w + a] : 0;
-        other[a * w + b] = b < q ? vectors[b * w + a] * roots[b] * roots[b] / m.scale : 0;
+        other[a * w + b] = b < q ? vectors[b * w + a] * roots[b] * roots[b] : 0;
       }
     double sums[kMaxWidth] = {};
-    p.kernels->difference(at<T>(m, m.z), at<T>(m, m.packed), p.a.columns, w, right, other, sums);
+    p.kernels->difference(at<T>(m, m.z), p.v, p.a.columns, w, q, right, other, sums);
     T* const out = static_cast<T*>(p.entering);
     for (int64_t j = 0; j < q; ++j)
       out[j] = static_cast<T>(roots[j] > limits.noise * roots[0] ? sqrt(sums[j]) / roots[j] / m.scale : 0.0);
@@ -473,7 +465,7 @@ class Steps {
     std::fill(sums, sums + m.top_width, 0.0);
     T found[kBlockRows * kMaxWidth];
     blocks<T>(i, range, [&](const T* a, int64_t lda, int64_t row, int64_t count) {
-      p.kernels->times(a, lda, count, p.a.columns, at<T>(m, m.top), m.top_width, found, false);
+      p.kernels->times_packed(a, lda, count, p.a.columns, at<T>(m, m.top), p.k, found, m.top_width);
       p.kernels->residual(found, m.top_width, static_cast<const T*>(p.u) + row * p.k, at<double>(m, m.s), count, p.k,
                           sums);
     });
@@ -525,10 +517,10 @@ void orthonormal_one(const Block& block) {
   arena.open();
   T* const x = reinterpret_cast<T*>(arena.at(offset));
   const int64_t given = block.q - block.fresh;
-  copy_columns(static_cast<const T*>(block.x), block.stride, block.d, given, T(1), x, width);
+  block.kernels->copy(block.x, block.stride, block.d, given, x, width);
   block.kernels->test_matrix(0, block.d, block.fresh, block.seed, block.stream, Kind::gaussian, x + given, width);
   orthonormalise(*block.kernels, x, block.d, block.q, width);
-  copy_columns(x, width, block.d, block.q, T(1), static_cast<T*>(block.out), block.q);
+  block.kernels->copy(x, width, block.d, block.q, block.out, block.q);
 }
 
 inline void orthonormal_many(std::vector<Block>& blocks, int threads) {
