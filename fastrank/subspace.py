@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 
@@ -81,10 +82,16 @@ class SubspaceState:
     def at_least(self, tolerance: float) -> int:
         """How many singular values certainly exceed `tolerance`: a lower bound of the rank, at most k.
 
+        With some columns V of the block, A V = U diag(S) + R: as many do as these are where the least of their S
+        exceeds it by more than ||R||_F (Weyl 1912). Each residual alone would not do: two S may be near one true value.
+
         Never the rank itself: nothing was looked for beyond the block, so where all k exceed it there may be more
         (`matrix_rank` counts them).
         """
-        return int((self.S - self.residual > tolerance).sum())
+        pairs = sorted((r, s) for s, r in zip(self.S.tolist(), self.residual.tolist(), strict=True) if s - r > tolerance)
+        while pairs and not min(s for _, s in pairs) - math.hypot(*(r for r, _ in pairs)) > tolerance:
+            pairs.pop()  # the largest residual
+        return len(pairs)
 
     def state_dict(self) -> dict:
         """Tensors and plain values only."""

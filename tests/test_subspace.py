@@ -10,12 +10,12 @@ from fastrank import InputError, alignment, subspace, top_svd
 from fastrank.subspace import SubspaceState
 
 
-def decaying(n, d, seed=0, power=0.7):
+def decaying(n, d, seed=0, power=0.7, dtype=torch.float32):
     g = torch.Generator().manual_seed(seed)
     U = torch.linalg.qr(torch.randn(n, min(n, d), generator=g, dtype=torch.float64))[0]
     V = torch.linalg.qr(torch.randn(d, min(n, d), generator=g, dtype=torch.float64))[0]
     sigma = torch.arange(1, min(n, d) + 1, dtype=torch.float64) ** -power
-    return ((U * sigma) @ V.T).float()
+    return ((U * sigma) @ V.T).to(dtype)
 
 
 def sine(v, w):
@@ -179,6 +179,28 @@ def test_a_block_of_values_is_a_lower_bound_of_the_rank_and_no_more():
     assert state.outside == pytest.approx(1 - 16 / 40)
     flat = top_svd(torch.randn(300, 260, generator=torch.Generator().manual_seed(0)), k=4)
     assert flat.at_least(float(flat.S[3])) <= 4
+
+
+def test_values_that_share_a_true_one_are_not_counted_twice():
+    """Of two values 1 and 1 with residuals 0.8 both may be off the same 1.1 and a 0: above 0.1 one is certain."""
+    state = replace(top_svd(torch.eye(3), k=3), S=torch.tensor([1.0, 1.0, 0.0]), residual=torch.tensor([0.8, 0.8, 1e-9]))
+    assert state.at_least(0.1) == 1 and state.at_least(0.3) == 0
+    assert replace(state, residual=torch.tensor([0.6, 0.6, 1e-9])).at_least(0.1) == 2
+
+
+@pytest.mark.parametrize("power", [4.0, 12.0])
+def test_counts_and_values_of_steep_float64_spectra_hold(power):
+    """Below 1e-8 of the largest, where the Gram matrix of a float64 block has no digits left, a Ritz value may stand
+    between two true ones. Its residual says so."""
+    for seed in range(20):
+        A = decaying(60, 60, seed, power, torch.float64)
+        truth, state = torch.linalg.svdvals(A), None
+        for _ in range(3):
+            state = top_svd(A, 15, state, seed=seed)
+            near = (state.S[:, None] - truth).abs().amin(1)
+            assert (near <= state.residual + 64 * 2**-52 * truth[0]).all()
+            for tolerance in 10.0 ** torch.arange(-13, 0):
+                assert state.at_least(float(tolerance)) <= int((truth > tolerance).sum())
 
 
 def test_equal_singular_values_are_flagged_as_a_cluster():

@@ -276,7 +276,11 @@ def test_the_block_is_orthonormal_whatever_the_matrix(impl, dtype):
                 found_top, top = step.S[:15].double(), true[:15]
                 allowed = step.residual.double() + 64 * torch.finfo(dtype).eps * true[0]
                 if name != "subnormal":  # they have few digits of their own
-                    assert torch.all((found_top - top).abs() <= allowed + (top - found_top).clamp_min(0)), name
+                    assert torch.all((found_top[:, None] - true).abs().amin(1) <= allowed), name
+                # Of float64 the products that make a block orthonormal have half of the digits: below 1e-8 of the
+                # largest a value may stand between two true ones.
+                if name != "subnormal" and dtype == torch.float32:
+                    assert torch.all(found_top <= top + allowed), name
         V = [step.V for step in found]
     by_name = dict(zip(members, found, strict=True))
     assert (by_name["zero"].S == 0).all() and (by_name["zero"].U == 0).all()
