@@ -88,7 +88,9 @@ class SubspaceState:
         Never the rank itself: nothing was looked for beyond the block, so where all k exceed it there may be more
         (`matrix_rank` counts them).
         """
-        pairs = sorted((r, s) for s, r in zip(self.S.tolist(), self.residual.tolist(), strict=True) if s - r > tolerance)
+        pairs = sorted(
+            (r, s) for s, r in zip(self.S.tolist(), self.residual.tolist(), strict=True) if s - r > tolerance
+        )
         while pairs and not min(s for _, s in pairs) - math.hypot(*(r for r, _ in pairs)) > tolerance:
             pairs.pop()  # the largest residual
         return len(pairs)

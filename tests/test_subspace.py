@@ -183,7 +183,9 @@ def test_a_block_of_values_is_a_lower_bound_of_the_rank_and_no_more():
 
 def test_values_that_share_a_true_one_are_not_counted_twice():
     """Of two values 1 and 1 with residuals 0.8 both may be off the same 1.1 and a 0: above 0.1 one is certain."""
-    state = replace(top_svd(torch.eye(3), k=3), S=torch.tensor([1.0, 1.0, 0.0]), residual=torch.tensor([0.8, 0.8, 1e-9]))
+    state = replace(
+        top_svd(torch.eye(3), k=3), S=torch.tensor([1.0, 1.0, 0.0]), residual=torch.tensor([0.8, 0.8, 1e-9])
+    )
     assert state.at_least(0.1) == 1 and state.at_least(0.3) == 0
     assert replace(state, residual=torch.tensor([0.6, 0.6, 1e-9])).at_least(0.1) == 2
 
