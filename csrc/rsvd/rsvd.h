@@ -1,9 +1,9 @@
 // Test matrices, sketches and warm steps of block subspace iteration on the CPU.
 //
 // The work is products of A with blocks of a few dozen columns, padded with zeros to whole vectors ("width") or packed
-// (pack()). cpu.cpp has them, once per instruction set, and the small dense algebra (small.h); step.h spreads them over
-// matrices, row ranges and threads. Products are in T: float for float32 and 16-bit data, double for float64. Everything
-// of size q x q is double.
+// (pack()). cpu.cpp's parts have them, once per instruction set, and the small dense algebra (small.h); step.h spreads
+// them over matrices, row ranges and threads. Products are in T: float for float32 and 16-bit data, double for float64.
+// Everything of size q x q is double.
 #pragma once
 
 #include <stdint.h>

@@ -1,5 +1,25 @@
-// Dense algebra of a few dozen rows, in double: what a step of subspace iteration does between its products. Included by
-// cpu.cpp alone, inside the namespace of an instruction set; rows are padded with zeros to whole vectors.
+// Dense algebra of a few dozen rows, in double: what a step of subspace iteration does between its products. Rows are
+// padded with zeros to whole vectors.
+#pragma once
+
+#include "rsvd/limits.h"
+#include "rsvd/vectors.h"
+
+namespace fastrank {
+namespace rsvd {
+namespace FASTRANK_ISA_NAMESPACE {
+namespace {
+
+// (a, b) = (c a - s b, s a + c b)
+inline void rotate(double* a, double* b, double c, double s, int64_t ld) {
+  using V = Vector<double, kLanes<double>>;
+  const V cosine = every<V>(c), sine = every<V>(s);
+  for (int64_t i = 0; i < ld; i += kLanes<double>) {
+    const V x = load<V>(a + i), y = load<V>(b + i);
+    store(a + i, fma(cosine, x, -sine * y));
+    store(b + i, fma(sine, x, cosine * y));
+  }
+}
 
 // The sum of the lanes: halves are added until one is left.
 inline double added(Vector<double, kLanes<double>> x) {
@@ -171,3 +191,8 @@ inline void eigen(const double* g, int64_t q, int64_t ld, double tolerance, doub
     }
   }
 }
+
+}  // namespace
+}  // namespace FASTRANK_ISA_NAMESPACE
+}  // namespace rsvd
+}  // namespace fastrank
