@@ -15,7 +15,7 @@ from fastrank.kernels.gram import depth, digits, gram_dual_many
 U64 = torch.finfo(torch.float64).eps / 2
 
 #: Numbers of the Gram matrices that one grouped call holds at once: 48 MiB, those of all gradients of a ResNet-50.
-#: At 32 MiB a second call took what the first one left, and 5 % longer: threads wait at the end of each for the largest.
+#: At 32 MiB a second call took what the first one left, and 5 % longer: threads wait for the largest of each.
 GROUP = 3 << 21
 
 #: Smaller and larger sides from which on rounded numbers are multiplied faster than float64's are.
