@@ -12,7 +12,7 @@ from torch import Tensor
 from fastrank.arrays import as_matrix
 from fastrank.errors import InputError
 from fastrank.kernels.gram import gram_dual_many
-from fastrank.kernels.rsvd import Step, orthonormal_many, subspace_step_many, test_matrix
+from fastrank.kernels.rsvd import Step, orthonormal_many, products_many, subspace_step_many, test_matrix
 from fastrank.precision import full_precision, one_thread
 
 #: Columns of the iterated block beyond k. A block without them stalls at sin 0.04-0.2 on drifting weights.
@@ -47,7 +47,8 @@ class SubspaceState:
     Attributes:
         U: [n, k], S: [k] descending, Vh: [k, d]: A is about U diag(S) Vh on its top directions; A's dtype, float32
             at least. Where S is 0 (to rounding), U's column is 0 too, and Vh's row is any direction.
-        residual: [k], `||A v_i - s_i u_i||`, absolute; a true singular value lies within it of S[i].
+        residual: [k], `||A v_i - s_i u_i||`, or `||A^T u_i - s_i v_i||` where that is more, absolute; a true singular
+            value lies within it of S[i].
         vector_error: [k], sin of the angle between v_i and a true singular vector, at most (Wedin): residual over the
             gap to the neighbouring values; 1 where the gap is below the residual.
         cluster: [k] bool, the gap is below the residual: v_i is any vector of a cluster's space.
@@ -296,14 +297,22 @@ def _finished(jobs: list[_Job]) -> list[SubspaceState]:
     rest = rest if rest.shape[1] else S.new_zeros(len(S), 1)
     # The iteration's own rounding: a residual smaller than this is not a measurement.
     info = torch.finfo(S.dtype)
-    residual = torch.stack([job.step.residual for job in jobs]) + 8 * info.eps * S[:, :1] + info.smallest_normal
+    noise = 8 * info.eps * S[:, :1] + info.smallest_normal
+    residual = torch.stack([job.step.residual for job in jobs]) + noise
+    # The other side's vanishes but for the rounding of A^T Y, which grows as it is divided by small values: about
+    # eps ||A||_F s_1 / s_i. Where four times as much is not little beside the residual, it is measured.
+    doubtful = (8 * info.eps * norm[:, None] * S[:, :1] > S * residual).logical_and(S > 0).any(1)
+    # -1: not finite.
+    directions = torch.where(S[:, 0].isfinite(), (S > 0).sum(1), -1)
+    directions, doubtful = torch.stack([directions, doubtful.long()]).tolist()
+    if measured := [i for i, (known, doubt) in enumerate(zip(directions, doubtful, strict=True)) if known > 0 and doubt]:
+        others = torch.stack(_other_residuals([jobs[i] for i in measured], S[measured])).to(S) + noise[measured]
+        residual[measured] = torch.maximum(residual[measured], others)
     error, cluster = _vector_error(S, residual, rest)
     total = norm.double() ** 2
     outside = ((total - values.double().square().sum(1)) / total).nan_to_num(nan=0.0).clamp_min(0)
     unknown = S.new_zeros(2, PACE, dtype=torch.float64)
     pace = torch.stack([unknown if job.pace is None else job.pace for job in jobs])
-    # -1: not finite.
-    directions = torch.where(S[:, 0].isfinite(), (S > 0).sum(1), -1).tolist()
     reason = "non-finite values in the matrix, or singular values beyond the largest number of its dtype"
     columns = zip(*(x.unbind() for x in (S, residual, error, cluster, outside, pace)), strict=True)
     found = []
@@ -315,6 +324,13 @@ def _finished(jobs: list[_Job]) -> list[SubspaceState]:
             else SubspaceState(U, s, V[:, :k].T, r, e, c, V, o, p, job.calls, job.seed, known)
         )
     return found
+
+
+def _other_residuals(jobs: list[_Job], S: Tensor) -> list[Tensor]:
+    """[k] of each: `||A^T u_i - s_i v_i||`, 0 where u_i is."""
+    products = products_many([job.A for job in jobs], [job.step.U.double() for job in jobs], transposed=True)
+    pairs = zip(products, jobs, S.double(), strict=True)
+    return [(p - s * job.step.V[:, : len(s)]).norm(dim=0) for p, job, s in pairs]
 
 
 def _vector_error(S: Tensor, residual: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
