@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -67,7 +67,8 @@ class Capture:
     `matrix()` gives a view or a sampled copy of live data: `emit` must take what it needs before it returns. What is
     surely a copy of an activation comes as "sample", all else of it as "act". A module that runs several times in one
     forward emits under `name`, `name#2`, ... `attach` sets the hooks, `remove` takes every one away for a while,
-    `detach` for good. With `training=False` it is forwards in evaluation mode.
+    `detach` for good. With `training=False` it is forwards in evaluation mode. What goes wrong outside of `emit`, as with
+    a layer that is used as none of its kind is, is told `fails("layers/<name>", error)` once, or raised without it.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Capture:
         max_features: int = MAX_FEATURES,
         input_rows: int = INPUT_ROWS,
         training: bool = True,
+        fails: Callable[[str, Exception], None] | None = None,
     ) -> None:
         if mode not in MODES:
             raise InputError("mode", f"one of {', '.join(MODES)}", repr(mode))
@@ -91,7 +93,7 @@ class Capture:
         #: Layers that had a hook, and those of which a forward was ever seen.
         self.hooked: set[str] = set()
         self.seen: set[str] = set()
-        self._emit, self._kinds, self._mode, self._seed = emit, kinds, mode, seed
+        self._emit, self._kinds, self._mode, self._seed, self._fails = emit, kinds, mode, seed, fails
         self.max_features, self.input_rows, self._training = max_features, input_rows, training
         self._runs: dict[str, int] = {}
         #: Layers whose gradient has far fewer rows to be made of than it has itself, in the forward under way.
@@ -104,13 +106,26 @@ class Capture:
 
     def around(self, model: nn.Module, begins: Callable[[], None], ends: Callable[[Tensor | None], None]) -> None:
         """Also calls `begins()` before every training-mode forward of `model`, and `ends(logits)` after it."""
-        self._around = (
-            (model.register_forward_pre_hook, ForwardHook(model, self.switch, lambda *_: begins())),
-            (
-                model.register_forward_hook,
-                ForwardHook(model, self.switch, lambda _, y: ends(y), takes_output=True, find=find_logits),
+
+        def find(output: object) -> Tensor | None:
+            try:
+                return find_logits(output)
+            except Exception as error:
+                if self._fails is None:
+                    raise
+                self._fails("logits", error)
+                return None
+
+        hooks = (
+            ForwardHook(model, self.switch, lambda *_: begins(), fails=self._failing("model")),
+            ForwardHook(
+                model, self.switch, lambda _, y: ends(y), takes_output=True, find=find, fails=self._failing("model")
             ),
         )
+        self._around = tuple(zip((model.register_forward_pre_hook, model.register_forward_hook), hooks, strict=True))
+
+    def _failing(self, key: str) -> Callable[[Exception], None] | None:
+        return None if self._fails is None else partial(self._fails, key)
 
     def attach(self) -> None:
         if not self._handles:
@@ -132,8 +147,9 @@ class Capture:
             self._emit("slope", layer.name, lambda: output_rows(layer.module, gradient))
 
         wants_input |= layer.weight and "factors" in self._kinds
+        fails = self._failing(f"layers/{layer.name}")
         hook = ForwardHook(
-            layer.module, self.switch, receive, wants_input, wants_output, self._training, receive_gradient
+            layer.module, self.switch, receive, wants_input, wants_output, self._training, receive_gradient, fails=fails
         )
         parametrization = weight_parametrization(layer.module) if layer.weight else None
         if parametrization is not None and "weight" in self._kinds:

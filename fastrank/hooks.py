@@ -73,6 +73,7 @@ class ForwardHook(Hook):
         takes_input, takes_output: which of the two `receive` wants; the other is None.
         receive_gradient: called with the output's gradient in every backward through it; not in a compiled graph.
         find: the tensor of an output; the first if left out.
+        fails: called with what goes wrong, in place of a forward that it would end; from then on the hook does nothing.
     """
 
     def __init__(
@@ -85,7 +86,9 @@ class ForwardHook(Hook):
         training: bool = True,
         receive_gradient: Callable[[Tensor], None] | None = None,
         find: Callable[[object], Tensor | None] | None = None,
+        fails: Callable[[Exception], None] | None = None,
     ) -> None:
+        self._fails, self._failed = fails, False
         self._training, self._receive_gradient, self._find = training, receive_gradient, find or first_tensor
         self._module, self._switch, self._receive = module, switch, receive
         self._takes_input, self._takes_output = takes_input, takes_output
@@ -98,11 +101,23 @@ class ForwardHook(Hook):
                 x, y = self._tensors(args, kwargs, output)
                 torch.ops.fastrank.tap(x, y, self._switch.token, self._number)
             return
-        if self._switch.armed and module.training == self._training and not in_backward():
-            x, y = self._tensors(args, kwargs, output)
-            mine = module is self._module or _on_first_device(self._module, x if y is None else y)
-            if mine and self._receive(x, y):
-                self._await_gradient(first_tensor(output))
+        if self._switch.armed and module.training == self._training and not in_backward() and not self._failed:
+            try:
+                self._look(module, args, kwargs, output)
+            except Exception as error:
+                self._fail(error)
+
+    def _look(self, module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
+        x, y = self._tensors(args, kwargs, output)
+        mine = module is self._module or _on_first_device(self._module, x if y is None else y)
+        if mine and self._receive(x, y):
+            self._await_gradient(first_tensor(output))
+
+    def _fail(self, error: Exception) -> None:
+        if self._fails is None:
+            raise error
+        self._failed = True
+        self._fails(error)
 
     def _await_gradient(self, output: Tensor | None) -> None:
         if output is None or not output.requires_grad:
@@ -117,8 +132,11 @@ class ForwardHook(Hook):
     def tapped(self, x: Tensor | None, y: Tensor | None) -> None:
         """From a compiled graph."""
         self._switch.traced = True
-        if self._switch.armed:
-            self._receive(x, y)
+        if self._switch.armed and not self._failed:
+            try:
+                self._receive(x, y)
+            except Exception as error:
+                self._fail(error)
 
     def _tensors(self, args: tuple, kwargs: dict, output: object) -> tuple[Tensor | None, Tensor | None]:
         x = None
@@ -155,7 +173,7 @@ def find_logits(output: object) -> Tensor | None:
     """`logits` of a model's output where it has them, else its first floating-point tensor of two and more dimensions:
     a loss beside the logits is none."""
     if isinstance(output, Tensor):
-        return output if output.ndim >= 2 and output.is_floating_point() else None
+        return output if output.is_floating_point() and not output.is_nested and output.ndim >= 2 else None
     if isinstance(named := member(output, "logits"), Tensor):
         return named
     members = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()

@@ -305,7 +305,9 @@ def _finished(jobs: list[_Job]) -> list[SubspaceState]:
     # -1: not finite.
     directions = torch.where(S[:, 0].isfinite(), (S > 0).sum(1), -1)
     directions, doubtful = torch.stack([directions, doubtful.long()]).tolist()
-    if measured := [i for i, (known, doubt) in enumerate(zip(directions, doubtful, strict=True)) if known > 0 and doubt]:
+    if measured := [
+        i for i, (known, doubt) in enumerate(zip(directions, doubtful, strict=True)) if known > 0 and doubt
+    ]:
         others = torch.stack(_other_residuals([jobs[i] for i in measured], S[measured])).to(S) + noise[measured]
         residual[measured] = torch.maximum(residual[measured], others)
     error, cluster = _vector_error(S, residual, rest)

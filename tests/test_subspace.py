@@ -190,6 +190,23 @@ def test_values_that_share_a_true_one_are_not_counted_twice():
     assert replace(state, residual=torch.tensor([0.6, 0.6, 1e-9])).at_least(0.1) == 2
 
 
+@pytest.mark.parametrize("shape", [(3, 129), (10, 512), (129, 3), (60, 200)])
+def test_errors_of_vectors_hold_where_small_values_magnify_the_rounding_of_the_other_side(shape):
+    for seed in range(20):
+        g = torch.Generator().manual_seed(seed)
+        sides = [torch.linalg.qr(torch.randn(n, min(shape), generator=g, dtype=torch.float64))[0] for n in shape]
+        A = ((sides[0] * 10.0 ** -torch.linspace(0, 3, min(shape), dtype=torch.float64)) @ sides[1].T).float()
+        state = None
+        for _ in range(4):
+            A = A + 1e-5 * torch.randn(shape, generator=g) * A.abs().mean()
+            state = top_svd(A, state=state)
+        true = torch.linalg.svd(A.double(), full_matrices=False)[2]
+        for v, error in zip(state.Vh.double(), state.vector_error.tolist(), strict=True):
+            cosines = true @ v
+            best = cosines.abs().argmax()
+            assert (v - cosines[best] * true[best]).norm() <= error + 1e-6
+
+
 @pytest.mark.parametrize("power", [4.0, 12.0])
 def test_counts_and_values_of_steep_float64_spectra_hold(power):
     """Below 1e-8 of the largest, where the Gram matrix of a float64 block has no digits left, a Ritz value may stand

@@ -35,8 +35,10 @@ def class_rows(logits: Any, target: Any) -> tuple[Tensor | None, Tensor | None]:
     Raises:
         InputError: logits that are no floating-point tensor, or a target of neither shape.
     """
-    if logits is not None and not (isinstance(logits, Tensor) and logits.is_floating_point()):
-        got = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
+    if logits is not None and not (isinstance(logits, Tensor) and logits.is_floating_point() and not logits.is_nested):
+        got = type(logits).__name__
+        if isinstance(logits, Tensor):
+            got = "a nested tensor" if logits.is_nested else logits.dtype
         raise InputError("logits", "a floating-point tensor [N, C], [N, C, ...] or [N, tokens, C]", got)
     if logits is None or logits.ndim < 2:
         return None, None

@@ -140,7 +140,9 @@ class Watcher:
         sources |= {"window"} if window is not None and "act" in self._kinds else set()
         # What gradients are products of, where that helps: not where every figure of a spectrum is wanted.
         sources |= {"factors"} if "grad" in self._kinds and names == BASIC and self._ranks.size == 1 else set()
-        self._capture = Capture(self._layers, self._on_source, kinds=frozenset(sources), mode=mode, seed=seed)
+        self._capture = Capture(
+            self._layers, self._on_source, kinds=frozenset(sources), mode=mode, seed=seed, fails=self._on_failure
+        )
         self._resize()
         self.config = {
             "layers": [layer.name for layer in self._layers],
@@ -399,6 +401,11 @@ class Watcher:
 
     def _on_source(self, kind: str, name: str, matrix: Callable[[], Tensor | Spectrum]) -> None:
         self._measurements.take(kind, name, matrix)
+
+    def _on_failure(self, key: str, error: Exception) -> None:
+        """What a hook could not do, or with an output that nobody handed in."""
+        if key not in self._remarks.disabled:
+            self._remarks.disable(key, f"{type(error).__name__}: {error}", str(error))
 
     @torch.no_grad()
     @one_thread()

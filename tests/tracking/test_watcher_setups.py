@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from watched_loop import Records, assert_same, by_hand, small_batches, small_net
 
 import fastrank
+from fastrank import InputError
 
 
 def images(n, size=8, channels=3, classes=5):
@@ -351,3 +352,63 @@ def test_a_model_left_in_evaluation_mode_is_said():
     assert ("act", "no forward of the watched model in training mode") in [
         (key, text) for _, key, text in records.notes
     ]
+
+
+class TimeLinear(nn.Linear):
+    """Takes another argument first."""
+
+    def forward(self, time, x):
+        return super().forward(x) * time
+
+
+class Unusual(nn.Module):
+    """Its output's `logits` cannot be had."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = TimeLinear(20, 30), nn.Linear(30, 10)
+
+    def forward(self, x):
+        class Output(tuple):
+            @property
+            def logits(self):
+                raise RuntimeError("not yet")
+
+        return Output((self.second(self.first(torch.tensor(0.5), x)),))
+
+
+def test_what_a_hook_cannot_read_is_said_once_and_training_goes_on():
+    model = Unusual()
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    records, notes = [], []
+    with pytest.warns(RuntimeWarning) as warned, fastrank.watch(model, log=lambda *r: records.append(r)) as w:
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.randn(8, 20))[0].square().sum().backward()
+            optimizer.step()
+            w.step()
+        notes = dict(w._remarks.disabled)
+    assert len(warned) == 2 and notes.keys() == {"layers/first", "logits"} and "not yet" in notes["logits"]
+    assert len(records) == 3 and all({"grad/first/rank", "weight/second/rank"} <= r[1].keys() for r in records)
+    assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_nested_outputs_are_no_logits():
+    class Nested(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x):
+            y = self.layer(x)
+            return torch.nested.nested_tensor([y[:1].detach(), y[1:].detach()]), y
+
+    model = Nested()
+    with fastrank.watch(model, metrics="light", log=lambda *_: None) as w:
+        nested, _ = model(torch.randn(5, 4))
+        w.step()
+        assert "logits/norm" in w.latest
+        model(torch.randn(5, 4))
+        with pytest.raises(InputError, match=r"^logits: expected .* got a nested tensor"):
+            w.step(nested)
