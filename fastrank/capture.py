@@ -67,8 +67,8 @@ class Capture:
     `matrix()` gives a view or a sampled copy of live data: `emit` must take what it needs before it returns. What is
     surely a copy of an activation comes as "sample", all else of it as "act". A module that runs several times in one
     forward emits under `name`, `name#2`, ... `attach` sets the hooks, `remove` takes every one away for a while,
-    `detach` for good. With `training=False` it is forwards in evaluation mode. What goes wrong outside of `emit`, as with
-    a layer that is used as none of its kind is, is told `fails("layers/<name>", error)` once, or raised without it.
+    `detach` for good. With `training=False` it is forwards in evaluation mode. What goes wrong outside of `emit`, with
+    a layer used as none of its kind is, is told `fails("layers/<name>", error)` once, or raised without it.
     """
 
     def __init__(
