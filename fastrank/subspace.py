@@ -301,7 +301,7 @@ def _finished(jobs: list[_Job]) -> list[SubspaceState]:
     residual = torch.stack([job.step.residual for job in jobs]) + noise
     # The other side's vanishes but for the rounding of A^T Y, which grows as it is divided by small values: about
     # eps ||A||_F s_1 / s_i. Where four times as much is not little beside the residual, it is measured.
-    doubtful = (8 * info.eps * norm[:, None] * S[:, :1] > S * residual).logical_and(S > 0).any(1)
+    doubtful = (8 * info.eps * norm[:, None] / S > residual / S[:, :1]).logical_and(S > 0).any(1)
     # -1: not finite.
     directions = torch.where(S[:, 0].isfinite(), (S > 0).sum(1), -1)
     directions, doubtful = torch.stack([directions, doubtful.long()]).tolist()

@@ -190,8 +190,9 @@ def test_values_that_share_a_true_one_are_not_counted_twice():
     assert replace(state, residual=torch.tensor([0.6, 0.6, 1e-9])).at_least(0.1) == 2
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-28, 1e28])
 @pytest.mark.parametrize("shape", [(3, 129), (10, 512), (129, 3), (60, 200)])
-def test_errors_of_vectors_hold_where_small_values_magnify_the_rounding_of_the_other_side(shape):
+def test_errors_of_vectors_hold_where_small_values_magnify_the_rounding_of_the_other_side(shape, scale):
     for seed in range(20):
         g = torch.Generator().manual_seed(seed)
         sides = [torch.linalg.qr(torch.randn(n, min(shape), generator=g, dtype=torch.float64))[0] for n in shape]
@@ -199,7 +200,7 @@ def test_errors_of_vectors_hold_where_small_values_magnify_the_rounding_of_the_o
         state = None
         for _ in range(4):
             A = A + 1e-5 * torch.randn(shape, generator=g) * A.abs().mean()
-            state = top_svd(A, state=state)
+            state = top_svd(A * scale, state=state)
         true = torch.linalg.svd(A.double(), full_matrices=False)[2]
         for v, error in zip(state.Vh.double(), state.vector_error.tolist(), strict=True):
             cosines = true @ v
