@@ -403,7 +403,7 @@ class Watcher:
         self._measurements.take(kind, name, matrix)
 
     def _on_failure(self, key: str, error: Exception) -> None:
-        """What a hook could not do, or with an output that nobody handed in."""
+        """What a hook, or the search for logits, could not do."""
         if key not in self._remarks.disabled:
             self._remarks.disable(key, f"{type(error).__name__}: {error}", str(error))
 
