@@ -30,7 +30,12 @@ class Remarks:
         self.disabled[key] = reason
         self.explain(key, f"disabled: {reason}")
         if warning:
-            warnings.warn(f"fastrank: {key} is no longer measured: {warning}", RuntimeWarning, stacklevel=3)
+            warnings.warn(f"fastrank: {key} is no longer measured: {warning}", RuntimeWarning, stacklevel=4)
+
+    def failed(self, key: str, error: Exception) -> None:
+        """Said once: `key` is disabled by what went wrong with it."""
+        if key not in self.disabled:
+            self.disable(key, f"{type(error).__name__}: {error}", str(error))
 
     def guarded(self, key: str) -> Guard:
         """A context that gives whether `key` is still measured; a failure of its body is said once and disables it."""
@@ -50,5 +55,5 @@ class Guard:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         if not self._enabled or not isinstance(error, Exception):
             return False
-        self._remarks.disable(self._key, f"{type(error).__name__}: {error}", str(error))
+        self._remarks.failed(self._key, error)
         return True

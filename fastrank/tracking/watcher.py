@@ -404,8 +404,7 @@ class Watcher:
 
     def _on_failure(self, key: str, error: Exception) -> None:
         """What a hook, or the search for logits, could not do."""
-        if key not in self._remarks.disabled:
-            self._remarks.disable(key, f"{type(error).__name__}: {error}", str(error))
+        self._remarks.failed(key, error)
 
     @torch.no_grad()
     @one_thread()
