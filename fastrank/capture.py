@@ -10,9 +10,9 @@ A *source* is a matrix [n, d] with rows as samples:
   of these a seeded sample of rows. `bound` is the input with all its rows, never formed: its spectrum;
 * `features`: the input of a linear layer with all its rows, in place.
 
-With "factors" among the kinds also `slope`, the gradient of a layer's output [rows, out], and all rows of its `input`:
-the gradient of the weight is the product of the two. Both only of layers with so few rows that the pair is smaller than
-that gradient, and of the first run in a forward.
+With "factors" among the kinds also `slope`, the gradient of a layer's output [rows, out], and all rows of its `input`,
+which is then a `factor`: the gradient of the weight is the product of the two. Both only of layers with so few rows
+that the pair is smaller than that gradient, and of the first run in a forward.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ class Capture:
             if factor:
                 self._factored.add(name)
             if factor or "input" in self._kinds:
-                self._emit("input", name, lambda: self._input(layer.module, x))
+                self._emit("factor" if factor else "input", name, lambda: self._input(layer.module, x))
         if parameter is not None and x is not None and "bound" in self._kinds:
             self._emit("bound", name, lambda: input_spectrum(layer.module, x))
         if x is not None and "features" in self._kinds and is_linear(layer.module):

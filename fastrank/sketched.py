@@ -24,11 +24,11 @@ OVERSAMPLE = 12
 #: Random vectors that probe what the sketch lacks, and the factor of lemma 4.1: the bound fails with probability
 #: FACTOR ** -PROBES, one in 10^10.
 PROBES, FACTOR = 5, 100.0
-#: Times over n d, in operations of a float32 product: of a sketch of q columns 4 q + PASSES, of the whole spectrum
-#: GRAM m + SOLVER m^3 / (n d) with m the smaller side. Fitted to 512 x 4608 (45 ms; 22 by 48 columns, 47 by 160) and
-#: 2048 x 2048 (1.1 s; 106 ms by 160 columns), on one thread of a busy machine.
-#: A sketch that fails comes on top, so it has to promise a third less.
-PASSES, GRAM, SOLVER, PROMISE = 205, 1.3, 4.2, 2 / 3
+#: Times in operations of a float32 product: of a sketch of q columns (4 q + PASSES) n d + START, as its small operations
+#: take a while, of the whole spectrum GRAM m n d + SOLVER m^3 with m the smaller side. Fitted, on two threads, to
+#: 512 x 4608 (18 ms; 8 by 48 columns, 17 by 160), 2048 x 2048 (560; 28 by 160), 512 x 512 (7; 2.7 by 32) and 256 x 2304
+#: (3.2; 3.0 by 16). A sketch that fails comes on top, so it has to promise a third less.
+PASSES, START, GRAM, SOLVER, PROMISE = 150, 2e8, 1.25, 5.0, 2 / 3
 #: Widths are rounded up to a multiple of this, so that few test matrices are needed.
 ROUND = 16
 
@@ -39,7 +39,7 @@ def sketch_width(n: int, d: int, rank: float) -> int | None:
     if not math.isfinite(rank) or not m:
         return None
     width = -(-math.ceil(rank * 1.05 + OVERSAMPLE) // ROUND) * ROUND
-    pays = 4 * width + PASSES <= PROMISE * (GRAM * m + SOLVER * m**3 / (n * d))
+    pays = (4 * width + PASSES) * n * d + START <= PROMISE * (GRAM * m * n * d + SOLVER * m**3)
     return width if pays and width < m else None
 
 

@@ -11,7 +11,7 @@
 namespace fastrank {
 namespace {
 
-constexpr int64_t kHugePage = int64_t{2} << 20;
+constexpr int64_t kHugePage = int64_t{2} << 20, kPage = int64_t{64} << 10;
 // The most that was in use at once fades by this share with each block that comes back: what a step holds at once is kept
 // for the next, and sizes that are no longer asked for are let go within some thousand blocks.
 constexpr int64_t kFading = 4096;
@@ -47,7 +47,9 @@ Idle& idle() {
   return *the;
 }
 
-int64_t rounded(int64_t bytes) { return (bytes + kHugePage - 1) / kHugePage * kHugePage; }
+// Not to whole huge pages: a block's tail would take up to 2 MiB of which nobody reads. What is asked for again is asked
+// for in the same size.
+int64_t rounded(int64_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
 
 void* map(int64_t bytes) {
   // One page more than asked for, to cut what lies before and after the aligned range.

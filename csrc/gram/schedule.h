@@ -7,14 +7,12 @@
 // slab's chunks; C itself is the accumulator, so memory does not grow with the number of tasks.
 #pragma once
 
-#include <stdlib.h>
-#include <string.h>
 
 #include <algorithm>
-#include <new>
 #include <vector>
 
 #include "common/parallel.h"
+#include "common/workspace.h"
 #include "gram/gram.h"
 
 namespace fastrank {
@@ -28,8 +26,7 @@ constexpr int64_t kShortSplits = 4;
 constexpr int64_t kMaxSplits = 16;             // at most 16 triangles of 256^2 fp64: 8 MiB
 constexpr int64_t kBlock = 144;  // wide: side of a block of C; a multiple of each tile's columns (48 fp32 of AVX-512)
 constexpr int64_t kPackPanels = 4;             // wide: panels packed by one task
-constexpr int64_t kSlabBytes = int64_t{8} << 20;
-constexpr int64_t kKeepBytes = int64_t{8} << 20;  // larger workspaces are given back after the call
+constexpr int64_t kSlabBytes = int64_t{4} << 20;
 constexpr int64_t kSerialWork = int64_t{1} << 20;  // below this rows * columns^2 one thread is faster (some 50 us)
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -65,32 +62,6 @@ struct Plan {
   }
 };
 
-// Grow-only scratch of one thread; not zeroed.
-class Workspace {
- public:
-  ~Workspace() { free(data_); }
-  void* get(int64_t bytes) {
-    if (bytes > size_) {
-      free(data_);
-      size_ = 0;
-      data_ = aligned_alloc(64, static_cast<size_t>(ceil_div(bytes, 64) * 64));
-      if (!data_) throw std::bad_alloc();
-      size_ = bytes;
-    }
-    return data_;
-  }
-  void trim() {
-    if (size_ <= kKeepBytes) return;
-    free(data_);
-    data_ = nullptr;
-    size_ = 0;
-  }
-
- private:
-  void* data_ = nullptr;
-  int64_t size_ = 0;
-};
-
 struct Output {
   double* c;       // [columns, columns], lower triangle, row stride ldc
   int64_t ldc;
@@ -117,23 +88,37 @@ void run_narrow(const Kernels& kernels, const Plan& plan, int64_t rows, int64_t 
   const int64_t m = columns, panels = ceil_div(m, kernels.lanes), stride = plan.chunk * kernels.lanes;
   const bool direct = plan.tasks == 1;  // then C itself is the triangle
   const int64_t partial_size = m * m + m;  // a triangle and, after it, column sums
-  // A task's own chunk sums come first: [tasks, m].
+  // One thread alone adds each split to the first as it comes, in the same order: two triangles instead of all.
+  const bool alone = threads == 1;
+  const int64_t held = alone ? std::min<int64_t>(plan.tasks, 2) : plan.tasks;
+  // A task's own chunk sums come first: [held, m].
   double* const chunk_sums = static_cast<double*>(
-      partial_space.get(static_cast<int64_t>(sizeof(double)) * plan.tasks * (m + (direct ? m : partial_size))));
-  double* const partials = chunk_sums + plan.tasks * m;
+      partial_space.get(static_cast<int64_t>(sizeof(double)) * held * (m + (direct ? m : partial_size))));
+  double* const partials = chunk_sums + held * m;
   // The first triangle is that which takes the others up: C where nothing is in it.
   double* const first = out.whole ? out.c : partials;
   const int64_t first_stride = out.whole ? out.ldc : m;
   std::vector<double> rounded(static_cast<size_t>(plan.tasks), 0.0);
+  // Row i of the first triangle takes that of another up.
+  const auto take_up = [&](const double* triangle, int64_t i) {
+    double* const to = first + i * first_stride;
+    const double* const from = triangle + i * m;
+    for (int64_t j = 0; j <= i; ++j) to[j] += from[j];
+  };
+  const auto take_up_sums = [&](const double* triangle) {
+    double* const sums = partials + m * m;
+    for (int64_t i = 0; i < m; ++i) sums[i] += triangle[m * m + i];
+  };
 
   parallel_for(plan.tasks, threads, [&](int64_t task) {
     static thread_local Workspace pack_space;
     void* packed = pack_space.get(panels * stride * kernels.element_size);
-    double* const mine = partials + task * partial_size;
+    const int64_t place = std::min(task, held - 1);
+    double* const mine = partials + place * partial_size;
     double* const c = direct ? out.c : task ? mine : first;
     const int64_t ldc = direct ? out.ldc : task ? m : first_stride;
     double* const sums = direct ? partials : mine + m * m;
-    double* const chunk_sum = out.total ? chunk_sums + task * m : nullptr;
+    double* const chunk_sum = out.total ? chunk_sums + place * m : nullptr;
     std::fill(sums, sums + m, 0.0);
     const int64_t begin = plan.begin(task);
     for (int64_t chunk = begin; chunk < plan.begin(task + 1); ++chunk) {
@@ -144,14 +129,17 @@ void run_narrow(const Kernels& kernels, const Plan& plan, int64_t rows, int64_t 
         for (int64_t i = 0; i < m; ++i) sums[i] += chunk_sum[i];
       kernels.multiply(packed, stride, count, 0, m, 0, m, c, ldc, chunk > begin || (direct && !out.whole));
     }
+    if (alone && task) {
+      for (int64_t i = 0; i < m; ++i) take_up(mine, i);
+      take_up_sums(mine);
+    }
   });
 
   if (kernels.rounded)
     for (const double of_task : rounded) *out.rounded += of_task;
   if (out.total) {
     double* const sums = direct ? partials : partials + m * m;
-    for (int64_t task = 1; task < plan.tasks; ++task)
-      for (int64_t i = 0; i < m; ++i) sums[i] += sums[task * partial_size + i];
+    for (int64_t task = 1; task < plan.tasks && !alone; ++task) take_up_sums(partials + task * partial_size);
     for (int64_t i = 0; i < m; ++i) out.total[i] += sums[i];
   }
   if (!direct) {
@@ -160,13 +148,9 @@ void run_narrow(const Kernels& kernels, const Plan& plan, int64_t rows, int64_t 
     parallel_for(blocks, threads, [&](int64_t task) {
       const int64_t block = blocks - 1 - task;  // the longest first
       for (int64_t i = block * rows_per_task; i < std::min(m, (block + 1) * rows_per_task); ++i) {
-        double* to = first + i * first_stride;  // takes the others up, in order; C is added once
-        for (int64_t of = 1; of < plan.tasks; ++of) {
-          const double* from = partials + of * partial_size + i * m;
-          for (int64_t j = 0; j <= i; ++j) to[j] += from[j];
-        }
-        if (!out.whole)
-          for (int64_t j = 0; j <= i; ++j) out.c[i * out.ldc + j] += to[j];
+        for (int64_t of = 1; of < plan.tasks && !alone; ++of) take_up(partials + of * partial_size, i);
+        const double* const to = first + i * first_stride;
+        for (int64_t j = 0; j <= i && !out.whole; ++j) out.c[i * out.ldc + j] += to[j];  // once
       }
     });
   }

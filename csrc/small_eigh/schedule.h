@@ -2,47 +2,18 @@
 // on its company.
 #pragma once
 
-#include <stdlib.h>
-
 #include <algorithm>
-#include <new>
 #include <numeric>
 #include <vector>
 
 #include "common/parallel.h"
+#include "common/workspace.h"
 #include "small_eigh/small_eigh.h"
 
 namespace fastrank {
 namespace small_eigh {
 
 constexpr double kSerialWork = 2e4;  // cubes of sizes: some 50 us, which waking a thread takes
-
-// Scratch of a thread that lasts for one call, at a multiple of a cache line.
-class Scratch {
- public:
-  ~Scratch() { free(data_); }
-  double* get(int64_t count) {
-    if (count > size_) {
-      free(data_);
-      size_ = 0;
-      data_ = static_cast<double*>(aligned_alloc(64, static_cast<size_t>(round_up(count * 8, 64))));
-      if (!data_) throw std::bad_alloc();
-      size_ = count;
-    }
-    return data_;
-  }
-  void trim() {
-    constexpr int64_t keep = int64_t{1} << 20;  // 8 MiB
-    if (size_ <= keep) return;
-    free(data_);
-    data_ = nullptr;
-    size_ = 0;
-  }
-
- private:
-  double* data_ = nullptr;
-  int64_t size_ = 0;
-};
 
 // body(index, scratch) for every matrix, of sizes m[], with `needs(m)` doubles of scratch.
 template <class Needs, class Body>
@@ -59,10 +30,10 @@ void each(const std::vector<int64_t>& m, int threads, const Needs& needs, const 
   while (first_small < static_cast<int64_t>(order.size()) && m[order[first_small]] > small) ++first_small;
   const int64_t rest = static_cast<int64_t>(order.size()) - first_small;
   parallel_for(first_small + (rest + run - 1) / run, threads, [&](int64_t task) {
-    static thread_local Scratch space;
+    static thread_local Workspace space;
     const int64_t begin = task < first_small ? task : first_small + (task - first_small) * run;
     const int64_t end = task < first_small ? task + 1 : std::min<int64_t>(begin + run, order.size());
-    for (int64_t i = begin; i < end; ++i) body(order[i], space.get(needs(m[order[i]])));
+    for (int64_t i = begin; i < end; ++i) body(order[i], static_cast<double*>(space.get(static_cast<int64_t>(sizeof(double)) * needs(m[order[i]]))));
     space.trim();
   });
 }

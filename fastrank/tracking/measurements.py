@@ -66,7 +66,8 @@ class Measurements:
         self._kinds, self._names, self._seed, self._sharded = kinds, names, seed, sharded
         self._ranks, self._costs, self._window, self._remarks = ranks, costs, window, remarks
         self._explain, self._guarded = remarks.explain, remarks.guarded
-        self._work_of = {"input": "align" if "align" in kinds else "grad", "slope": "grad", "sample": "act"}
+        of_input = "align" if "align" in kinds else "grad"
+        self._work_of = {"input": of_input, "factor": of_input, "slope": "grad", "sample": "act"}
         #: Warm subspaces of weights and inputs.
         self._tops: dict[str, SubspaceState] = {}
         self._inputs: dict[str, SubspaceState] = {}
@@ -84,8 +85,9 @@ class Measurements:
         self._samples: dict[str, Tensor] = {}
         self._held_weights: dict[str, tuple[Tensor, int]] = {}
         self._held_inputs: dict[str, Tensor] = {}
-        #: Of the inputs those whose subspaces were brought up to date.
-        self._seen_inputs: set[str] = set()
+        #: Of the inputs those whose subspaces were brought up to date, and those that gradients may be products of.
+        self._seen_inputs: dict[str, None] = {}
+        self._factors: set[str] = set()
         self._slopes: dict[str, Tensor] = {}
         self._bounds: dict[str, list[Tensor]] = {}
         #: Activations whose Gram matrices do not add up over processes: fewer rows than features.
@@ -124,9 +126,11 @@ class Measurements:
                 # One that is computed is another tensor in every forward: none is held once they are measured.
                 if not self._weights_are_measured:
                     self._held_weights[name] = found, found._version
-            elif kind == "input":
+            elif kind in ("input", "factor"):
                 self._held_inputs[name] = found
-                self._seen_inputs.discard(name)
+                self._seen_inputs.pop(name, None)
+                if kind == "factor":
+                    self._factors.add(name)
                 self._costs.hold(key, found)
             elif kind == "slope":
                 self._slopes[name] = found
@@ -188,6 +192,11 @@ class Measurements:
         with self._costs.block(work), self._guarded(work) as enabled:
             if enabled:
                 self._warm(warm, self._new_inputs())
+                # A backward has not yet taken its memory.
+                self._held_inputs = {
+                    name: X for name, X in self._held_inputs.items()
+                    if name not in self._seen_inputs or name in self._factors
+                }  # fmt: skip
         if "weight" in self._kinds:
             with self._costs.block("weight"), self._guarded("weight") as enabled:
                 if not enabled:
@@ -369,7 +378,7 @@ class Measurements:
 
     def _measure_alignment(self) -> None:
         self._warm({}, self._new_inputs(whole=True))
-        names = [name for name in self._held_inputs if name in self._inputs and name.partition("#")[0] in self._tops]
+        names = [name for name in self._seen_inputs if name in self._inputs and name.partition("#")[0] in self._tops]
         pairs = {f"align/{name}": (self._tops[name.partition("#")[0]], self._inputs[name]) for name in names}
         results = self._together(pairs, lambda sides: alignment(*map(list, zip(*sides, strict=True)), TOP))
         for key, result in results.items():
@@ -400,7 +409,7 @@ class Measurements:
                 old = states.pop(name, None)
                 fits = old is not None and old.block.shape[0] == X.shape[1] and old.block.device == X.device
                 jobs.setdefault(f"align/{name}", []).append((X, old if fits else None, settled, states, name))
-        self._seen_inputs |= inputs.keys()
+        self._seen_inputs |= dict.fromkeys(inputs)
 
         def step(jobs: list[list[tuple]]) -> list[list[SubspaceState]]:
             X, old, settled, *_ = map(list, zip(*(job for of_layer in jobs for job in of_layer), strict=True))
@@ -484,7 +493,7 @@ class Measurements:
                     found[key] = (touched_rows if layer.is_looked_up else layer.matrix)(whole)
         return found
 
-    def _factors(self) -> dict[str, tuple[Tensor, Tensor]]:
+    def _pairs(self) -> dict[str, tuple[Tensor, Tensor]]:
         """{key: gradients of a layer's outputs [n, out], its inputs [n, in]} that a gradient may be the product of."""
         if self.forwards > 1 or self._ranks.size > 1:
             return {}
@@ -495,7 +504,7 @@ class Measurements:
         if self._followed is None:
             spectra = self._together(found, spectrum)
         else:
-            spectra = self._followed.gradients(found, self._factors(), self._step)
+            spectra = self._followed.gradients(found, self._pairs(), self._step)
         for layer in self._layers:
             if layer.is_looked_up and (key := f"grad/{layer.name}") in spectra:
                 spectra[key] = with_untouched(spectra[key], len(layer.trained()))

@@ -57,7 +57,7 @@ def test_as_much_is_kept_as_was_in_use_at_once():
     blocks = [buffers.empty_like(torch.zeros(MIB + i)) for i in range(1, 13)]
     before = {y.data_ptr() for y in blocks}
     del blocks
-    assert core.idle_bytes() == 12 * 6 * MIB
+    assert core.idle_bytes() == 12 * (4 * MIB + 64 * 1024)  # not a huge page for the last few bytes of each
     blocks = [buffers.empty_like(torch.zeros(MIB + i)) for i in range(1, 13)]
     assert {y.data_ptr() for y in blocks} == before and core.idle_bytes() == 0
 
@@ -67,9 +67,9 @@ def test_sizes_that_are_no_longer_asked_for_are_let_go():
     del blocks
     x = torch.zeros(2 * MIB)
     for _ in range(6):  # other sizes, as many at once
-        blocks = [buffers.empty_like(x) for _ in range(9)]
+        blocks = [buffers.empty_like(x) for _ in range(6)]
         del blocks
-    assert core.idle_bytes() <= 9 / 8 * 12 * 6 * MIB
+    assert core.idle_bytes() <= 9 / 8 * 12 * (4 * MIB + 64 * 1024)
     for _ in range(1 << 14):
         buffers.empty_like(x)
     assert core.idle_bytes() <= 4 * x.nbytes

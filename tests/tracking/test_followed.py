@@ -13,7 +13,7 @@ from fastrank.carried import SMALLEST_SIDE as CARRIED
 
 def network():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(40, 360), nn.Tanh(), nn.Linear(360, 380), nn.Tanh(), nn.Linear(380, 20))
+    return nn.Sequential(nn.Linear(40, 520), nn.Tanh(), nn.Linear(520, 540), nn.Tanh(), nn.Linear(540, 20))
 
 
 def train(model, watcher, steps, records=None, rate=0.02):
@@ -115,8 +115,8 @@ def test_a_weight_that_is_changed_unseen_inside_a_forward_has_figures_that_hold(
             before = weight._version
             if self.step == 2:
                 weight.data.mul_(1.3)
-            elif self.step == 3:  # from rank 360 to 100
-                weight.data.copy_(torch.randn(380, 100) @ torch.randn(100, 360))
+            elif self.step == 3:  # from rank 520 to 100
+                weight.data.copy_(torch.randn(540, 100) @ torch.randn(100, 520))
             assert weight._version == before
             return x
 
@@ -129,8 +129,8 @@ def test_a_weight_that_is_changed_unseen_inside_a_forward_has_figures_that_hold(
             truth.append(model[2].weight.detach().double())
             optimizer.step()
             w.step()
-    ranks = [int((s > 380 * 2**-23 * s[0]).sum()) for s in map(torch.linalg.svdvals, truth)]
-    assert ranks[:3] == [360] * 3 and ranks[3] == 100
+    ranks = [int((s > 540 * 2**-23 * s[0]).sum()) for s in map(torch.linalg.svdvals, truth)]
+    assert ranks[:3] == [520] * 3 and ranks[3] == 100
     for (_, scalars, _), X, rank in zip(records, truth, ranks, strict=True):
         assert scalars["weight/2/rank_lo"] <= rank <= scalars["weight/2/rank_hi"]
         assert scalars["weight/2/frobenius"] == pytest.approx(float(X.norm()), rel=1e-5)
