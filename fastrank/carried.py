@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fastrank.kernels import buffers
 from fastrank.kernels.rsvd import distances_many
 from fastrank.ranks import rank_counts
 from fastrank.spectra import Spectrum, Stack, nan_spectrum, spectrum
@@ -93,6 +94,8 @@ def carried_spectra(jobs: list[tuple[Tensor, SubspaceState, Anchor | None]], ste
     new = [i for i in range(len(jobs)) if i not in found]
     copies = [jobs[i][0].clone() for i in new]
     exact = spectrum(copies)
+    if not old:  # the set-up: no step will take as much memory again
+        buffers.drop_idle()
     found |= {i: _anchored(copy, s, step) for i, copy, s in zip(new, copies, exact, strict=True)}
     return [found[i] for i in range(len(jobs))]
 

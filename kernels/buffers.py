@@ -26,3 +26,9 @@ def empty(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None
     if not plain or math.prod(shape) * dtype.itemsize < _LARGE or (core := backend.core()) is None:
         return like.new_empty(shape, dtype=dtype)
     return torch.from_dlpack(core.empty(shape, *_DLPACK_CODES[dtype]))
+
+
+def drop_idle() -> None:
+    """Gives the system what is kept for the next result, after work that was larger than any to come."""
+    if (core := backend.core()) is not None:
+        core.drop_idle()
