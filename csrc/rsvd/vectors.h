@@ -96,12 +96,25 @@ inline V fma(V a, V b, V c) {
 #endif
 }
 
+// A vector of T from as many S. GCC splits __builtin_convertvector of floats into halves, which took a quarter of times().
+template <class S, class T>
+inline Vector<T, kLanes<T>> widened(const S* from) {
+  constexpr int64_t L = kLanes<T>;
+#if defined(__AVX512F__)
+  // The unmasked form makes GCC 12 warn about its own header.
+  if constexpr (sizeof(S) == 4 && sizeof(T) == 8)
+    return (Vector<T, L>)_mm512_maskz_cvtps_pd(0xff, (__m256)load<Vector<S, L>>(from));
+#endif
+  using V = Vector<T, L>;
+  return __builtin_convertvector(load<Vector<S, L>>(from), V);
+}
+
 // to[count] = from, widened where T is wider.
 template <class S, class T>
 inline void widen_run(const S* from, int64_t count, T* to) {
   constexpr int64_t L = kLanes<T>;
   int64_t i = 0;
-  for (; i + L <= count; i += L) store(to + i, __builtin_convertvector(load<Vector<S, L>>(from + i), Vector<T, L>));
+  for (; i + L <= count; i += L) store(to + i, widened<S, T>(from + i));
   for (; i < count; ++i) to[i] = static_cast<T>(from[i]);
 }
 
