@@ -24,10 +24,10 @@ OVERSAMPLE = 12
 #: Random vectors that probe what the sketch lacks, and the factor of lemma 4.1: the bound fails with probability
 #: FACTOR ** -PROBES, one in 10^10.
 PROBES, FACTOR = 5, 100.0
-#: Times in operations of a float32 product: of a sketch of q columns (4 q + PASSES) n d + START, as its small operations
-#: take a while, of the whole spectrum GRAM m n d + SOLVER m^3 with m the smaller side. Fitted, on two threads, to
-#: 512 x 4608 (18 ms; 8 by 48 columns, 17 by 160), 2048 x 2048 (560; 28 by 160), 512 x 512 (7; 2.7 by 32) and 256 x 2304
-#: (3.2; 3.0 by 16). A sketch that fails comes on top, so it has to promise a third less.
+#: In operations of a float32 product, a sketch of q columns takes (4 q + PASSES) n d + START, its small operations, and
+#: the whole spectrum GRAM m n d + SOLVER m^3, m the smaller side. Fitted, on two threads, to 512 x 4608 (18 ms; 8 by 48
+#: columns, 17 by 160), 2048 x 2048 (560; 28 by 160), 512 x 512 (7; 2.7 by 32) and 256 x 2304 (3.2; 3.0 by 16). A sketch
+#: that fails comes on top, so it has to promise a third less.
 PASSES, START, GRAM, SOLVER, PROMISE = 150, 2e8, 1.25, 5.0, 2 / 3
 #: Widths are rounded up to a multiple of this, so that few test matrices are needed.
 ROUND = 16

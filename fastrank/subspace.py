@@ -119,18 +119,27 @@ def top_svd(A, k: int = 15, state=None, *, seed: int = 0, settled: bool | Sequen
         settled: a cold start takes min(n, d) / 16 iterations, 32 at most, for matrices that are followed for long; of
             a list of matrices for all of them, or a list.
     Raises:
-        InputError: A is not a floating-point matrix, k is not in [1, 116], or `state` belongs to another d.
+        InputError: A is not a floating-point matrix, k is not in [1, 116], `settled` is no flag, or `state` belongs to
+            another d.
     """
     if not isinstance(A, list | tuple):
-        return _many([A], k, [state], seed, [settled])[0]
-    settled = settled if isinstance(settled, list | tuple) else [settled] * len(A)
-    if len(settled) != len(A):
-        raise InputError("settled", f"one for all, or {len(A)}, one per matrix", str(len(settled)))
+        return _many([A], k, [state], seed, _flags(settled, 1))[0]
+    settled = _flags(settled, len(A))
     states = [None] * len(A) if state is None else state
     if not isinstance(states, list | tuple) or len(states) != len(A):
         got = str(len(states)) if isinstance(states, list | tuple) else type(states).__name__
         raise InputError("state", f"a list of {len(A)} states, one per matrix", got)
     return _many(A, k, states, seed, settled)
+
+
+def _flags(settled: bool | Sequence[bool], matrices: int) -> Sequence[bool]:
+    if isinstance(settled, bool):
+        return [settled] * matrices
+    if not isinstance(settled, list | tuple) or not all(isinstance(flag, bool) for flag in settled):
+        raise InputError("settled", "True or False, or a list of them", repr(settled))
+    if len(settled) != matrices:
+        raise InputError("settled", f"one for all, or {matrices}, one per matrix", str(len(settled)))
+    return settled
 
 
 class _Job:

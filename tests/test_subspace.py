@@ -62,6 +62,9 @@ def test_a_settled_cold_start_has_the_values_of_a_flat_spectrum():
         assert torch.equal(state.S, top_svd(A, 15, settled=settled).S)
     with pytest.raises(InputError, match=r"^settled: expected one for all, or 2, one per matrix, got 1"):
         top_svd([A, A], 15, settled=[True])
+    for wrong in ("yes", None, torch.tensor([True, False]), ["a", "b"]):
+        with pytest.raises(InputError, match=r"^settled: expected True or False, or a list of them, got"):
+            top_svd([A, A], 15, settled=wrong)
 
 
 def test_warm_steps_follow_a_drift_better_than_its_size():

@@ -58,8 +58,8 @@ void check_rows(const int64_t* rows, int64_t count, int64_t total) {
   if (!count) return;
   const auto [least, most] = std::minmax_element(rows, rows + count);
   if (*least < 0 || *most >= total)
-    throw py::value_error("rows: expected 0 .. " + std::to_string(total - 1) + ", got " + std::to_string(*least) +
-                          " .. " + std::to_string(*most));
+    throw py::value_error("rows: expected " + (total ? "0 .. " + std::to_string(total - 1) : "none, of an empty x") +
+                          ", got " + std::to_string(*least) + " .. " + std::to_string(*most));
 }
 
 gram::Patches patches(uintptr_t data, int dtype, py::tuple sizes, py::tuple strides, int64_t groups, py::tuple kernel,

@@ -70,7 +70,8 @@ def check_row_range(rows: Tensor, count: int) -> None:
     if rows.device.type == "cpu" and rows.numel():
         least, most = map(int, torch.aminmax(rows))
         if not 0 <= least <= most < count:
-            raise ValueError(f"rows: expected 0 .. {count - 1}, got {least} .. {most}")
+            expected = f"0 .. {count - 1}" if count else "none, of an empty x"
+            raise ValueError(f"rows: expected {expected}, got {least} .. {most}")
 
 
 @lru_cache(maxsize=256)

@@ -177,6 +177,9 @@ def test_chosen_rows_name_their_mistakes():
     ]:
         with pytest.raises(ValueError, match=message):
             patch_rows(x, convolution, rows)
+    for impl in ("native", "reference"):
+        with pytest.raises(ValueError, match=r"rows: expected none, of an empty x, got 0 .. 0"):
+            patch_rows(x[:0], convolution, torch.tensor([0]), impl)
     opcheck(torch.ops.fastrank.patch_rows, (x, *convolution[:4], 1, torch.tensor([3, 1])))
 
 

@@ -2,9 +2,11 @@
 
 import copy
 import io
+import math
 
 import pytest
 import torch
+from fastrank.kernels import backend, buffers
 from torch import nn
 
 import fastrank
@@ -242,3 +244,21 @@ def test_gradients_from_their_factors(step, explained, kinds, monkeypatch):
                 rank = int((sigma > max(A.shape) * 2**-23 * sigma[0]).sum())
                 assert w.latest[f"grad/{key}/rank_lo"] == w.latest[f"grad/{key}/rank_hi"] == rank
                 assert w.latest[f"grad/{key}/sigma_1"] == pytest.approx(float(sigma[0]), rel=1e-5)
+
+
+def test_nothing_waits_in_memory_that_no_later_figure_needs():
+    """Of the sampled inputs a backward finds those that gradients are products of; of the set-up nothing is kept."""
+    model, x = network(), torch.randn(300, 40)
+    with fastrank.watch(model) as w:
+        for rows, kept in ((300, set()), (16, {"2"})):
+            buffers.drop_idle()
+            logits = model(x[:rows])
+            assert set(w._measurements._held_inputs) == kept
+            assert set(w._measurements._inputs) == {"0", "2", "4"}
+            logits.square().sum().backward()
+            w.step(logits)
+            assert all(math.isfinite(w.latest[f"align/{layer}/max"]) for layer in "024")
+    with fastrank.watch(network(), metrics=["weight"]) as w:
+        buffers.drop_idle()
+        w._model(x)
+        assert backend.core() is None or backend.core().idle_bytes() == 0
