@@ -1,8 +1,9 @@
 """What tracking adds to a training step: the same network trained untracked, tracked, and measured by hand in hooks.
 
 Every contender trains a copy of its own, from the same weights on the same batch. The baseline is the untracked step:
-a speed of 0.80x means that tracking adds a quarter. `torch.linalg in hooks` measures the ranks of activations and
-logits, which is what `light` does, the way one would write it.
+a speed of 0.80x means that tracking adds a quarter. `torch.linalg` measures the way one would write it: in hooks the
+ranks of activations and logits, which is what `light` does; as default also singular values of weights and ranks of
+gradients, without the alignment.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ T = 100.0
 
 @dataclass(frozen=True, kw_only=True)
 class Step(Case):
-    """One step of SGD on a timm model: a batch of square images."""
+    """One step of SGD on a timm model: a batch of square images; or on an MLP, named by its layers, of vectors."""
 
     model: str
-    image: int
+    image: int = 0
     batch: int
     classes: int = 94
     presets: tuple[str, ...] = ("light", "default")
@@ -38,24 +39,37 @@ class Step(Case):
     @property
     def title(self) -> str:
         often = f", every {self.every}th step" if self.every > 1 else ""
-        return f"{self.model} {self.image} px, batch {self.batch}{often}"
+        return f"{self.model}{f' {self.image} px' if self.image else ''}, batch {self.batch}{often}"
+
+    def network(self) -> tuple[nn.Module, Tensor]:
+        """And its batch."""
+        if self.model.startswith("MLP"):
+            layers, width = map(int, self.model.removeprefix("MLP ").split("x"))
+            hidden = [m for _ in range(layers) for m in (nn.Linear(width, width), nn.ReLU())]
+            return nn.Sequential(*hidden, nn.Linear(width, self.classes)), torch.randn(self.batch, width)
+        timm = require("timm", "the tracking benchmark")
+        images = torch.randn(self.batch, 3, self.image, self.image)
+        return timm.create_model(self.model, num_classes=self.classes), images
 
 
 CASES = (
     Step(model="resnet10t", image=32, batch=32, where="the demo's network, a small batch", quick=True),
     Step(model="resnet18", image=32, batch=128, where="CIFAR"),
     Step(model="resnet18", image=32, batch=128, every=10, where="CIFAR, off schedule nine times of ten"),
+    Step(model="MLP 8x2048", batch=128, where="wide and shallow"),
+    Step(model="resnet50", image=224, batch=32, classes=1000, devices=("cpu",), where="ImageNet"),
     Step(model="resnet50", image=224, batch=128, classes=1000, devices=("cuda",), where="ImageNet"),
 )
 
 
 def prepare(case: Step, device: str) -> Problem:
-    timm = require("timm", "the tracking benchmark")
     torch.manual_seed(0)
-    model = timm.create_model(case.model, num_classes=case.classes).to(device)
-    x = torch.randn(case.batch, 3, case.image, case.image, device=device)
+    model, x = case.network()
+    model, x = model.to(device), x.to(device)
     y = torch.randint(case.classes, (case.batch,), device=device)
-    steps = {"untracked": Training(model, x, y), "torch.linalg in hooks": ByHand(model, x, y)}
+    steps = {"untracked": Training(model, x, y)}
+    if case.every == 1:
+        steps |= {"torch.linalg in hooks": ByHand(model, x, y), "torch.linalg as default": ByHand(model, x, y, True)}
     steps |= {f"fastrank {preset}": Tracked(model, x, y, preset, case.every) for preset in case.presets}
     contenders = {
         name: Contender(step, step.error, step.budget, isinstance(step, Tracked), slow=isinstance(step, ByHand))
@@ -125,11 +139,13 @@ class Tracked(Training):
 
 
 class ByHand(Training):
-    """Rank of every activation [batch, at most 10,000 features] and of the logits with torch.linalg."""
+    """Rank of every activation [batch, at most 10,000 features] and of the logits with torch.linalg; `weights`: also
+    the singular values of every weight [out, in * kernel] and the rank of its gradient."""
 
-    def __init__(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
+    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, weights: bool = False) -> None:
         super().__init__(model, x, y)
         self.ranks: dict[str, Tensor] = {}
+        self.weights = [layer.module.weight for layer in select_layers(self.model, "*") if layer.weight and weights]
         for layer in select_layers(self.model, "*"):
             if layer.output:
                 layer.module.register_forward_hook(self.hook(layer.name))
@@ -143,6 +159,8 @@ class ByHand(Training):
     def __call__(self) -> None:
         super().__call__()
         self.ranks["logits"] = torch.linalg.matrix_rank(self.logits.detach())
+        self.spectra = [torch.linalg.svdvals(weight.detach().flatten(1)) for weight in self.weights]
+        self.of_gradients = [torch.linalg.matrix_rank(weight.grad.flatten(1)) for weight in self.weights]
 
 
 BENCHMARK = Benchmark("tracking", __doc__, CASES, prepare)

@@ -31,7 +31,7 @@ TINY = {
     "svd": [{"shapes": ((20, 30),)}, {"shapes": ((20, 30), (40, 12))}],
     "ufm": [{"classes": 3, "depth": 3, "width": 4, "runs": 2}],
     "probes": [{"layers": 2, "width": 3, "classes": 3, "rows": 12}],
-    "tracking": [{"batch": 4, "every": 2}],
+    "tracking": [{"batch": 4, "every": 2}, {"model": "MLP 2x6", "image": 0, "batch": 5, "classes": 3}],
 }
 SPREAD = {"median", "low", "high", "samples"}
 
