@@ -16,8 +16,12 @@ import numpy as np
 import torch
 
 from fastrank.errors import InputError
+from fastrank.record.checkpoints import Checkpoints
 from fastrank.record.environment import environment, git_state
 from fastrank.record.schema import APPLICATION_ID, DATABASE, LOCK, SCHEMA_VERSION, TABLES, Layout, jsonable
+
+#: Bytes that a commit takes in the log beside its rows: a page or two that point to them.
+PAGES = 8192
 
 
 class RunWriter:
@@ -28,8 +32,9 @@ class RunWriter:
     steps after the checkpoint exist).
 
     The database is in WAL mode with synchronous=NORMAL: a killed process loses nothing that `log_step` returned from,
-    a power failure may lose the last steps but cannot corrupt the others. The directory must lie on a file system
-    with working locks; readers on the same machine see every finished step at once.
+    a power failure may lose the last steps but cannot corrupt the others. No step waits for the disk (see `Checkpoints`).
+    The directory must lie on a file system with working locks; readers on the same machine see every finished step at
+    once.
 
     Raises InputError where `path` cannot be written, holds a run already (resume=False), holds none (resume=True), or
     is being written by another live writer; OSError where a later write fails, the finished steps being kept.
@@ -46,7 +51,7 @@ class RunWriter:
         except OSError as error:
             raise self._unwritable(error.strerror) from None
         self._pid = os.getpid()
-        self._db = None
+        self._db = self._checkpoints = None
         self._lock = self._take_lock()
         try:
             self._db = sqlite3.connect(self.path / DATABASE, timeout=30, isolation_level=None)
@@ -55,6 +60,8 @@ class RunWriter:
             self._layouts = {Layout.from_json(keys): id for id, keys in layouts}
             self._last = self._last_step()
             self._start_session(config)
+            if self._wal:
+                self._checkpoints = Checkpoints(self.path / DATABASE)
         except BaseException as error:
             if self._db is not None:
                 self._db.close()
@@ -79,11 +86,11 @@ class RunWriter:
         values = _scalars(scalars)
         blocks = {key: _float32(key, value) for key, value in (arrays or {}).items()}
         layout = Layout(tuple(scalars), tuple((key, block.shape) for key, block in blocks.items()))
-        with self._transaction():
+        packed = b"".join(block.tobytes() for block in blocks.values())
+        with self._transaction(values.nbytes + len(packed)):
             id = self._layouts.get(layout)
             if id is None:
                 id = self._db.execute("INSERT INTO layouts (keys) VALUES (?)", [layout.to_json()]).lastrowid
-            packed = b"".join(block.tobytes() for block in blocks.values())
             self._db.execute("INSERT INTO steps VALUES (?, ?, ?, ?)", [step, id, values.tobytes(), packed])
         self._layouts[layout] = id
         self._last = step
@@ -145,7 +152,9 @@ class RunWriter:
         if tables and version != SCHEMA_VERSION:
             raise InputError("path", f"a run of schema version {SCHEMA_VERSION}", f"{self.path} of version {version}")
         # Refused on some network file systems, where the rollback journal stays; it is as safe, only slower.
-        self._db.execute("PRAGMA journal_mode = WAL")
+        (mode,) = self._db.execute("PRAGMA journal_mode = WAL").fetchone()
+        self._wal = mode == "wal"
+        self._db.execute("PRAGMA wal_autocheckpoint = 0")  # `Checkpoints` does it
         self._db.execute("PRAGMA synchronous = NORMAL")
         if not tables:
             with self._transaction():
@@ -177,12 +186,15 @@ class RunWriter:
 
     def _leave_wal(self) -> None:
         """Folds the log into `run.db`, so that a finished run is one file, readable from read-only media too."""
+        if self._checkpoints is not None:
+            self._checkpoints.close()
         self._db.execute("PRAGMA busy_timeout = 200")
         with suppress(sqlite3.Error):  # a reader has it open: the log stays beside the file, and nothing is lost
             self._db.execute("PRAGMA journal_mode = DELETE")
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _transaction(self, size: int = 0) -> Iterator[None]:
+        """size: bytes that its rows hold, where these are many."""
         if self._db is None:
             raise RuntimeError(f"the writer of {self.path} is closed")
         if os.getpid() != self._pid:
@@ -191,6 +203,8 @@ class RunWriter:
             self._db.execute("BEGIN IMMEDIATE")
             yield
             self._db.execute("COMMIT")
+            if self._checkpoints is not None:
+                self._checkpoints.wrote(size + PAGES, self._db)
         except BaseException as error:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
