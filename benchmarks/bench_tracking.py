@@ -3,7 +3,7 @@
 Every contender trains a copy of its own, from the same weights on the same batch. The baseline is the untracked step:
 a speed of 0.80x means that tracking adds a quarter. `torch.linalg` measures the way one would write it: in hooks the
 ranks of activations and logits, which is what `light` does; as default also singular values of weights and ranks of
-gradients, without the alignment.
+gradients, without the alignment (both take too long for --quick).
 """
 
 from __future__ import annotations

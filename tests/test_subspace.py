@@ -108,6 +108,28 @@ def test_a_jump_orthogonal_to_everything_is_seen_whatever_the_draws(n, d, power)
         assert (after.Vh.double() @ V[:, -1]).norm() > 0.99, seed
 
 
+def test_after_a_jump_among_many_like_values_the_largest_is_found():
+    """On the flat spectrum of a layer's first weights, where a repeat says little more of it than of the others."""
+    g = torch.Generator().manual_seed(0)
+    A = torch.randn(520, 512, generator=g) / 40
+    state = top_svd(A, settled=True)
+    u, v = torch.randn(520, generator=g), torch.randn(512, generator=g)
+    jumped = A + 1.15 * float(state.S[0]) * torch.outer(u / u.norm(), v / v.norm())
+    after, truth = top_svd(jumped, state=state), torch.linalg.svdvals(jumped.double())
+    assert float(after.S[0]) == pytest.approx(float(truth[0]), rel=1e-3)
+
+
+def test_what_shall_be_settled_is_followed_through_jump_after_jump():
+    g = torch.Generator().manual_seed(0)
+    A = torch.randn(520, 512, generator=g) / 40
+    state = top_svd(A, settled=True)
+    for _ in range(5):
+        u, v = torch.randn(520, generator=g), torch.randn(512, generator=g)
+        A = A + 1.4 * float(state.S[0]) * torch.outer(u / u.norm(), v / v.norm())
+        state = top_svd(A, state=state, settled=True)
+        assert float(state.S[0]) == pytest.approx(float(torch.linalg.matrix_norm(A.double(), 2)), rel=2e-3)
+
+
 def test_batches_of_activations_take_one_step_each_and_a_jump_among_them_more(monkeypatch):
     """What changes at every call is the pace of the matrix, not a jump; what exceeds the pace still is one."""
     g = torch.Generator().manual_seed(1)

@@ -32,9 +32,8 @@ class RunWriter:
     steps after the checkpoint exist).
 
     The database is in WAL mode with synchronous=NORMAL: a killed process loses nothing that `log_step` returned from,
-    a power failure may lose the last steps but cannot corrupt the others. No step waits for the disk (see `Checkpoints`).
-    The directory must lie on a file system with working locks; readers on the same machine see every finished step at
-    once.
+    a power failure may lose the last steps but cannot corrupt the others. No step waits for the disk (`Checkpoints`).
+    The directory must lie on a file system with working locks; readers on this machine see every finished step at once.
 
     Raises InputError where `path` cannot be written, holds a run already (resume=False), holds none (resume=True), or
     is being written by another live writer; OSError where a later write fails, the finished steps being kept.

@@ -85,7 +85,8 @@ class Measurements:
         self._samples: dict[str, Tensor] = {}
         self._held_weights: dict[str, tuple[Tensor, int]] = {}
         self._held_inputs: dict[str, Tensor] = {}
-        #: Of the inputs those whose subspaces were brought up to date, and those that gradients may be products of.
+        #: Weights and inputs whose subspaces were brought up to date, and inputs that gradients may be products of.
+        self._seen_weights: set[str] = set()
         self._seen_inputs: dict[str, None] = {}
         self._factors: set[str] = set()
         self._slopes: dict[str, Tensor] = {}
@@ -378,7 +379,14 @@ class Measurements:
 
     def _measure_alignment(self) -> None:
         self._warm({}, self._new_inputs(whole=True))
-        names = [name for name in self._seen_inputs if name in self._inputs and name.partition("#")[0] in self._tops]
+        names = []
+        for name in self._seen_inputs:
+            layer = name.partition("#")[0]
+            if layer not in self._seen_weights:
+                if f"weight/{layer}" not in self._remarks.disabled:
+                    self._explain(f"align/{name}", "no weight of this step: its layer did not run in the first forward")
+            elif name in self._inputs and layer in self._tops:
+                names.append(name)
         pairs = {f"align/{name}": (self._tops[name.partition("#")[0]], self._inputs[name]) for name in names}
         results = self._together(pairs, lambda sides: alignment(*map(list, zip(*sides, strict=True)), TOP))
         for key, result in results.items():
@@ -409,6 +417,7 @@ class Measurements:
                 old = states.pop(name, None)
                 fits = old is not None and old.block.shape[0] == X.shape[1] and old.block.device == X.device
                 jobs.setdefault(f"align/{name}", []).append((X, old if fits else None, settled, states, name))
+        self._seen_weights |= weights.keys()
         self._seen_inputs |= dict.fromkeys(inputs)
 
         def step(jobs: list[list[tuple]]) -> list[list[SubspaceState]]:

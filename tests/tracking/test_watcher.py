@@ -407,6 +407,34 @@ def test_weights_that_changed_before_they_were_measured_are_left_out_by_name():
     assert sink[1][1]["weight/0/rank"] == 4
 
 
+def test_no_alignment_comes_from_the_weight_of_an_earlier_step():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.whole = nn.Linear(30, 40), nn.Linear(40, 35), True
+
+        def forward(self, x):
+            h = torch.relu(self.a(x))
+            return self.b(h) if self.whole else h
+
+    torch.manual_seed(0)
+    model, x, sink = Net(), torch.randn(20, 30), Sink()
+    with fastrank.watch(model, metrics=["align"], log=sink) as w:
+        for first in (True, False, True):
+            with torch.no_grad():
+                model.b.weight.mul_(-2).add_(1.0)
+            model.whole = first
+            model(x)
+            model.whole = True
+            model(x)
+            w.step()
+    # Of accumulated forwards the last one's inputs count, and the weights of the first.
+    assert ["align/b/max" in scalars for _, scalars, _ in sink] == [True, False, True]
+    assert all("align/a/max" in scalars for _, scalars, _ in sink)
+    (note,) = [text for step, key, text in sink.notes if key == "align/b"]
+    assert note == "no weight of this step: its layer did not run in the first forward"
+
+
 def test_inputs_passed_by_keyword_are_aligned():
     class Keyword(nn.Module):
         def __init__(self):
