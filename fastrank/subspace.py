@@ -38,7 +38,7 @@ SETTLE, MOST_PASSES = 16, 32
 #: its pace and no jump: both must also exceed JUMP times the second largest of what the first steps of the last PACE
 #: calls left. (One jump does not set the pace: the next, even in the next call, is seen.) What shall be settled has no
 #: pace: a weight that jumps at every step is followed at every step. (After one step at 20 times the learning rate
-#: sigma_1 of 520 x 512 is 3.8 % too small with two repeats, 0.1 % with six; of jump after jump 24 %, without a pace 0.1.)
+#: sigma_1 of 520 x 512 is 3.8 % too small with two repeats, 0.1 % with six; of jump after jump 24 and 0.1 %.)
 JUMP, JUMP_FLOOR, MAX_REPEATS, PACE = 3.0, 1e-3, 6, 4
 
 
