@@ -6,6 +6,7 @@
 #include "gram/gram.h"
 
 #include "common/simd.h"
+#include "common/vectors.h"
 #include "gram/patches.h"
 
 #if defined(__F16C__)
@@ -20,34 +21,15 @@ namespace {
 // Register tile: kRows rows (broadcast) times up to kVectors vectors of columns. 8 x 3 accumulators, 3 column vectors
 // and a broadcast fill 28 of AVX-512's 32 registers; 4 x 3 + 4 fill AVX2's 16; 4 x 2 + 3 fit SSE2 and NEON.
 #if defined(__AVX512F__)
-constexpr int kVectorBytes = 64, kRows = 8, kVectors = 3;
+constexpr int kRows = 8, kVectors = 3;
 #elif defined(__AVX2__)
-constexpr int kVectorBytes = 32, kRows = 4, kVectors = 3;
+constexpr int kRows = 4, kVectors = 3;
 #else
-constexpr int kVectorBytes = 16, kRows = 4, kVectors = 2;
+constexpr int kRows = 4, kVectors = 2;
 #endif
 
-template <class T, int N>
-struct VectorOf {
-  typedef T type __attribute__((vector_size(N * sizeof(T))));
-};
-template <class T, int N>
-using Vector = typename VectorOf<T, N>::type;
-template <class T>
-constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
 // Packing works on units of as many columns as a vector holds doubles: shift and sums are fp64 in both modes.
 constexpr int U = kLanes<double>;
-
-template <class V, class T>
-inline V load(const T* p) {
-  V v;
-  __builtin_memcpy(&v, p, sizeof(V));
-  return v;
-}
-template <class V, class T>
-inline void store(T* p, V v) {
-  __builtin_memcpy(p, &v, sizeof(V));
-}
 
 // Converts the U numbers of a unit. GCC splits __builtin_convertvector between these types into halves, which took a
 // third of the packing time.

@@ -1,9 +1,10 @@
-// Vectors as wide as the instruction set has them, and the sizes of tiles; included by cpu.cpp's parts alone.
+// What the kernels do with vectors, and the sizes of tiles; included by cpu.cpp's parts alone.
 #pragma once
 
 #include <stdint.h>
 
 #include "common/simd.h"
+#include "common/vectors.h"
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -16,32 +17,12 @@ namespace {
 
 // A tile of kRows x kVectors vectors: 16 accumulators, 2 vectors and a broadcast of AVX-512's 32 registers, 8 of 16 else.
 #if defined(__AVX512F__)
-constexpr int kVectorBytes = 64, kRows = 8, kVectors = 2, kColumns = 12;
+constexpr int kRows = 8, kVectors = 2, kColumns = 12;
 #elif defined(__AVX2__)
-constexpr int kVectorBytes = 32, kRows = 4, kVectors = 2, kColumns = 6;
+constexpr int kRows = 4, kVectors = 2, kColumns = 6;
 #else
-constexpr int kVectorBytes = 16, kRows = 4, kVectors = 2, kColumns = 6;
+constexpr int kRows = 4, kVectors = 2, kColumns = 6;
 #endif
-
-template <class T, int64_t N>
-struct VectorOf {
-  typedef T type __attribute__((vector_size(N * sizeof(T))));
-};
-template <class T, int64_t N>
-using Vector = typename VectorOf<T, N>::type;
-template <class T>
-constexpr int64_t kLanes = kVectorBytes / static_cast<int64_t>(sizeof(T));
-
-template <class V, class T>
-inline V load(const T* p) {
-  V v;
-  __builtin_memcpy(&v, p, sizeof(V));
-  return v;
-}
-template <class V, class T>
-inline void store(T* p, V v) {
-  __builtin_memcpy(p, &v, sizeof(V));
-}
 
 // The first `count` of p, and zeros.
 template <class T>

@@ -33,7 +33,8 @@ void each(const std::vector<int64_t>& m, int threads, const Needs& needs, const 
     static thread_local Workspace space;
     const int64_t begin = task < first_small ? task : first_small + (task - first_small) * run;
     const int64_t end = task < first_small ? task + 1 : std::min<int64_t>(begin + run, order.size());
-    for (int64_t i = begin; i < end; ++i) body(order[i], static_cast<double*>(space.get(static_cast<int64_t>(sizeof(double)) * needs(m[order[i]]))));
+    for (int64_t i = begin; i < end; ++i)
+      body(order[i], static_cast<double*>(space.get(needs(m[order[i]]) * static_cast<int64_t>(sizeof(double)))));
     space.trim();
   });
 }
